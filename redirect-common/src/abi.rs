@@ -1,0 +1,241 @@
+//! Keys and values of the maps. No struct has padding: the kernel hashes and compares every byte of a key.
+//!
+//! A change of any layout here is a new [`ABI_VERSION`], which is part of every pin's path.
+
+use crate::addr::{Endpoint, Ip};
+
+/// Version of the map layouts; pins live under `redirect-cni/v<ABI_VERSION>`.
+pub const ABI_VERSION: u32 = 1;
+
+/// The pod's configuration, keyed by the cookie of its network namespace (`SO_NETNS_COOKIE`; never reused within
+/// a boot).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodConfig {
+    /// Bits of [`flags`].
+    pub flags: u32,
+    /// The proxy's uid in the initial user namespace.
+    pub proxy_uid: u32,
+    /// The proxy's gid in the initial user namespace.
+    pub proxy_gid: u32,
+    /// Envoy's outbound listener, host byte order.
+    pub outbound_port: u32,
+    /// Envoy's inbound listener, host byte order.
+    pub inbound_port: u32,
+    /// The DNS proxy, host byte order.
+    pub dns_port: u32,
+    /// Until when a `redirect trace` reader wants records, in `CLOCK_MONOTONIC` nanoseconds; 0 for never.
+    pub trace_until: u64,
+    /// The id of the pod's cgroup, by which a configuration can be found again when all state is lost.
+    pub cgroup_id: u64,
+}
+
+/// Bits of [`PodConfig::flags`]: what is worth asking the other maps, and the policy's switches.
+pub mod flags {
+    /// `includeOutboundIPRanges` is `*`.
+    pub const INCLUDE_ALL: u32 = 1;
+    /// RANGES has [`super::list::INCLUDED`] entries.
+    pub const INCLUDED_RANGES: u32 = 1 << 1;
+    /// RANGES has [`super::list::EXCLUDED`] entries.
+    pub const EXCLUDED_RANGES: u32 = 1 << 2;
+    /// RANGES has [`super::list::INTERFACE`] entries.
+    pub const EXCLUDED_INTERFACES: u32 = 1 << 3;
+    /// An included range is a loopback range.
+    pub const LOOPBACK_INCLUDED: u32 = 1 << 4;
+    /// SETS has [`super::set::OUTBOUND_EXCLUDED`] entries.
+    pub const OUTBOUND_EXCLUDED_PORTS: u32 = 1 << 5;
+    /// SETS has [`super::set::OUTBOUND_INCLUDED`] entries.
+    pub const OUTBOUND_INCLUDED_PORTS: u32 = 1 << 6;
+    /// Only groups in [`super::set::GROUP`] are captured.
+    pub const GROUPS_INCLUDED: u32 = 1 << 7;
+    /// Groups in [`super::set::GROUP`] are not captured.
+    pub const GROUPS_EXCLUDED: u32 = 1 << 8;
+    /// DNS capture.
+    pub const DNS: u32 = 1 << 9;
+    /// `includeInboundPorts` is `*`.
+    pub const INBOUND_ALL: u32 = 1 << 10;
+    /// `includeInboundPorts` is a list.
+    pub const INBOUND_LIST: u32 = 1 << 11;
+    /// SETS has [`super::set::INTERFACE`] entries.
+    pub const INBOUND_INTERFACES: u32 = 1 << 12;
+    /// `excludeInterfaces` names `lo`.
+    pub const LO_EXCLUDED: u32 = 1 << 13;
+}
+
+/// Values of [`SetKey::set`].
+pub mod set {
+    /// `excludeOutboundPorts`; the value is a port.
+    pub const OUTBOUND_EXCLUDED: u32 = 0;
+    /// `includeOutboundPorts`; the value is a port.
+    pub const OUTBOUND_INCLUDED: u32 = 1;
+    /// `excludeInboundPorts`; the value is a port.
+    pub const INBOUND_EXCLUDED: u32 = 2;
+    /// `includeInboundPorts`; the value is a port.
+    pub const INBOUND_INCLUDED: u32 = 3;
+    /// Owner groups; the value is a gid in the initial user namespace.
+    pub const GROUP: u32 = 4;
+    /// `excludeInterfaces`; the value is an interface index in the pod.
+    pub const INTERFACE: u32 = 5;
+}
+
+/// Values of [`RangeKey::list`].
+pub mod list {
+    /// `excludeOutboundIPRanges`.
+    pub const EXCLUDED: u32 = 0;
+    /// `includeOutboundIPRanges`.
+    pub const INCLUDED: u32 = 1;
+    /// Subnets behind the interfaces of `excludeInterfaces`.
+    pub const INTERFACE: u32 = 2;
+}
+
+/// A member of one of a pod's sets of small numbers.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SetKey {
+    /// The pod: cookie of its network namespace.
+    pub cookie: u64,
+    /// Which set, see [`set`].
+    pub set: u32,
+    /// The member, host byte order.
+    pub value: u32,
+}
+
+/// An address of a pod.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AddrKey {
+    /// The pod: cookie of its network namespace.
+    pub cookie: u64,
+    /// The address.
+    pub ip: Ip,
+}
+
+/// A range of a pod's policy, the data part of a longest-prefix key: the first 96 bits (pod and list) always match
+/// whole, the rest as far as the range's prefix says. IPv4 ranges are stored in IPv4-mapped form, 96 bits longer.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RangeKey {
+    /// The pod: cookie of its network namespace, in two halves because the kernel's key has its prefix length (4
+    /// bytes) in front and a `u64` would be unaligned.
+    pub cookie: [u32; 2],
+    /// Which list, see [`list`].
+    pub list: u32,
+    /// The address.
+    pub ip: Ip,
+}
+
+impl RangeKey {
+    /// Bits in front of the address.
+    pub const HEAD_BITS: u32 = 96;
+    /// All bits: what a look-up asks with.
+    pub const BITS: u32 = RangeKey::HEAD_BITS + 128;
+
+    /// The key of `ip` in a list of the pod.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(cookie: u64, list: u32, ip: Ip) -> RangeKey {
+        RangeKey { cookie: [cookie as u32, (cookie >> 32) as u32], list, ip }
+    }
+}
+
+/// A loopback handshake between the application and the sidecar that is under way.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HandoffKey {
+    /// The pod: cookie of its network namespace (127.0.0.1:port repeats in every pod).
+    pub cookie: u64,
+    /// The client socket's own address.
+    pub client: Endpoint,
+    /// The address that the client was rewritten to.
+    pub proxy: Endpoint,
+}
+
+/// A slot for a listening socket of the sidecar. Several slots per listener, because SO_REUSEPORT workers each have
+/// a socket and closing one must not make the sidecar unknown.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ListenerKey {
+    /// The pod: cookie of its network namespace.
+    pub cookie: u64,
+    /// The listening port, host byte order.
+    pub port: u32,
+    /// Family (4 or 6) in the low byte, slot number above it.
+    pub slot: u32,
+}
+
+/// How many slots there are per pod, port and family.
+pub const LISTENER_SLOTS: u32 = 4;
+
+impl ListenerKey {
+    /// The key of slot `slot` for `port` in the family that `v4` says.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(cookie: u64, port: u32, v4: bool, slot: u32) -> ListenerKey {
+        ListenerKey { cookie, port, slot: if v4 { 4 } else { 6 } | slot << 8 }
+    }
+}
+
+/// What a socket's record says.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The true destination. Meaningless for listeners.
+    pub dst: Endpoint,
+    /// Whose record it is, see [`role`].
+    pub role: u32,
+}
+
+/// Values of [`Origin::role`].
+pub mod role {
+    /// Not redirected (a record that a later direct `connect()` cleared).
+    pub const NONE: u32 = 0;
+    /// A client socket whose `connect()` was rewritten; `dst` is what the application dialled.
+    pub const CLIENT: u32 = 1;
+    /// A listening socket of the sidecar; accepted sockets inherit the record (BPF_F_CLONE).
+    pub const LISTENER: u32 = 2;
+    /// An accepted socket of the sidecar; `dst` is the original destination.
+    pub const ACCEPTED: u32 = 3;
+    /// A UDP socket that talks to the DNS proxy; `dst` is the server that the application asked last.
+    pub const DNS: u32 = 4;
+}
+
+/// The prefix that exists only inside a pod, IPv4: a local route `127.72.0.0/16 dev lo src <pod>` makes the kernel
+/// pick the pod's address as source, and gives every destination a port range of its own.
+pub const SPREAD4: u32 = 0x7f48_0000;
+/// The same for IPv6: `fd72:6564:6972::/64`.
+pub const SPREAD6: [u32; 2] = [0xfd72_6564, 0x6972_0000];
+
+/// The address in the pod's private prefix at which the sidecar is dialled instead of `dst`.
+#[must_use]
+#[inline(always)]
+pub fn spread(dst: &Endpoint) -> Ip {
+    let mut hash = dst.port ^ dst.ip.words[3];
+    if !dst.ip.is_v4() {
+        hash ^= dst.ip.words[0] ^ dst.ip.words[1].rotate_left(7) ^ dst.ip.words[2].rotate_left(13);
+    }
+    // Fibonacci hashing: the high bits of the product depend on all bits of the input.
+    hash = hash.wrapping_mul(0x9e37_79b1);
+    if dst.ip.is_v4() {
+        Ip::v4(SPREAD4 | hash >> 16)
+    } else {
+        Ip { words: [SPREAD6[0].to_be(), SPREAD6[1].to_be(), 0, hash.to_be()] }
+    }
+}
+
+/// Whether an address is in the pod's private IPv6 prefix. (The IPv4 one is in 127/8, which the kernel never accepts
+/// from outside.)
+#[must_use]
+#[inline(always)]
+pub fn in_spread6(ip: &Ip) -> bool {
+    ip.words[0] == SPREAD6[0].to_be() && ip.words[1] == SPREAD6[1].to_be()
+}
+
+const _: () = {
+    assert!(size_of::<PodConfig>() == 40);
+    assert!(size_of::<SetKey>() == 16);
+    assert!(size_of::<AddrKey>() == 24);
+    assert!(size_of::<RangeKey>() == 28);
+    assert!(size_of::<HandoffKey>() == 48);
+    assert!(size_of::<ListenerKey>() == 16);
+    assert!(size_of::<Origin>() == 24);
+};

@@ -1,0 +1,30 @@
+//! The contract between the kernel programs and user space: what the maps hold, what a hook decides, what it
+//! counts. Everything here is `no_std`, so the same `decide()` runs in a hook and in `redirect explain`.
+//!
+//! | map | kind | key -> value | written by | read by |
+//! |---|---|---|---|---|
+//! | PODS | hash | netns cookie -> [`PodConfig`] | attach | every program |
+//! | RANGES | LPM trie | [`RangeKey`] -> 1 | attach | connect, sendmsg |
+//! | SETS | hash | [`SetKey`] -> 1 | attach | connect, sendmsg, inbound |
+//! | OWN | hash | [`AddrKey`] -> 1 | attach | connect, sendmsg |
+//! | ORIGIN | socket storage | socket -> [`Origin`] | connect, sock_ops | sock_ops, getpeername, getsockopt |
+//! | HANDOFF | hash | [`HandoffKey`] -> [`Endpoint`] | sock_ops (client side) | sock_ops (server side) |
+//! | LISTENERS | sockhash | [`ListenerKey`] -> socket | sock_ops | connect, inbound |
+//! | STATS | per-CPU hash | netns cookie -> [`Counters`] | every program | `redirect stats` |
+//!
+//! Reading order: [`addr`], [`flow`], [`policy`], [`stats`], [`abi`].
+#![no_std]
+
+pub mod abi;
+pub mod addr;
+pub mod flow;
+#[cfg(feature = "user")]
+mod pod;
+pub mod policy;
+pub mod stats;
+
+pub use abi::*;
+pub use addr::{Endpoint, Ip};
+pub use flow::{Caller, Flow, Protocol};
+pub use policy::{Facts, Inbound, InboundFacts, InboundRule, Outbound, Rule, Target, decide, decide_inbound};
+pub use stats::{Counters, Event};

@@ -1,0 +1,15 @@
+//! Lets aya copy the ABI types between user space and the kernel as plain bytes.
+//!
+//! SAFETY of every `impl` below: the type is `repr(C)`, made of integers only and without padding (the sizes are
+//! asserted in `abi.rs`), so any bytes are a valid value and every byte is initialised.
+
+use crate::{AddrKey, Counters, Endpoint, HandoffKey, Ip, ListenerKey, Origin, PodConfig, RangeKey, SetKey};
+
+macro_rules! plain_bytes {
+    ($($name:ty),+) => { $(
+        // SAFETY: see the top of this file.
+        unsafe impl aya::Pod for $name {}
+    )+ };
+}
+
+plain_bytes!(AddrKey, Counters, Endpoint, HandoffKey, Ip, ListenerKey, Origin, PodConfig, RangeKey, SetKey);

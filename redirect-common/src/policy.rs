@@ -1,0 +1,248 @@
+//! The one decision function. The rule numbers are those of Istio's `ISTIO_OUTPUT` chain in the order in which
+//! iptables evaluates them; ARCHITECTURE.md has the list in words.
+//!
+//! The kernel answers the questions of [`Facts`] with map look-ups, user space with plain collections; each is
+//! asked only when the rules before it did not decide, so a look-up that is not needed is not made.
+
+use crate::addr::Ip;
+use crate::flow::{Flow, Protocol};
+
+/// HBONE, the tunnel port of ambient mesh: a real listener that is never captured inbound or on self-calls.
+pub const HBONE_PORT: u32 = 15008;
+/// The DNS port.
+pub const DNS_PORT: u32 = 53;
+
+/// The rule that decided about an outbound flow. The numbers are Istio's evaluation order.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// Leaves through an interface named in `excludeInterfaces`.
+    ExcludedInterface = 0,
+    /// Destination port in `excludeOutboundPorts`.
+    ExcludedPort = 1,
+    /// Over lo from 127.0.0.6 or ::6: Envoy's inbound connection to the application.
+    Passthrough = 2,
+    /// The proxy dials its own pod: goes in by the inbound listener.
+    ProxyUidSelfCall = 3,
+    /// The application dials its own pod or localhost.
+    AppOverLoopback = 4,
+    /// The proxy's own traffic, by uid.
+    ProxyUid = 5,
+    /// As rule 3, by gid.
+    ProxyGidSelfCall = 6,
+    /// As rule 4, by gid.
+    AppOverLoopbackByGid = 7,
+    /// The proxy's own traffic, by gid.
+    ProxyGid = 8,
+    /// The caller's group is not one whose traffic is captured.
+    OwnerGroup = 9,
+    /// DNS capture.
+    Dns = 10,
+    /// Destination 127.0.0.1 or ::1.
+    Localhost = 11,
+    /// Destination in `excludeOutboundIPRanges`.
+    ExcludedRange = 12,
+    /// Destination port in `includeOutboundPorts`.
+    IncludedPort = 13,
+    /// Destination in `includeOutboundIPRanges`, or `*`.
+    IncludedRange = 14,
+    /// No rule matched: outside every included range, or UDP that is not DNS.
+    NoMatch = 15,
+}
+
+/// Which of the sidecar's listeners a flow goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Envoy's virtual outbound listener (15001).
+    Outbound,
+    /// Envoy's virtual inbound listener (15006): a self-call.
+    Inbound,
+    /// The agent's DNS proxy (15053).
+    Dns,
+}
+
+/// What becomes of an outbound flow, and by which rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outbound {
+    /// Left alone.
+    Direct(Rule),
+    /// Taken to the sidecar.
+    Redirect(Target, Rule),
+}
+
+/// The questions that [`decide`] asks about a pod's policy.
+pub trait Facts {
+    /// Is this port in `excludeOutboundPorts`?
+    fn port_excluded(&self, port: u32) -> bool;
+    /// Is this port in `includeOutboundPorts`?
+    fn port_included(&self, port: u32) -> bool;
+    /// Is this address in `excludeOutboundIPRanges`?
+    fn range_excluded(&self, ip: &Ip) -> bool;
+    /// Is this address in `includeOutboundIPRanges` (true for `*`)?
+    fn range_included(&self, ip: &Ip) -> bool;
+    /// Does an address outside 127/8, ::1 and ::6 belong to the pod, so that the kernel routes it over lo?
+    fn own_address(&self, ip: &Ip) -> bool;
+    /// Is this address reached through an interface named in `excludeInterfaces`?
+    fn interface_excluded(&self, ip: &Ip) -> bool;
+    /// Does the include list contain a loopback range, which lifts the app-over-lo rules (4 and 7)?
+    fn loopback_included(&self) -> bool;
+    /// Is traffic of this group outside the owner-group lists?
+    fn group_excluded(&self, gid: u32) -> bool;
+    /// Is DNS captured?
+    fn dns_captured(&self) -> bool;
+    /// The proxy's uid, as the initial user namespace sees it.
+    fn proxy_uid(&self) -> u32;
+    /// The proxy's gid, as the initial user namespace sees it.
+    fn proxy_gid(&self) -> u32;
+}
+
+/// Decides about one outbound connection or datagram.
+#[inline(always)]
+pub fn decide<F: Facts>(flow: &Flow, facts: &F) -> Outbound {
+    use Outbound::{Direct, Redirect};
+    let tcp = matches!(flow.protocol, Protocol::Tcp);
+    let dns = facts.dns_captured();
+    let port = flow.dst.port;
+    let ip = &flow.dst.ip;
+
+    // UDP matters to DNS capture only; everything else would fall through all rules.
+    if !tcp && !(dns && port == DNS_PORT) {
+        return Direct(Rule::NoMatch);
+    }
+    let over_lo = ip.is_loopback() || facts.own_address(ip);
+    if !over_lo && facts.interface_excluded(ip) {
+        return Direct(Rule::ExcludedInterface);
+    }
+    if facts.port_excluded(port) {
+        return Direct(Rule::ExcludedPort);
+    }
+    let localhost = ip.same(&Ip::LOCALHOST4) || ip.same(&Ip::LOCALHOST6);
+    let by_uid = flow.caller.uid == facts.proxy_uid();
+    let by_gid = flow.caller.gid == facts.proxy_gid();
+    if over_lo {
+        if flow.src.same(&Ip::PASSTHROUGH4) || flow.src.same(&Ip::PASSTHROUGH6) {
+            return Direct(Rule::Passthrough);
+        }
+        let self_call = tcp && !localhost && port != HBONE_PORT;
+        // With DNS capture, rules 4 and 7 let the application's DNS pass on to rule 10.
+        let app_is_direct = !facts.loopback_included() && (!dns || (tcp && port != DNS_PORT));
+        if by_uid {
+            if self_call && !(dns && port == DNS_PORT) {
+                return Redirect(Target::Inbound, Rule::ProxyUidSelfCall);
+            }
+            return Direct(Rule::ProxyUid);
+        }
+        if app_is_direct {
+            return Direct(Rule::AppOverLoopback);
+        }
+        if by_gid {
+            if self_call {
+                return Redirect(Target::Inbound, Rule::ProxyGidSelfCall);
+            }
+            return Direct(Rule::ProxyGid);
+        }
+    } else {
+        if by_uid {
+            return Direct(Rule::ProxyUid);
+        }
+        if by_gid {
+            return Direct(Rule::ProxyGid);
+        }
+    }
+    if facts.group_excluded(flow.caller.gid) {
+        return Direct(Rule::OwnerGroup);
+    }
+    if dns && port == DNS_PORT {
+        return Redirect(Target::Dns, Rule::Dns);
+    }
+    if localhost {
+        return Direct(Rule::Localhost);
+    }
+    if facts.range_excluded(ip) {
+        return Direct(Rule::ExcludedRange);
+    }
+    if facts.port_included(port) {
+        return Redirect(Target::Outbound, Rule::IncludedPort);
+    }
+    if facts.range_included(ip) {
+        return Redirect(Target::Outbound, Rule::IncludedRange);
+    }
+    Direct(Rule::NoMatch)
+}
+
+/// The rule that decided about an inbound connection.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InboundRule {
+    /// Arrived on an interface named in `excludeInterfaces`.
+    ExcludedInterface = 0,
+    /// `includeInboundPorts` is empty: no inbound capture.
+    Off = 1,
+    /// HBONE.
+    Hbone = 2,
+    /// `includeInboundPorts` is `*` and the port is in `excludeInboundPorts`.
+    ExcludedPort = 3,
+    /// `includeInboundPorts` is `*`.
+    All = 4,
+    /// The port is listed in `includeInboundPorts`.
+    Listed = 5,
+    /// The port is not listed in `includeInboundPorts`.
+    NotListed = 6,
+}
+
+/// What becomes of an inbound connection, and by which rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inbound {
+    /// Left to whoever listens on the port.
+    Direct(InboundRule),
+    /// Taken to the sidecar's inbound listener.
+    Redirect(InboundRule),
+}
+
+/// What `includeInboundPorts` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InboundMode {
+    /// Empty: nothing is captured.
+    Off,
+    /// `*`: everything but the excluded ports.
+    All,
+    /// A list.
+    List,
+}
+
+/// The questions that [`decide_inbound`] asks about a pod's policy.
+pub trait InboundFacts {
+    /// Did the packet arrive on an interface named in `excludeInterfaces`?
+    fn arrived_on_excluded_interface(&self) -> bool;
+    /// What `includeInboundPorts` says.
+    fn mode(&self) -> InboundMode;
+    /// Is this port in `excludeInboundPorts`?
+    fn port_excluded(&self, port: u32) -> bool;
+    /// Is this port listed in `includeInboundPorts`?
+    fn port_listed(&self, port: u32) -> bool;
+}
+
+/// Decides about one inbound TCP connection that did not come over lo (those were decided at `connect()`).
+#[inline(always)]
+pub fn decide_inbound<F: InboundFacts>(port: u32, facts: &F) -> Inbound {
+    if facts.arrived_on_excluded_interface() {
+        return Inbound::Direct(InboundRule::ExcludedInterface);
+    }
+    let mode = facts.mode();
+    if matches!(mode, InboundMode::Off) {
+        return Inbound::Direct(InboundRule::Off);
+    }
+    if port == HBONE_PORT {
+        return Inbound::Direct(InboundRule::Hbone);
+    }
+    if matches!(mode, InboundMode::All) {
+        if facts.port_excluded(port) {
+            return Inbound::Direct(InboundRule::ExcludedPort);
+        }
+        return Inbound::Redirect(InboundRule::All);
+    }
+    if facts.port_listed(port) {
+        return Inbound::Redirect(InboundRule::Listed);
+    }
+    Inbound::Direct(InboundRule::NotListed)
+}

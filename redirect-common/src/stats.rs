@@ -1,0 +1,78 @@
+//! What the programs count: every way out of a hook that matters to an operator has an [`Event`].
+
+macro_rules! events {
+    ($($(#[doc = $doc:literal])+ $name:ident = $label:literal,)+) => {
+        /// Something that a program counts for a pod.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Event { $($(#[doc = $doc])+ $name,)+ }
+
+        impl Event {
+            /// All events, in the order of their counters.
+            pub const ALL: &[Event] = &[$(Event::$name,)+];
+
+            /// The name that `redirect stats` and the metrics show.
+            #[must_use]
+            pub const fn label(self) -> &'static str {
+                match self { $(Event::$name => $label,)+ }
+            }
+        }
+    };
+}
+
+events! {
+    /// `connect()` taken to the sidecar's outbound listener.
+    OutboundRedirected = "outbound_redirected",
+    /// The proxy's call to its own pod, taken to its inbound listener.
+    SelfCallRedirected = "self_call_redirected",
+    /// `connect()` of the sidecar, left alone.
+    ProxyDirect = "proxy_direct",
+    /// `connect()` over loopback, left alone.
+    LoopbackDirect = "loopback_direct",
+    /// `connect()` left alone because a port, range, interface or group is excluded.
+    ExcludedDirect = "excluded_direct",
+    /// `connect()` left alone because no include rule matched.
+    UnmatchedDirect = "unmatched_direct",
+    /// DNS over TCP or UDP taken to the DNS proxy.
+    DnsRedirected = "dns_redirected",
+    /// Redirected to a listener that the sidecar has not opened (yet): the client is refused.
+    NoListener = "no_listener",
+    /// Refused: the kernel had no memory for the socket's record.
+    NoStorage = "no_storage",
+    /// The accepted socket of the sidecar learned its original destination.
+    HandoffTaken = "handoff_taken",
+    /// A connection to the sidecar's outbound port that nobody redirected (dialled directly).
+    HandoffMissing = "handoff_missing",
+    /// The table of handshakes in flight was full: the sidecar does not learn the destination.
+    HandoffFull = "handoff_full",
+    /// An inbound connection steered to the sidecar's inbound listener.
+    InboundRedirected = "inbound_redirected",
+    /// An inbound connection left to whoever listens on its port.
+    InboundDirect = "inbound_direct",
+    /// An inbound connection refused: the sidecar does not listen (yet).
+    InboundRefused = "inbound_refused",
+    /// An inbound packet for the prefix that exists only inside the pod, dropped.
+    InboundForeign = "inbound_foreign",
+    /// A listening socket of the sidecar was registered.
+    ListenerAdded = "listener_added",
+    /// A listening socket of the sidecar could not be registered (an MPTCP listener, or no free slot).
+    ListenerRejected = "listener_rejected",
+    /// SO_ORIGINAL_DST answered.
+    OriginalDstAnswered = "original_dst_answered",
+}
+
+/// How many events there are.
+pub const EVENTS: usize = Event::ALL.len();
+
+/// One CPU's counters for one pod, indexed by [`Event`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counters {
+    /// The counts.
+    pub counts: [u64; EVENTS],
+}
+
+impl Counters {
+    /// All zero.
+    pub const ZERO: Counters = Counters { counts: [0; EVENTS] };
+}

@@ -1,0 +1,105 @@
+//! What is captured in a pod: Istio's annotations as types.
+//!
+//! Parse once, then trust the type: annotations, command-line flags and the stored attachment all become a
+//! [`Policy`], and only a [`Policy`] is written to the maps.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// Everything that decides which of a pod's connections go through the sidecar.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Policy {
+    /// `includeOutboundIPRanges`
+    pub include_outbound_ip_ranges: Ranges,
+    /// `excludeOutboundIPRanges`
+    pub exclude_outbound_ip_ranges: Vec<IpNet>,
+    /// `includeOutboundPorts`
+    pub include_outbound_ports: BTreeSet<u16>,
+    /// `excludeOutboundPorts`
+    pub exclude_outbound_ports: BTreeSet<u16>,
+    /// `includeInboundPorts`
+    pub include_inbound_ports: Ports,
+    /// `excludeInboundPorts`; honoured only where `include_inbound_ports` is [`Ports::All`]
+    pub exclude_inbound_ports: BTreeSet<u16>,
+    /// `excludeInterfaces`
+    pub exclude_interfaces: Vec<String>,
+    /// `ISTIO_OUTBOUND_OWNER_GROUPS` and `..._EXCLUDE`
+    pub owner_groups: OwnerGroups,
+    /// `ISTIO_META_DNS_CAPTURE`: port 53 over TCP and UDP goes to the DNS proxy
+    pub dns_capture: bool,
+    /// The sidecar.
+    pub proxy: Proxy,
+}
+
+/// A list of ranges, or all.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Ranges {
+    /// `*`
+    All,
+    /// A list; empty means none.
+    List(Vec<IpNet>),
+}
+
+/// A list of ports, or all.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Ports {
+    /// `*`
+    All,
+    /// A list; empty means none.
+    List(BTreeSet<u16>),
+}
+
+/// Which groups' outbound traffic is captured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum OwnerGroups {
+    /// All but these (empty: all).
+    AllBut(BTreeSet<u32>),
+    /// Only these.
+    Only(BTreeSet<u32>),
+}
+
+/// The sidecar: whose traffic is its own, and where it listens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Proxy {
+    /// Its uid, as the pod sees it.
+    pub uid: u32,
+    /// Its gid, as the pod sees it.
+    pub gid: u32,
+    /// The outbound listener.
+    pub outbound_port: u16,
+    /// The inbound listener.
+    pub inbound_port: u16,
+    /// The DNS proxy.
+    pub dns_port: u16,
+}
+
+impl Default for Proxy {
+    fn default() -> Proxy {
+        Proxy { uid: 1337, gid: 1337, outbound_port: 15001, inbound_port: 15006, dns_port: 15053 }
+    }
+}
+
+impl Default for Policy {
+    /// What a pod without any annotation gets.
+    fn default() -> Policy {
+        Policy {
+            include_outbound_ip_ranges: Ranges::All,
+            exclude_outbound_ip_ranges: Vec::new(),
+            include_outbound_ports: BTreeSet::new(),
+            exclude_outbound_ports: BTreeSet::from([15020]),
+            include_inbound_ports: Ports::All,
+            exclude_inbound_ports: BTreeSet::from([15020, 15021, 15090]),
+            exclude_interfaces: Vec::new(),
+            owner_groups: OwnerGroups::AllBut(BTreeSet::new()),
+            dns_capture: false,
+            proxy: Proxy::default(),
+        }
+    }
+}
