@@ -7,6 +7,9 @@ use crate::addr::{Endpoint, Ip};
 /// Version of the map layouts; pins live under `redirect-cni/v<ABI_VERSION>`.
 pub const ABI_VERSION: u32 = 1;
 
+/// Stands in the one instruction of `inbound` that names the pod, until attach writes the pod's cookie there.
+pub const COOKIE_PLACEHOLDER: u64 = 0x7265_6469_7265_6374;
+
 /// The pod's configuration, keyed by the cookie of its network namespace (`SO_NETNS_COOKIE`; never reused within
 /// a boot).
 #[repr(C)]
@@ -60,6 +63,10 @@ pub mod flags {
     pub const INBOUND_INTERFACES: u32 = 1 << 12;
     /// `excludeInterfaces` names `lo`.
     pub const LO_EXCLUDED: u32 = 1 << 13;
+    /// The pod has the local route to [`super::SPREAD4`].
+    pub const SPREAD4: u32 = 1 << 14;
+    /// The pod has the local route to [`super::SPREAD6`].
+    pub const SPREAD6: u32 = 1 << 15;
 }
 
 /// Values of [`SetKey::set`].
@@ -191,12 +198,14 @@ pub mod role {
     pub const NONE: u32 = 0;
     /// A client socket whose `connect()` was rewritten; `dst` is what the application dialled.
     pub const CLIENT: u32 = 1;
-    /// A listening socket of the sidecar; accepted sockets inherit the record (BPF_F_CLONE).
-    pub const LISTENER: u32 = 2;
+    /// A client socket, TCP or UDP, that talks to the DNS proxy; `dst` is the server that the application dialled.
+    pub const DNS_CLIENT: u32 = 2;
+    /// The sidecar's outbound listener; accepted sockets inherit the record (BPF_F_CLONE).
+    pub const OUTBOUND_LISTENER: u32 = 3;
+    /// The sidecar's inbound listener; accepted sockets inherit the record (BPF_F_CLONE).
+    pub const INBOUND_LISTENER: u32 = 4;
     /// An accepted socket of the sidecar; `dst` is the original destination.
-    pub const ACCEPTED: u32 = 3;
-    /// A UDP socket that talks to the DNS proxy; `dst` is the server that the application asked last.
-    pub const DNS: u32 = 4;
+    pub const ACCEPTED: u32 = 5;
 }
 
 /// The prefix that exists only inside a pod, IPv4: a local route `127.72.0.0/16 dev lo src <pod>` makes the kernel

@@ -1,0 +1,98 @@
+//! 3 of 3: the sidecar asks its accepted socket for SO_ORIGINAL_DST, which without connection tracking the kernel
+//! cannot answer. We answer from the socket's record.
+//!
+//! The program runs after the kernel's own handler, for every getsockopt of the pod: the first lines are the ones that
+//! matter for everybody else.
+
+use aya_ebpf::macros::cgroup_sockopt;
+use aya_ebpf::programs::SockoptContext;
+use redirect_common::{Endpoint, Event, role};
+
+use crate::ctx::{AF_INET, AF_INET6, Sockopt};
+use crate::stats::count;
+
+/// `SO_ORIGINAL_DST` of `linux/netfilter_ipv4.h` and `IP6T_SO_ORIGINAL_DST` of `linux/netfilter_ipv6/ip6_tables.h`.
+const ORIGINAL_DST: i32 = 80;
+const SOL_IP: i32 = 0;
+const SOL_IPV6: i32 = 41;
+/// Of a larger buffer the program sees only this much.
+const PAGE_SIZE: i32 = 4096;
+
+/// Always: what the caller gets is what the context says.
+const DONE: i32 = 1;
+
+/// `struct sockaddr_in`
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct SockaddrIn {
+    family: u16,
+    port: u16,
+    address: u32,
+    zero: u64,
+}
+
+/// `struct sockaddr_in6`
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct SockaddrIn6 {
+    family: u16,
+    port: u16,
+    flowinfo: u32,
+    address: [u32; 4],
+    scope_id: u32,
+}
+
+/// Answers SO_ORIGINAL_DST.
+#[cgroup_sockopt(getsockopt)]
+pub(crate) fn original_dst(ctx: SockoptContext) -> i32 {
+    let call = Sockopt::new(&ctx);
+    let v4 = match call.option() {
+        (SOL_IP, ORIGINAL_DST) => true,
+        (SOL_IPV6, ORIGINAL_DST) => false,
+        _ => return untouched(&call),
+    };
+    let Some(record) = call.record() else { return untouched(&call) };
+    // The level must fit the destination: an IPv4 connection on a dual-stack socket is asked about at SOL_IP.
+    if record.role != role::ACCEPTED || record.dst.ip.is_v4() != v4 {
+        return untouched(&call);
+    }
+    if v4 { answer4(&call, &record.dst) } else { answer6(&call, &record.dst) }
+    DONE
+}
+
+#[inline(always)]
+fn untouched(call: &Sockopt) -> i32 {
+    if call.len() > PAGE_SIZE {
+        call.leave_untouched();
+    }
+    DONE
+}
+
+#[inline(always)]
+fn answer4(call: &Sockopt, dst: &Endpoint) {
+    if call.len() < size_of::<SockaddrIn>() as i32 {
+        return call.fail_with_invalid();
+    }
+    count(call.cookie(), Event::OriginalDstAnswered);
+    call.answer(SockaddrIn {
+        family: AF_INET as u16,
+        port: (dst.port as u16).to_be(),
+        address: dst.ip.words[3],
+        zero: 0,
+    });
+}
+
+#[inline(always)]
+fn answer6(call: &Sockopt, dst: &Endpoint) {
+    if call.len() < size_of::<SockaddrIn6>() as i32 {
+        return call.fail_with_invalid();
+    }
+    count(call.cookie(), Event::OriginalDstAnswered);
+    call.answer(SockaddrIn6 {
+        family: AF_INET6 as u16,
+        port: (dst.port as u16).to_be(),
+        flowinfo: 0,
+        address: dst.ip.words,
+        scope_id: 0,
+    });
+}

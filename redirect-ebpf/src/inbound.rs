@@ -1,0 +1,114 @@
+//! The other direction: a SYN arrives for any port of the pod. Give it to the sidecar's inbound listener; no header is
+//! rewritten, so the accepted socket's local address is the original destination and the client's address is kept.
+//!
+//! The context of sk_lookup does not say in which network namespace it runs. So every pod gets its own instance of this
+//! small program, loaded at attach with the pod's cookie written into the instruction below.
+
+use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
+use aya_ebpf::macros::sk_lookup;
+use aya_ebpf::programs::SkLookupContext;
+use redirect_common::policy::InboundMode;
+use redirect_common::{
+    Event, Inbound, InboundFacts, LISTENER_SLOTS, ListenerKey, PodConfig, decide_inbound, flags, in_spread6, set,
+};
+
+use crate::ctx::Lookup;
+use crate::maps::{self, in_set};
+use crate::stats::count;
+use crate::trace;
+
+/// The cookie of the pod that this instance belongs to.
+#[inline(always)]
+fn own_cookie() -> u64 {
+    let cookie: u64;
+    // SAFETY: loads a constant. The number is `redirect_common::COOKIE_PLACEHOLDER`; attach replaces it.
+    unsafe { core::arch::asm!("{} = 0x7265646972656374 ll", out(reg) cookie) };
+    cookie
+}
+
+/// Runs when no established socket takes an incoming packet.
+#[sk_lookup]
+pub(crate) fn inbound(ctx: SkLookupContext) -> u32 {
+    let packet = Lookup::new(&ctx);
+    if !packet.is_tcp() || packet.from_inside() {
+        return SK_PASS;
+    }
+    let cookie = own_cookie();
+    let Some(pod) = maps::pod(cookie) else { return SK_PASS };
+    let dst = packet.local();
+    if in_spread6(&dst.ip) {
+        // This prefix is the way from the application to the sidecar; nobody outside may use it.
+        count(cookie, Event::InboundForeign);
+        return SK_DROP;
+    }
+    let facts = PacketFacts { cookie, pod, interface: packet.interface() };
+    let verdict = decide_inbound(dst.port, &facts);
+    let steered = matches!(verdict, Inbound::Redirect(_)) && steer(&packet, cookie, pod);
+    trace::inbound(&ctx, pod, cookie, &packet.remote(), &dst, verdict, steered);
+    match verdict {
+        Inbound::Direct(_) => {
+            count(cookie, Event::InboundDirect);
+            SK_PASS
+        }
+        Inbound::Redirect(_) if steered => {
+            count(cookie, Event::InboundRedirected);
+            SK_PASS
+        }
+        Inbound::Redirect(_) => {
+            // The client gets a reset, as from a REDIRECT to a port on which nobody listens.
+            count(cookie, Event::InboundRefused);
+            SK_DROP
+        }
+    }
+}
+
+/// Finds a listener that takes the packet; an IPv6 listener may serve IPv4 as well.
+#[inline(always)]
+fn steer(packet: &Lookup, cookie: u64, pod: &PodConfig) -> bool {
+    let v4 = packet.is_v4();
+    for slot in 0..LISTENER_SLOTS {
+        if packet.assign(&ListenerKey::new(cookie, pod.inbound_port, v4, slot)) {
+            return true;
+        }
+    }
+    if v4 {
+        for slot in 0..LISTENER_SLOTS {
+            if packet.assign(&ListenerKey::new(cookie, pod.inbound_port, false, slot)) {
+                return true;
+            }
+        }
+    }
+    false
+}
+
+/// The pod's inbound policy as the maps hold it, and the interface of this packet.
+struct PacketFacts {
+    cookie: u64,
+    pod: &'static PodConfig,
+    interface: u32,
+}
+
+impl InboundFacts for PacketFacts {
+    #[inline(always)]
+    fn arrived_on_excluded_interface(&self) -> bool {
+        self.pod.flags & flags::INBOUND_INTERFACES != 0 && in_set(self.cookie, set::INTERFACE, self.interface)
+    }
+    #[inline(always)]
+    fn mode(&self) -> InboundMode {
+        if self.pod.flags & flags::INBOUND_ALL != 0 {
+            InboundMode::All
+        } else if self.pod.flags & flags::INBOUND_LIST != 0 {
+            InboundMode::List
+        } else {
+            InboundMode::Off
+        }
+    }
+    #[inline(always)]
+    fn port_excluded(&self, port: u32) -> bool {
+        in_set(self.cookie, set::INBOUND_EXCLUDED, port)
+    }
+    #[inline(always)]
+    fn port_listed(&self, port: u32) -> bool {
+        in_set(self.cookie, set::INBOUND_INCLUDED, port)
+    }
+}

@@ -1,0 +1,196 @@
+//! The legend: what is kept where. `redirect_common`'s first page has the same list with keys and values.
+
+use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
+use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::maps::{HashMap, LpmTrie, PerCpuHashMap, SockHash};
+use redirect_common::{
+    AddrKey, Counters, Endpoint, Facts, HandoffKey, Ip, ListenerKey, Origin, PodConfig, RangeKey, SetKey, flags,
+    list, set,
+};
+
+/// Enrolled pods. Written by attach and detach, read by every program. Full: attach fails and says so.
+#[map]
+static PODS: HashMap<u64, PodConfig> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+
+/// Ranges of the pods' policies. Written by attach and detach, read on connect. Full: attach fails and says so.
+#[map]
+static RANGES: LpmTrie<RangeKey, u8> = LpmTrie::with_max_entries(4_194_304, 0);
+
+/// Ports, groups and interfaces of the pods' policies. Written by attach and detach, read on connect and inbound.
+/// Full: attach fails and says so.
+#[map]
+static SETS: HashMap<SetKey, u8> = HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
+
+/// The pods' own addresses. Written by attach and detach, read on connect. Full: attach fails and says so.
+#[map]
+static OWN: HashMap<AddrKey, u8> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+
+/// Loopback handshakes under way: written at the client's ACTIVE_ESTABLISHED, taken and deleted at the server's
+/// PASSIVE_ESTABLISHED, which on loopback comes later. Full: the sidecar does not learn the destination, sends the
+/// connection to its black hole, and `handoff_full` counts it.
+#[map]
+static HANDOFF: HashMap<HandoffKey, Endpoint> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+/// Listening sockets of the sidecars. Written at TCP_LISTEN_CB, emptied by the kernel when a socket closes. Full: the
+/// listener is counted as rejected, and inbound connections are refused.
+#[map]
+static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(16_384, 0);
+
+/// Counters. The entry is made by attach; a program only adds to it.
+#[map]
+static STATS: PerCpuHashMap<u64, Counters> = PerCpuHashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+
+/// Each socket's record, which dies with the socket. Written on connect and in sock_ops. No memory: the connection is
+/// refused.
+///
+/// A socket storage map needs BTF for key and value and, so that accepted sockets inherit their listener's record,
+/// BPF_F_CLONE; aya's own wrapper fixes the flags, hence this definition.
+#[unsafe(link_section = ".maps")]
+#[unsafe(export_name = "ORIGIN")]
+static ORIGIN: SocketStorage<Origin> = SocketStorage::new();
+
+/// The shape in BTF that tells the loader to make a socket storage map with inheritance.
+#[repr(C)]
+pub(crate) struct SocketStorage<T> {
+    r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const T,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize],
+}
+
+// SAFETY: the pointers are placeholders that only the loader looks at, through BTF; no code follows them.
+unsafe impl<T> Sync for SocketStorage<T> {}
+
+impl<T> SocketStorage<T> {
+    const fn new() -> Self {
+        use core::ptr::null;
+        Self { r#type: null(), key: null(), value: null(), max_entries: null(), map_flags: null() }
+    }
+}
+
+/// The record map, as the helpers want it.
+#[inline(always)]
+pub(crate) fn origin() -> *mut core::ffi::c_void {
+    (&raw const ORIGIN).cast_mut().cast()
+}
+
+/// The pod's configuration; `None` means: not enrolled, leave alone.
+#[inline(always)]
+pub(crate) fn pod(cookie: u64) -> Option<&'static PodConfig> {
+    // SAFETY: entries are replaced as a whole by attach, and freed no earlier than a grace period after their removal.
+    unsafe { PODS.get(cookie) }
+}
+
+/// Remembers the true destination for the time of one loopback handshake; false when the table is full.
+#[inline(always)]
+pub(crate) fn handoff_put(key: &HandoffKey, dst: &Endpoint) -> bool {
+    HANDOFF.insert(key, dst, 0).is_ok()
+}
+
+/// Takes a true destination out of the handshake table.
+#[inline(always)]
+pub(crate) fn handoff_take(key: &HandoffKey) -> Option<Endpoint> {
+    // SAFETY: this key belongs to one handshake, whose only consumer is this call.
+    let dst = unsafe { HANDOFF.get(key) }.copied()?;
+    let _ = HANDOFF.remove(key);
+    Some(dst)
+}
+
+/// The sidecar's listeners.
+#[inline(always)]
+pub(crate) fn listeners() -> &'static SockHash<ListenerKey> {
+    &LISTENERS
+}
+
+/// A listener of the sidecar, for [`crate::ctx`] to look at and release.
+#[inline(always)]
+pub(crate) fn listeners_ptr() -> *mut core::ffi::c_void {
+    (&raw const LISTENERS).cast_mut().cast()
+}
+
+/// This CPU's counters of a pod.
+#[inline(always)]
+pub(crate) fn counters(cookie: u64) -> Option<*mut Counters> {
+    STATS.get_ptr_mut(cookie)
+}
+
+/// Whether a value is in one of a pod's sets.
+#[inline(always)]
+pub(crate) fn in_set(cookie: u64, set: u32, value: u32) -> bool {
+    // SAFETY: the value is never read, only whether there is one.
+    unsafe { SETS.get(SetKey { cookie, set, value }) }.is_some()
+}
+
+#[inline(always)]
+fn in_ranges(cookie: u64, list: u32, ip: &Ip) -> bool {
+    RANGES.get(Key::new(RangeKey::BITS, RangeKey::new(cookie, list, *ip))).is_some()
+}
+
+/// A pod's policy as the maps hold it; the flags say which look-ups can be saved.
+pub(crate) struct PodFacts {
+    pub(crate) cookie: u64,
+    pub(crate) pod: &'static PodConfig,
+}
+
+impl PodFacts {
+    #[inline(always)]
+    fn has(&self, flag: u32) -> bool {
+        self.pod.flags & flag != 0
+    }
+}
+
+impl Facts for PodFacts {
+    #[inline(always)]
+    fn port_excluded(&self, port: u32) -> bool {
+        self.has(flags::OUTBOUND_EXCLUDED_PORTS) && in_set(self.cookie, set::OUTBOUND_EXCLUDED, port)
+    }
+    #[inline(always)]
+    fn port_included(&self, port: u32) -> bool {
+        self.has(flags::OUTBOUND_INCLUDED_PORTS) && in_set(self.cookie, set::OUTBOUND_INCLUDED, port)
+    }
+    #[inline(always)]
+    fn range_excluded(&self, ip: &Ip) -> bool {
+        self.has(flags::EXCLUDED_RANGES) && in_ranges(self.cookie, list::EXCLUDED, ip)
+    }
+    #[inline(always)]
+    fn range_included(&self, ip: &Ip) -> bool {
+        self.has(flags::INCLUDE_ALL)
+            || (self.has(flags::INCLUDED_RANGES) && in_ranges(self.cookie, list::INCLUDED, ip))
+    }
+    #[inline(always)]
+    fn own_address(&self, ip: &Ip) -> bool {
+        // SAFETY: the value is never read, only whether there is one.
+        unsafe { OWN.get(AddrKey { cookie: self.cookie, ip: *ip }) }.is_some()
+    }
+    #[inline(always)]
+    fn interface_excluded(&self, ip: &Ip) -> bool {
+        self.has(flags::EXCLUDED_INTERFACES) && in_ranges(self.cookie, list::INTERFACE, ip)
+    }
+    #[inline(always)]
+    fn loopback_included(&self) -> bool {
+        self.has(flags::LOOPBACK_INCLUDED)
+    }
+    #[inline(always)]
+    fn group_excluded(&self, gid: u32) -> bool {
+        if self.has(flags::GROUPS_INCLUDED) {
+            !in_set(self.cookie, set::GROUP, gid)
+        } else {
+            self.has(flags::GROUPS_EXCLUDED) && in_set(self.cookie, set::GROUP, gid)
+        }
+    }
+    #[inline(always)]
+    fn dns_captured(&self) -> bool {
+        self.has(flags::DNS)
+    }
+    #[inline(always)]
+    fn proxy_uid(&self) -> u32 {
+        self.pod.proxy_uid
+    }
+    #[inline(always)]
+    fn proxy_gid(&self) -> u32 {
+        self.pod.proxy_gid
+    }
+}

@@ -1,0 +1,99 @@
+//! 2 of 3: the handshake between application and sidecar over loopback. The client's side puts the true destination
+//! where the accepted socket's side takes it; the sidecar's listeners are learned here too.
+//!
+//! Order (seen on Linux 6.18, with SYN cookies too): the client's ACTIVE_ESTABLISHED runs when the SYN-ACK arrives,
+//! before the ACK is sent that brings about the server's PASSIVE_ESTABLISHED.
+
+use aya_ebpf::bindings::{
+    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_TCP_LISTEN_CB,
+};
+use aya_ebpf::macros::sock_ops as hook;
+use aya_ebpf::programs::SockOpsContext;
+use redirect_common::{Endpoint, Event, HandoffKey, LISTENER_SLOTS, ListenerKey, Origin, role};
+
+use crate::ctx::SockOps;
+use crate::maps;
+use crate::stats::count;
+
+/// Runs at the turning points of every TCP socket of the pod.
+#[hook]
+pub(crate) fn sock_ops(ctx: SockOpsContext) -> u32 {
+    let sock = SockOps::new(&ctx);
+    match sock.op() {
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => connected(&sock),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(&sock),
+        BPF_SOCK_OPS_TCP_LISTEN_CB => listening(&sock),
+        _ => {}
+    }
+    1
+}
+
+/// The client's side: its record holds the true destination.
+#[inline(always)]
+fn connected(sock: &SockOps) {
+    let Some(record) = sock.record() else { return };
+    if record.role != role::CLIENT {
+        return;
+    }
+    let cookie = sock.cookie();
+    let key = HandoffKey { cookie, client: sock.local(), proxy: sock.remote() };
+    if !maps::handoff_put(&key, &record.dst) {
+        count(cookie, Event::HandoffFull);
+    }
+}
+
+/// The sidecar's side: the record is the one inherited from the listener, and becomes the accepted socket's own.
+#[inline(always)]
+fn accepted(sock: &SockOps) {
+    let Some(record) = sock.record() else { return };
+    let listener = record.role;
+    if listener != role::OUTBOUND_LISTENER && listener != role::INBOUND_LISTENER {
+        return;
+    }
+    let cookie = sock.cookie();
+    let (client, proxy) = (sock.remote(), sock.local());
+    record.role = role::ACCEPTED;
+    if let Some(dst) = maps::handoff_take(&HandoffKey { cookie, client, proxy }) {
+        record.dst = dst;
+        count(cookie, Event::HandoffTaken);
+    } else if listener == role::INBOUND_LISTENER && !from_inside(&client, &proxy) {
+        // Steered by `inbound`, which rewrites nothing: the local address is the original destination.
+        record.dst = proxy;
+    } else {
+        // Somebody in the pod dialled the sidecar's port itself: not redirected, the kernel's own answer stands.
+        record.role = role::NONE;
+        count(cookie, Event::HandoffMissing);
+    }
+}
+
+/// Whether both ends are in the pod.
+#[inline(always)]
+fn from_inside(client: &Endpoint, proxy: &Endpoint) -> bool {
+    proxy.ip.is_loopback() || client.ip.same(&proxy.ip)
+}
+
+/// A socket starts to listen: if it is one of the sidecar's, register it.
+#[inline(always)]
+fn listening(sock: &SockOps) {
+    let cookie = sock.cookie();
+    let Some(pod) = maps::pod(cookie) else { return };
+    let local = sock.local();
+    let role = if local.port == pod.outbound_port {
+        role::OUTBOUND_LISTENER
+    } else if local.port == pod.inbound_port {
+        role::INBOUND_LISTENER
+    } else {
+        return;
+    };
+    if !sock.set_record(Origin { dst: Endpoint::NONE, role }) {
+        count(cookie, Event::ListenerRejected);
+        return;
+    }
+    for slot in 0..LISTENER_SLOTS {
+        if sock.register(ListenerKey::new(cookie, local.port, sock.is_v4(), slot)) {
+            count(cookie, Event::ListenerAdded);
+            return;
+        }
+    }
+    count(cookie, Event::ListenerRejected);
+}
