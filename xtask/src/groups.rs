@@ -1,0 +1,133 @@
+//! What the work needs, in groups: this table is the place to add a package (one line) or a step.
+//!
+//! A command asks [`crate::setup`] only for the groups it uses, so that building does not install a browser.
+
+use anyhow::Result;
+
+use crate::apt::Package;
+use crate::workspace::Workspace;
+use crate::{envoy, toolchain};
+
+/// Packages and steps that belong together.
+pub(crate) struct Group {
+    /// The name for `cargo xtask setup NAME`.
+    pub(crate) name: &'static str,
+    /// What it is for.
+    pub(crate) about: &'static str,
+    /// Installed first, with one call of apt for all groups that were asked for.
+    pub(crate) packages: &'static [Package],
+    /// Then these, in order.
+    pub(crate) steps: &'static [Step],
+}
+
+/// Something to have that is not just a package.
+pub(crate) struct Step {
+    /// What the step brings.
+    pub(crate) name: &'static str,
+    /// Whether it is there already. Must take milliseconds: every command asks.
+    pub(crate) done: fn(&Workspace) -> bool,
+    /// Brings it.
+    pub(crate) run: fn(&Workspace) -> Result<()>,
+    /// What happens without it. A step that says so is allowed to fail.
+    pub(crate) otherwise: Option<&'static str>,
+}
+
+const fn deb(deb: &'static str, probe: &'static str) -> Package {
+    Package { deb, probe }
+}
+
+/// Every group there is.
+pub(crate) const GROUPS: &[Group] = &[
+    Group {
+        name: "toolchain",
+        about: "compile user space and the kernel programs",
+        packages: &[
+            deb("gcc", "/usr/bin/cc"),
+            deb("g++", "/usr/bin/c++"),
+            deb("libc6-dev", "/usr/include/stdio.h"),
+            // bpf-linker is built with it and runs with its shared library.
+            deb("llvm-22-dev", "/usr/lib/llvm-22/include/llvm-c/Core.h"),
+        ],
+        steps: &[
+            Step {
+                name: "a compiler with the source of its core library, for the BPF target",
+                done: toolchain::has_core_source,
+                run: toolchain::add_core_source,
+                otherwise: None,
+            },
+            Step {
+                name: "bpf-linker",
+                done: toolchain::has_bpf_linker,
+                run: toolchain::build_bpf_linker,
+                otherwise: None,
+            },
+        ],
+    },
+    Group {
+        name: "mesh",
+        about: "pods on this machine: namespaces, CNI plugins, Envoy",
+        packages: &[
+            deb("iproute2", "/usr/sbin/ip"),
+            deb("util-linux", "/usr/bin/nsenter"),
+            deb("procps", "/usr/sbin/sysctl"),
+            deb("containernetworking-plugins", "/usr/lib/cni/bridge"),
+            deb("iptables", "/usr/sbin/iptables-save"),
+            deb("nftables", "/usr/sbin/nft"),
+            deb("bpftool", "/usr/sbin/bpftool"),
+        ],
+        steps: &[Step {
+            name: "Envoy",
+            done: envoy::is_present,
+            run: envoy::download,
+            otherwise: Some("a small built-in proxy takes Envoy's place"),
+        }],
+    },
+    Group {
+        name: "oracle",
+        about: "Istio's iptables rules, to compare decisions with",
+        packages: &[
+            deb("iptables", "/usr/sbin/iptables-legacy-restore"),
+            deb("nftables", "/usr/sbin/nft"),
+            deb("bind9-dnsutils", "/usr/bin/dig"),
+        ],
+        steps: &[],
+    },
+    Group {
+        name: "containerd",
+        about: "a throw-away node with a real container runtime",
+        packages: &[
+            deb("containerd", "/usr/bin/containerd"),
+            deb("runc", "/usr/sbin/runc"),
+            deb("busybox-static", "/bin/busybox"),
+        ],
+        steps: &[],
+    },
+    Group {
+        name: "vm",
+        about: "boot other kernels",
+        packages: &[
+            deb("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
+            deb("busybox-static", "/bin/busybox"),
+            deb("kmod", "/usr/sbin/depmod"),
+            deb("cpio", "/usr/bin/cpio"),
+        ],
+        steps: &[],
+    },
+    Group {
+        name: "bench",
+        about: "load generators and a server to put load on",
+        packages: &[
+            deb("wrk", "/usr/bin/wrk"),
+            deb("nginx-light", "/usr/sbin/nginx"),
+            deb("hyperfine", "/usr/bin/hyperfine"),
+            deb("iperf3", "/usr/bin/iperf3"),
+        ],
+        steps: &[],
+    },
+    Group {
+        name: "browser",
+        about: "look at pages as a user does",
+        packages: &[deb("chromium", "/usr/bin/chromium")],
+        steps: &[],
+    },
+];

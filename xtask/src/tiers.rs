@@ -1,0 +1,68 @@
+//! The tiers of tests, from the fastest to the one that boots machines: to add one, add an entry.
+
+use anyhow::Result;
+
+use crate::workspace::Workspace;
+use crate::{lint, tidy};
+
+/// Tests that need the same things and are run together.
+pub(crate) struct Tier {
+    /// The name for `cargo xtask test NAME`.
+    pub(crate) name: &'static str,
+    /// What it proves.
+    pub(crate) about: &'static str,
+    /// Groups of [`crate::groups`] that it needs.
+    pub(crate) groups: &'static [&'static str],
+    /// Whether a plain `cargo xtask test`, and so CI, runs it.
+    pub(crate) plain: bool,
+    /// Whether only root can run it.
+    pub(crate) root: bool,
+    /// CI ends it after this time, so that one hanging test does not cost the report of all.
+    pub(crate) minutes: u32,
+    /// What is run, in order.
+    pub(crate) jobs: &'static [Job],
+}
+
+/// One part of a tier.
+pub(crate) enum Job {
+    /// Arguments of `cargo test`, which runs on all packages but the kernel programs.
+    Tests(&'static [&'static str]),
+    /// A check of ours that counts as one test.
+    Check(fn(&Workspace) -> Result<()>),
+}
+
+/// Arguments after which the tests of one file run one by one: they share the machine's BPF objects and its load.
+const ONE_BY_ONE: &str = "--test-threads=1";
+
+const fn tier(
+    name: &'static str,
+    about: &'static str,
+    groups: &'static [&'static str],
+    jobs: &'static [Job],
+) -> Tier {
+    Tier { name, about, groups, plain: true, root: true, minutes: 10, jobs }
+}
+
+/// Every tier, in the order in which they run.
+pub(crate) const TIERS: &[Tier] = &[
+    Tier { root: false, ..tier("tidy", "house rules about files", &[], &[Job::Check(tidy::check)]) },
+    Tier {
+        root: false,
+        ..tier("lint", "format, clippy, warnings", &["toolchain"], &[Job::Check(lint::check)])
+    },
+    Tier {
+        root: false,
+        ..tier(
+            "unit",
+            "pure functions, no privileges",
+            &["toolchain"],
+            &[Job::Tests(&["--lib", "--bins"]), Job::Tests(&["--doc"])],
+        )
+    },
+    tier(
+        "kernel",
+        "the data path, on this kernel",
+        &["toolchain", "mesh"],
+        &[Job::Tests(&["--test", "datapath", "--", ONE_BY_ONE])],
+    ),
+];
