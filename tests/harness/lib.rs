@@ -1,1 +1,58 @@
+//! The harness of the integration tests: pods made of a network namespace and a cgroup, processes inside them that
+//! make sockets on a test's behalf, a sidecar that tells what it sees, and a check that nothing is left behind.
+//!
+//! Table of contents, in reading order: [`kernel_test`] runs one test on a [`Node`]; a [`Pod`] is made on its
+//! [`Wire`]; a [`Process`] runs in a pod and makes [`Socket`]s; [`Sidecar`] is a process that listens as Envoy
+//! does; `redirect` is driven by [`cli`]; [`Residue`] is what must be gone afterwards. Below them: [`netns`],
+//! [`cgroup`], and the [`protocol`] between a test and its [`agent`].
 
+pub mod agent;
+pub mod cgroup;
+pub mod cli;
+pub mod netns;
+mod node;
+mod pod;
+mod process;
+pub mod protocol;
+mod residue;
+pub mod sidecar;
+mod sockets;
+mod wire;
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+pub use nix::errno::Errno;
+pub use node::{MachineLock, Node, binary};
+pub use pod::Pod;
+pub use process::{Process, User};
+pub use protocol::{Seen, Service};
+pub use residue::Residue;
+pub use sidecar::Sidecar;
+pub use sockets::{Level, Socket};
+pub use wire::Wire;
+
+/// Runs a test on a node of its own and fails it if anything is left behind.
+///
+/// With `KEEP=1` in the environment a failed test's node and pods stay, and the way into each is printed.
+pub fn kernel_test(body: impl FnOnce(&Node)) {
+    let lock = MachineLock::take();
+    let before = Residue::now();
+    let node = Node::new(&lock);
+    let outcome = catch_unwind(AssertUnwindSafe(|| body(&node)));
+    if outcome.is_err() && keep() {
+        eprintln!("kept: {}", node.how_to_look());
+        std::mem::forget(node);
+    } else {
+        drop(node);
+    }
+    if let Err(panic) = outcome {
+        resume_unwind(panic);
+    }
+    let left = before.left_over();
+    assert!(left.is_empty(), "the test left behind:\n  {}", left.join("\n  "));
+}
+
+/// Whether what a failed test made stays for somebody to look at.
+fn keep() -> bool {
+    std::env::var_os("KEEP").is_some_and(|value| !value.is_empty() && value != "0")
+}

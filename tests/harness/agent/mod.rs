@@ -1,0 +1,122 @@
+//! The agent: the process that lives in a pod's network namespace and cgroup and makes system calls for a test.
+//!
+//! It must be a process because a socket belongs to the cgroup of the *process* that made it: a thread that only
+//! entered the namespace would make sockets that the pod's programs never see. It ends when its stdin does.
+
+mod server;
+mod sys;
+
+use std::collections::HashMap;
+use std::io::{BufRead, Write};
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::protocol::{Fd, Opened, Request};
+use server::Server;
+
+/// Runs the agent: `pod-agent UID GID`, requests on stdin, answers on stdout.
+#[must_use]
+pub fn main() -> ExitCode {
+    let ids: Vec<u32> = std::env::args().skip(1).filter_map(|arg| arg.parse().ok()).collect();
+    let [uid, gid] = ids[..] else {
+        eprintln!("usage: pod-agent UID GID (a test starts it; it is of no use by hand)");
+        return ExitCode::from(2);
+    };
+    if let Err(error) = become_user(Uid::from_raw(uid), Gid::from_raw(gid)) {
+        eprintln!("pod-agent: become uid {uid}, gid {gid}: {error}");
+        return ExitCode::FAILURE;
+    }
+    let mut agent = Agent::default();
+    let mut stdout = std::io::stdout().lock();
+    for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+        let request = serde_json::from_str(&line).expect("a request in the shape of protocol.rs");
+        let answer = agent.answer(request).map_err(|errno| errno as i32);
+        let text = serde_json::to_string(&answer).expect("an answer is plain data");
+        if writeln!(stdout, "{text}").and_then(|()| stdout.flush()).is_err() {
+            break;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// Takes all the descriptors that the limit allows, then gives up being root.
+fn become_user(uid: Uid, gid: Gid) -> nix::Result<()> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    setgroups(&[])?;
+    setresgid(gid, gid, gid)?;
+    setresuid(uid, uid, uid)
+}
+
+/// What the agent holds for its test.
+#[derive(Default)]
+struct Agent {
+    sockets: HashMap<Fd, OwnedFd>,
+    many: Vec<OwnedFd>,
+    server: Server,
+}
+
+impl Agent {
+    /// Carries out one request.
+    fn answer(&mut self, request: Request) -> Result<Value, Errno> {
+        match request {
+            Request::Socket { v6, udp, nonblocking } => self.hold(sys::socket(v6, udp, nonblocking)?),
+            Request::Accept { fd } => self.hold(sys::accept(self.socket(fd)?)?),
+            Request::Bind { fd, address } => json(sys::bind(self.socket(fd)?, address)?),
+            Request::Connect { fd, address } => json(sys::connect(self.socket(fd)?, address)?),
+            Request::Listen { fd } => json(sys::listen(self.socket(fd)?)?),
+            Request::SockName { fd } => json(sys::sockname(self.socket(fd)?)?),
+            Request::PeerName { fd } => json(sys::peername(self.socket(fd)?)?),
+            Request::GetOption { fd, level, name, size } => {
+                json(sys::get_option(self.socket(fd)?, level, name, size)?)
+            }
+            Request::SetOption { fd, level, name, value } => {
+                json(sys::set_option(self.socket(fd)?, level, name, value)?)
+            }
+            Request::Send { fd, data, to } => json(sys::send(self.socket(fd)?, &data, to)?),
+            Request::Receive { fd, size, patience_ms } => {
+                json(sys::receive(self.socket(fd)?, size, patience_ms)?)
+            }
+            Request::AwaitConnect { fd } => json(sys::await_connect(self.socket(fd)?)?),
+            Request::Close { fd } => json(drop(self.sockets.remove(&fd).ok_or(Errno::EBADF)?)),
+            Request::OpenMany { to, count } => json(self.open_many(&to, count)),
+            Request::CloseMany => json(self.many.drain(..).try_for_each(sys::reset)?),
+            Request::Serve { listen, service } => json(self.server.serve(&listen, service)?),
+            Request::TakeSeen => json(self.server.take_seen()),
+        }
+    }
+
+    fn hold(&mut self, socket: OwnedFd) -> Result<Value, Errno> {
+        let fd = sys::number(&socket);
+        self.sockets.insert(fd, socket);
+        json(fd)
+    }
+
+    fn socket(&self, fd: Fd) -> Result<&OwnedFd, Errno> {
+        self.sockets.get(&fd).ok_or(Errno::EBADF)
+    }
+
+    fn open_many(&mut self, to: &[std::net::SocketAddr], count: usize) -> Opened {
+        for done in 0..count {
+            let address = to[done % to.len()];
+            let socket = sys::socket(address.is_ipv6(), false, false)
+                .and_then(|socket| sys::connect(&socket, address).map(|()| socket));
+            match socket {
+                Ok(socket) => self.many.push(socket),
+                Err(errno) => return Opened { count: done, error: Some(errno as i32) },
+            }
+        }
+        Opened { count, error: None }
+    }
+}
+
+/// An answer as JSON.
+fn json(answer: impl Serialize) -> Result<Value, Errno> {
+    Ok(serde_json::to_value(answer).expect("an answer is plain data"))
+}

@@ -1,0 +1,126 @@
+//! A server inside the pod: the sidecar, or the application, of tests that need no Envoy.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt};
+
+use super::sys;
+use crate::protocol::{Seen, Service};
+
+/// The sidecar's inbound listener: what it forwards, it sends from 127.0.0.6 or ::6.
+const INBOUND_PORT: u16 = 15006;
+
+/// Connections accepted since the test asked last.
+type Log = Arc<Mutex<Vec<Seen>>>;
+
+#[derive(Default)]
+pub(super) struct Server {
+    seen: Log,
+}
+
+impl Server {
+    /// Listens on all addresses, then serves each on a thread of its own, which lives as long as the process.
+    pub(super) fn serve(&mut self, listen: &[SocketAddr], service: Service) -> Result<(), Errno> {
+        for address in listen {
+            let listener = listening(*address)?;
+            let (seen, port) = (Arc::clone(&self.seen), address.port());
+            std::thread::spawn(move || accept_forever(&listener, port, service, &seen));
+        }
+        Ok(())
+    }
+
+    pub(super) fn take_seen(&self) -> Vec<Seen> {
+        std::mem::take(&mut *self.seen.lock().expect("no panic while logging"))
+    }
+}
+
+/// A listening socket that several workers can open; an IPv6 one takes IPv6 only, so that the same port can be
+/// opened for both families.
+fn listening(address: SocketAddr) -> Result<OwnedFd, Errno> {
+    let socket = sys::socket(address.is_ipv6(), false, false)?;
+    setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    setsockopt(&socket, sockopt::ReusePort, &true)?;
+    if address.is_ipv6() {
+        setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+    }
+    sys::bind(&socket, address)?;
+    sys::listen(&socket)?;
+    Ok(socket)
+}
+
+fn accept_forever(listener: &OwnedFd, port: u16, service: Service, log: &Log) {
+    let mut told = Vec::new();
+    loop {
+        let socket = match sys::accept(listener) {
+            Ok(socket) => socket,
+            Err(Errno::EAGAIN) => continue,
+            Err(error) => {
+                eprintln!("pod-agent: accept on port {port}: {error}");
+                std::thread::sleep(Duration::from_secs(1));
+                continue;
+            }
+        };
+        let Ok(seen) = look(&socket, port) else {
+            continue; // Reset before it could be looked at.
+        };
+        log.lock().expect("no panic while logging").push(seen.clone());
+        let mut stream = TcpStream::from(socket);
+        match service {
+            Service::Tell => {
+                let line = serde_json::to_string(&seen).expect("plain data") + "\n";
+                let _ = stream.write_all(line.as_bytes());
+                told.push(stream);
+            }
+            Service::Echo => drop(std::thread::spawn(move || copy_until_closed(&stream, &stream))),
+            Service::Forward => drop(std::thread::spawn(move || forward(&stream, &seen))),
+        }
+    }
+}
+
+fn look(socket: &OwnedFd, listener: u16) -> Result<Seen, Errno> {
+    let local = sys::sockname(socket)?;
+    let original_dst = sys::original_dst(socket, local.is_ipv6()).map_err(|errno| errno as i32);
+    Ok(Seen { listener, local, client: sys::peername(socket)?, original_dst })
+}
+
+/// Connects to where the client wanted to go and passes bytes both ways until both sides are done.
+fn forward(client: &TcpStream, seen: &Seen) {
+    let Ok(upstream) = dial(seen) else {
+        let _ = client.shutdown(Shutdown::Both);
+        return;
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| copy_until_closed(client, &upstream));
+        copy_until_closed(&upstream, client);
+    });
+}
+
+fn dial(seen: &Seen) -> Result<TcpStream, Errno> {
+    let to = seen.original_dst.map_err(Errno::from_raw)?;
+    let socket = sys::socket(to.is_ipv6(), false, false)?;
+    if seen.listener == INBOUND_PORT {
+        let source: IpAddr = match to {
+            SocketAddr::V4(_) => Ipv4Addr::new(127, 0, 0, 6).into(),
+            SocketAddr::V6(_) => Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6).into(),
+        };
+        sys::bind(&socket, SocketAddr::new(source, 0))?;
+    }
+    sys::connect(&socket, to)?;
+    Ok(TcpStream::from(socket))
+}
+
+fn copy_until_closed(mut from: &TcpStream, mut to: &TcpStream) {
+    let _ = from.set_read_timeout(Some(Duration::from_secs(60)));
+    let mut buffer = [0; 16 * 1024];
+    while let Ok(read @ 1..) = from.read(&mut buffer) {
+        if to.write_all(&buffer[..read]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Write);
+}

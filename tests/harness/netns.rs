@@ -1,0 +1,117 @@
+//! A network namespace with a path, so that `--netns PATH` and `nsenter --net=PATH` find it.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+
+/// A network namespace, kept alive by a bind mount and gone when this goes out of scope.
+#[derive(Debug)]
+pub struct NetNs {
+    path: PathBuf,
+    handle: File,
+    keep: bool,
+}
+
+impl NetNs {
+    /// Makes a namespace with `lo` up and mounts it at `path`.
+    #[must_use]
+    pub fn create(path: PathBuf) -> NetNs {
+        File::create(&path).unwrap_or_else(|error| panic!("create {}: {error}", path.display()));
+        // A thread of its own: its namespace ends with it, the test's own is never left.
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                unshare(CloneFlags::CLONE_NEWNET).expect("unshare a network namespace");
+                let own = Path::new("/proc/thread-self/ns/net");
+                mount(Some(own), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+                    .unwrap_or_else(|error| panic!("mount a namespace at {}: {error}", path.display()));
+            });
+        });
+        let handle = File::open(&path).expect("open the namespace just made");
+        let netns = NetNs { path, handle, keep: false };
+        netns.ip("link set lo up");
+        netns
+    }
+
+    /// The path that stands for the namespace.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Runs `body` in the namespace, on a thread of its own. Sockets made there belong to the namespace but not
+    /// to a pod's cgroup; a [`crate::Process`] has both.
+    pub fn run<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                setns(&self.handle, CloneFlags::CLONE_NEWNET).expect("enter the namespace");
+                body()
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Runs lines of iproute2 commands (without the leading `ip`) in the namespace.
+    pub fn ip(&self, lines: &str) {
+        let mut command = Command::new("ip");
+        command.args(["-batch", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped());
+        self.enter(&mut command, None);
+        let mut child = command.spawn().expect("start `ip` (Debian package iproute2)");
+        child.stdin.take().expect("a pipe").write_all(lines.as_bytes()).expect("write to ip");
+        let output = child.wait_with_output().expect("wait for ip");
+        assert!(
+            output.status.success(),
+            "ip failed in {}: {}\n{lines}",
+            self.path.display(),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+
+    /// Sets a sysctl of the namespace, named as a path (`net/ipv4/ip_local_port_range`).
+    pub fn sysctl(&self, name: &str, value: &str) {
+        self.run(|| {
+            fs::write(Path::new("/proc/sys").join(name), value)
+                .unwrap_or_else(|error| panic!("set {name} to {value}: {error}"));
+        });
+    }
+
+    /// Makes `command` start in this namespace and, where one is given, in a cgroup.
+    pub fn enter(&self, command: &mut Command, cgroup: Option<&Path>) {
+        let netns = self.handle.try_clone().expect("duplicate a descriptor");
+        let mut procs = cgroup.map(|path| {
+            File::options()
+                .write(true)
+                .open(path.join("cgroup.procs"))
+                .unwrap_or_else(|error| panic!("open cgroup.procs of {}: {error}", path.display()))
+        });
+        let before_exec = move || {
+            setns(&netns, CloneFlags::CLONE_NEWNET)?;
+            // "0" stands for the writer.
+            procs.as_mut().map_or(Ok(()), |file| file.write_all(b"0"))
+        };
+        // SAFETY: between fork and exec the closure makes two system calls on descriptors that are open already;
+        // it neither allocates nor takes a lock.
+        unsafe { command.pre_exec(before_exec) };
+    }
+
+    /// Leaves the namespace where it is, for somebody who wants to look at it.
+    pub(crate) fn keep(&mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for NetNs {
+    fn drop(&mut self) {
+        if self.keep {
+            return;
+        }
+        if let Err(error) = umount2(&self.path, MntFlags::MNT_DETACH) {
+            eprintln!("unmount {}: {error}", self.path.display());
+        }
+        let _ = fs::remove_file(&self.path);
+    }
+}

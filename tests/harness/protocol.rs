@@ -1,0 +1,196 @@
+//! What a test and the agent in a pod say to each other: one JSON line per request, one per answer.
+//!
+//! A request is one system call, so a test scripts exactly what an application would do; a few bulk requests are
+//! there because a round trip for each of 40,000 connections takes too long.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+/// A descriptor in the agent's process.
+pub type Fd = i32;
+
+/// What a test asks of an agent.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// `socket()`; answers with a [`Fd`].
+    Socket {
+        /// AF_INET6 rather than AF_INET.
+        v6: bool,
+        /// SOCK_DGRAM rather than SOCK_STREAM.
+        udp: bool,
+        /// SOCK_NONBLOCK.
+        nonblocking: bool,
+    },
+    /// `bind()`
+    Bind {
+        /// The socket.
+        fd: Fd,
+        /// Where to.
+        address: SocketAddr,
+    },
+    /// `connect()`
+    Connect {
+        /// The socket.
+        fd: Fd,
+        /// Where to.
+        address: SocketAddr,
+    },
+    /// `listen()`
+    Listen {
+        /// The socket.
+        fd: Fd,
+    },
+    /// `accept()`; answers with a [`Fd`].
+    Accept {
+        /// The listening socket.
+        fd: Fd,
+    },
+    /// `getsockname()`; answers with a `SocketAddr`.
+    SockName {
+        /// The socket.
+        fd: Fd,
+    },
+    /// `getpeername()`; answers with a `SocketAddr`.
+    PeerName {
+        /// The socket.
+        fd: Fd,
+    },
+    /// `getsockopt()` with a buffer of `size` bytes; answers with an [`OptionBytes`].
+    GetOption {
+        /// The socket.
+        fd: Fd,
+        /// The level, as a number.
+        level: i32,
+        /// The option, as a number.
+        name: i32,
+        /// The buffer's size.
+        size: u32,
+    },
+    /// `setsockopt()` with an `int`.
+    SetOption {
+        /// The socket.
+        fd: Fd,
+        /// The level, as a number.
+        level: i32,
+        /// The option, as a number.
+        name: i32,
+        /// The value.
+        value: i32,
+    },
+    /// `send()` or `sendto()`; answers with the bytes sent.
+    Send {
+        /// The socket.
+        fd: Fd,
+        /// What to send.
+        data: Vec<u8>,
+        /// Where to, on a socket that is not connected.
+        to: Option<SocketAddr>,
+    },
+    /// `recvfrom()`; answers with a [`Datagram`]. Waits for `patience_ms` at most, then `EAGAIN`.
+    Receive {
+        /// The socket.
+        fd: Fd,
+        /// At most so many bytes.
+        size: usize,
+        /// How long to wait.
+        patience_ms: u16,
+    },
+    /// Waits until a non-blocking `connect()` is over and answers with its SO_ERROR.
+    AwaitConnect {
+        /// The socket.
+        fd: Fd,
+    },
+    /// `close()`
+    Close {
+        /// The socket.
+        fd: Fd,
+    },
+    /// Opens `count` TCP connections, round robin over `to`, and holds them; answers with an [`Opened`].
+    OpenMany {
+        /// The destinations.
+        to: Vec<SocketAddr>,
+        /// How many.
+        count: usize,
+    },
+    /// Closes what [`Request::OpenMany`] opened, with a reset so that no TIME_WAIT is left.
+    CloseMany,
+    /// Listens on TCP and serves in the background from then on.
+    Serve {
+        /// Where to listen.
+        listen: Vec<SocketAddr>,
+        /// What to do with a connection.
+        service: Service,
+    },
+    /// Answers with the [`Seen`] of all connections accepted since the last such request.
+    TakeSeen,
+}
+
+/// What a server does with a connection that it accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Service {
+    /// Sends one line, the [`Seen`] of the connection, and keeps it open.
+    Tell,
+    /// Sends everything back.
+    Echo,
+    /// Connects to the original destination and passes bytes both ways, as a sidecar does.
+    Forward,
+}
+
+/// A connection as the accepting side sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// The port that the accepting socket was opened for: 15001, 15006, ...
+    pub listener: u16,
+    /// `getsockname()` of the accepted socket.
+    pub local: SocketAddr,
+    /// `getpeername()` of the accepted socket.
+    pub client: SocketAddr,
+    /// SO_ORIGINAL_DST as Envoy asks for it (level by the local address, buffer of 128 bytes), or its errno.
+    pub original_dst: Result<SocketAddr, i32>,
+}
+
+/// What `getsockopt()` left behind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OptionBytes {
+    /// The length that the kernel reported.
+    pub len: u32,
+    /// The whole buffer; bytes that were not written still have the value [`UNTOUCHED`].
+    pub buffer: Vec<u8>,
+}
+
+/// What a `getsockopt()` buffer is filled with before the call.
+pub const UNTOUCHED: u8 = 0xa5;
+
+/// What `recvfrom()` brought.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Datagram {
+    /// The bytes; none at the end of a stream.
+    pub data: Vec<u8>,
+    /// Who sent it; absent on a connected stream.
+    pub from: Option<SocketAddr>,
+}
+
+/// How far [`Request::OpenMany`] came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Opened {
+    /// Connections opened by this request.
+    pub count: usize,
+    /// Why it stopped early, an errno.
+    pub error: Option<i32>,
+}
+
+/// Decodes a `sockaddr_in` or `sockaddr_in6` as it lies in memory.
+#[must_use]
+pub fn decode_sockaddr(bytes: &[u8]) -> Option<SocketAddr> {
+    let family = i32::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
+    let port = u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?);
+    let ip = match family {
+        libc::AF_INET => IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(bytes.get(4..8)?).ok()?)),
+        libc::AF_INET6 => IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(bytes.get(8..24)?).ok()?)),
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, port))
+}

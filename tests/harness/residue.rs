@@ -1,0 +1,115 @@
+//! What must not be left when a test is over.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::time::{Duration, Instant};
+
+use aya::maps::loaded_maps;
+use aya::programs::{loaded_links, loaded_programs};
+
+use crate::cgroup::Cgroup;
+use crate::node::{PREFIX, entries_with_prefix};
+
+/// The programs and maps of redirect-cni, as the kernel names them.
+const PROGRAMS: [&str; 11] = [
+    "connect4",
+    "connect6",
+    "peername4",
+    "peername6",
+    "sendmsg4",
+    "sendmsg6",
+    "recvmsg4",
+    "recvmsg6",
+    "sock_ops",
+    "original_dst",
+    "inbound",
+];
+const MAPS: [&str; 8] = ["PODS", "RANGES", "SETS", "OWN", "ORIGIN", "HANDOFF", "LISTENERS", "STATS"];
+
+/// What of ours is on the machine, each thing with a name that a person can look for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Residue {
+    things: BTreeSet<String>,
+}
+
+impl Residue {
+    /// Looks around: programs, maps, links, cgroups, mounts, directories, processes, network interfaces.
+    #[must_use]
+    pub fn now() -> Residue {
+        let programs = our_programs();
+        let mut things: BTreeSet<String> =
+            programs.iter().map(|(id, name)| format!("program {id} {name}")).collect();
+        things.extend(our_maps());
+        things.extend(links_of(&programs));
+        things.extend(paths());
+        things.extend(processes());
+        things.extend(interfaces());
+        Residue { things }
+    }
+
+    /// What is here now and was not at the time of `self`. The kernel frees programs, maps and sockets some time
+    /// after the last reference is gone, so this looks again until nothing is left or five seconds are over.
+    #[must_use]
+    pub fn left_over(&self) -> Vec<String> {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            let left: Vec<_> = Residue::now().things.difference(&self.things).cloned().collect();
+            if left.is_empty() || Instant::now() > deadline {
+                return left;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// Id and name of our programs. A program that goes away while it is looked at is an error, and not there.
+fn our_programs() -> BTreeMap<u32, String> {
+    let all = loaded_programs().flatten();
+    all.filter_map(|info| Some((info.id(), info.name_as_str()?.to_owned())))
+        .filter(|(_, name)| PROGRAMS.contains(&name.as_str()))
+        .collect()
+}
+
+fn our_maps() -> Vec<String> {
+    let all = loaded_maps().flatten();
+    all.filter_map(|info| Some((info.id(), info.name_as_str()?.to_owned())))
+        .filter(|(_, name)| MAPS.contains(&name.as_str()))
+        .map(|(id, name)| format!("map {id} {name}"))
+        .collect()
+}
+
+fn links_of(programs: &BTreeMap<u32, String>) -> Vec<String> {
+    let all = loaded_links().flatten();
+    all.filter_map(|link| Some(format!("link {} of {}", link.id(), programs.get(&link.program_id())?)))
+        .collect()
+}
+
+fn paths() -> Vec<String> {
+    let dirs = entries_with_prefix(&std::env::temp_dir());
+    let cgroups = entries_with_prefix(&Cgroup::mount_point());
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts =
+        mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|path| path.contains(PREFIX));
+    let mounts: Vec<_> = mounts.map(|path| format!("mount {path}")).collect();
+    dirs.iter().chain(&cgroups).map(|path| format!("directory {}", path.display())).chain(mounts).collect()
+}
+
+/// The agents that this process started.
+fn processes() -> Vec<String> {
+    let own = std::process::id();
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    all.filter_map(|entry| {
+        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+        // "PID (NAME) STATE PARENT ..."
+        let (head, tail) = stat.rsplit_once(") ")?;
+        let parent: u32 = tail.split(' ').nth(1)?.parse().ok()?;
+        (parent == own).then(|| format!("process {head})"))
+    })
+    .collect()
+}
+
+/// The machine's own interfaces: a pod's must never appear there.
+fn interfaces() -> Vec<String> {
+    let all = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    all.map(|entry| format!("interface {}", entry.file_name().to_string_lossy())).collect()
+}

@@ -1,0 +1,210 @@
+//! A socket in a pod: a test calls, the agent makes the system call.
+
+use std::net::SocketAddr;
+
+use nix::errno::Errno;
+
+use crate::process::Process;
+use crate::protocol::{Datagram, Fd, OptionBytes, Request, Seen, decode_sockaddr};
+
+/// A socket of a [`Process`], closed when it goes out of scope.
+#[derive(Debug)]
+pub struct Socket {
+    process: Process,
+    fd: Fd,
+}
+
+/// The two ways to ask for the original destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// `SOL_IP`, `SO_ORIGINAL_DST`
+    Ip,
+    /// `SOL_IPV6`, `IP6T_SO_ORIGINAL_DST`
+    Ipv6,
+}
+
+impl Level {
+    /// Both.
+    pub const ALL: [Level; 2] = [Level::Ip, Level::Ipv6];
+
+    /// The numbers for `getsockopt()`.
+    fn numbers(self) -> (i32, i32) {
+        match self {
+            Level::Ip => (libc::SOL_IP, libc::SO_ORIGINAL_DST),
+            Level::Ipv6 => (libc::SOL_IPV6, libc::IP6T_SO_ORIGINAL_DST),
+        }
+    }
+}
+
+/// How long reading waits for a peer.
+const PATIENCE_MS: u16 = 5000;
+
+impl Socket {
+    pub(crate) fn new(process: Process, fd: Fd) -> Socket {
+        Socket { process, fd }
+    }
+
+    /// `bind()`
+    ///
+    /// # Errors
+    /// What the call says; the same holds for all that follow.
+    pub fn bind(&self, address: SocketAddr) -> Result<(), Errno> {
+        self.process.call(Request::Bind { fd: self.fd, address })
+    }
+
+    /// `connect()`; may be called again on the same socket.
+    ///
+    /// # Errors
+    /// `EINPROGRESS` from a non-blocking socket.
+    pub fn connect(&self, address: SocketAddr) -> Result<(), Errno> {
+        self.process.call(Request::Connect { fd: self.fd, address })
+    }
+
+    /// Waits until a non-blocking `connect()` is over.
+    ///
+    /// # Errors
+    /// The socket's SO_ERROR.
+    pub fn await_connect(&self) -> Result<(), Errno> {
+        self.process.call(Request::AwaitConnect { fd: self.fd })
+    }
+
+    /// `listen()`
+    ///
+    /// # Errors
+    /// What the call says.
+    pub fn listen(&self) -> Result<(), Errno> {
+        self.process.call(Request::Listen { fd: self.fd })
+    }
+
+    /// `accept()`
+    ///
+    /// # Errors
+    /// `EAGAIN` when nobody came within five seconds.
+    pub fn accept(&self) -> Result<Socket, Errno> {
+        let fd = self.process.call(Request::Accept { fd: self.fd })?;
+        Ok(Socket::new(self.process.clone(), fd))
+    }
+
+    /// `getsockname()`
+    #[must_use]
+    pub fn sockname(&self) -> SocketAddr {
+        self.process.call(Request::SockName { fd: self.fd }).expect("getsockname")
+    }
+
+    /// `getpeername()`
+    ///
+    /// # Errors
+    /// `ENOTCONN`
+    pub fn peername(&self) -> Result<SocketAddr, Errno> {
+        self.process.call(Request::PeerName { fd: self.fd })
+    }
+
+    /// The original destination as a sidecar asks for it, with a buffer of `size` bytes.
+    ///
+    /// # Errors
+    /// What `getsockopt()` says.
+    pub fn original_dst_bytes(&self, level: Level, size: u32) -> Result<OptionBytes, Errno> {
+        let (level, name) = level.numbers();
+        self.option(level, name, size)
+    }
+
+    /// The original destination.
+    ///
+    /// # Errors
+    /// What `getsockopt()` says.
+    pub fn original_dst(&self, level: Level) -> Result<SocketAddr, Errno> {
+        let answer = self.original_dst_bytes(level, 128)?;
+        Ok(decode_sockaddr(&answer.buffer).unwrap_or_else(|| panic!("not a socket address: {answer:?}")))
+    }
+
+    /// `getsockopt()` with a buffer of `size` bytes.
+    ///
+    /// # Errors
+    /// What the call says.
+    pub fn option(&self, level: i32, name: i32, size: u32) -> Result<OptionBytes, Errno> {
+        self.process.call(Request::GetOption { fd: self.fd, level, name, size })
+    }
+
+    /// `setsockopt()` with an `int`.
+    ///
+    /// # Errors
+    /// What the call says.
+    pub fn set_option(&self, level: i32, name: i32, value: i32) -> Result<(), Errno> {
+        self.process.call(Request::SetOption { fd: self.fd, level, name, value })
+    }
+
+    /// `send()`; answers with the number of bytes sent.
+    ///
+    /// # Errors
+    /// What the call says.
+    pub fn send(&self, data: &[u8]) -> Result<usize, Errno> {
+        self.process.call(Request::Send { fd: self.fd, data: data.to_vec(), to: None })
+    }
+
+    /// `sendto()`
+    ///
+    /// # Errors
+    /// What the call says.
+    pub fn send_to(&self, data: &[u8], to: SocketAddr) -> Result<usize, Errno> {
+        self.process.call(Request::Send { fd: self.fd, data: data.to_vec(), to: Some(to) })
+    }
+
+    /// `recvfrom()`
+    ///
+    /// # Errors
+    /// `EAGAIN` when nothing came within five seconds.
+    pub fn receive(&self, size: usize) -> Result<Datagram, Errno> {
+        self.receive_within(size, PATIENCE_MS)
+    }
+
+    /// `recvfrom()`, waiting for `patience_ms` at most.
+    ///
+    /// # Errors
+    /// `EAGAIN` when nothing came.
+    pub fn receive_within(&self, size: usize, patience_ms: u16) -> Result<Datagram, Errno> {
+        self.process.call(Request::Receive { fd: self.fd, size, patience_ms })
+    }
+
+    /// What a server of [`crate::Service::Tell`] tells about this connection.
+    #[must_use]
+    pub fn seen(&self) -> Seen {
+        let mut line = Vec::new();
+        while line.last() != Some(&b'\n') {
+            let part = self.receive(4096).unwrap_or_else(|error| panic!("{}: {error}", self.who())).data;
+            assert!(
+                !part.is_empty(),
+                "{}: the connection ended after {:?}",
+                self.who(),
+                String::from_utf8_lossy(&line)
+            );
+            line.extend(part);
+        }
+        serde_json::from_slice(&line).expect("what a server tells is a `Seen`")
+    }
+
+    /// Sends `data` to a server of [`crate::Service::Echo`] and checks that it comes back.
+    pub fn expect_echo(&self, data: &[u8]) {
+        self.send(data).unwrap_or_else(|error| panic!("{}: send: {error}", self.who()));
+        let mut back = Vec::new();
+        while back.len() < data.len() {
+            let part =
+                self.receive(data.len()).unwrap_or_else(|error| panic!("{}: {error}", self.who())).data;
+            assert!(!part.is_empty(), "{}: ended after {} bytes", self.who(), back.len());
+            back.extend(part);
+        }
+        assert_eq!(back, data);
+    }
+
+    fn who(&self) -> String {
+        format!("connection {} -> {:?}", self.sockname(), self.peername())
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // While a test fails the agent may be gone already, and a second panic would hide the first.
+        if !std::thread::panicking() {
+            let _ = self.process.call::<()>(Request::Close { fd: self.fd });
+        }
+    }
+}
