@@ -1,0 +1,81 @@
+//! The one list of programs. Function in `redirect-ebpf`, pin and [`Hook`] variant share a name.
+
+use std::fmt;
+
+/// A place in the kernel where one of our programs is linked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Hook {
+    /// Answers SO_ORIGINAL_DST.
+    OriginalDst,
+    /// Hands the true destination to the sidecar's accepted socket, learns the sidecar's listeners.
+    SockOps,
+    /// `getpeername()`, IPv4 sockets.
+    Peername4,
+    /// `getpeername()`, IPv6 sockets.
+    Peername6,
+    /// `connect()`, IPv4 sockets.
+    Connect4,
+    /// `connect()`, IPv6 sockets.
+    Connect6,
+    /// Incoming connections.
+    Inbound,
+}
+
+impl Hook {
+    /// All hooks in the order in which attach links them: who consumes a record before who produces one.
+    pub const ALL: &[Hook] = &[
+        Hook::OriginalDst,
+        Hook::SockOps,
+        Hook::Peername4,
+        Hook::Peername6,
+        Hook::Connect4,
+        Hook::Connect6,
+        Hook::Inbound,
+    ];
+
+    /// The name of program and pin.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Hook::OriginalDst => "original_dst",
+            Hook::SockOps => "sock_ops",
+            Hook::Peername4 => "peername4",
+            Hook::Peername6 => "peername6",
+            Hook::Connect4 => "connect4",
+            Hook::Connect6 => "connect6",
+            Hook::Inbound => "inbound",
+        }
+    }
+
+    /// The hook of that name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Hook> {
+        Hook::ALL.iter().copied().find(|hook| hook.name() == name)
+    }
+
+    /// Whether it is linked to the pod's cgroup; else to the pod's network namespace.
+    #[must_use]
+    pub const fn on_cgroup(self) -> bool {
+        !matches!(self, Hook::Inbound)
+    }
+
+    /// `enum bpf_attach_type` of `linux/bpf.h`.
+    #[must_use]
+    pub const fn attach_type(self) -> u32 {
+        match self {
+            Hook::SockOps => 3,
+            Hook::Connect4 => 10,
+            Hook::Connect6 => 11,
+            Hook::OriginalDst => 21,
+            Hook::Peername4 => 29,
+            Hook::Peername6 => 30,
+            Hook::Inbound => 36,
+        }
+    }
+}
+
+impl fmt::Display for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

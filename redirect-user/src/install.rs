@@ -1,0 +1,172 @@
+//! Load once: puts the programs and maps of this version on the node.
+//!
+//! Everything is pinned below a folder that only the last step renames to its final name, so an installation is there
+//! whole or not at all.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aya::programs::{CgroupSockAddr, CgroupSockopt, Program, SockOps};
+use aya::{Ebpf, EbpfLoader};
+
+use crate::fault;
+use crate::hook::Hook;
+use crate::lock::NodeLock;
+use crate::node::{Node, is_bpffs};
+use crate::object::OBJECT;
+use crate::pins;
+
+/// Why the programs could not be put on the node.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The path is not a bpf file system.
+    #[error("{path} is not a bpf file system; mount one: mount -t bpf bpf {path}")]
+    NoBpffs {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A folder or pin could not be changed.
+    #[error("cannot {what} {path}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The object could not be loaded.
+    #[error("cannot load the kernel programs: {source}; `redirect doctor` says what this node lacks")]
+    Load {
+        /// Why.
+        source: Box<aya::EbpfError>,
+    },
+    /// The kernel refused a program.
+    #[error("the kernel refused program {program}: {source}; `redirect doctor` says what this node lacks")]
+    Program {
+        /// Which.
+        program: String,
+        /// Why.
+        source: Box<aya::programs::ProgramError>,
+    },
+    /// A map or program could not be pinned.
+    #[error("cannot pin {path}: {source}")]
+    Pin {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: Box<aya::pin::PinError>,
+    },
+    /// The object has no program for a hook: object and library were not built together.
+    #[error("the embedded object has no program {hook}; rebuild with `cargo xtask build-ebpf`")]
+    Missing {
+        /// The hook.
+        hook: Hook,
+    },
+}
+
+/// Whether this version is installed.
+#[must_use]
+pub fn installed(node: &Node) -> bool {
+    pins::version(node).join("progs").exists()
+}
+
+/// Installs this version if it is not there.
+///
+/// # Errors
+/// See [`Error`]; nothing is left half-done.
+pub fn ensure(node: &Node, _lock: &NodeLock) -> Result<(), Error> {
+    if installed(node) {
+        return Ok(());
+    }
+    if !is_bpffs(&node.bpffs).unwrap_or(false) {
+        return Err(Error::NoBpffs { path: node.bpffs.clone() });
+    }
+    let unfinished = pins::unfinished(node);
+    remove_tree(&unfinished)?;
+    let result = prepare(&unfinished).and_then(|()| {
+        fault::point("install-rename");
+        io_step("rename", &unfinished, |from| fs::rename(from, pins::version(node)))
+    });
+    if result.is_err() {
+        let _ = remove_tree(&unfinished);
+    }
+    result
+}
+
+/// Removes this version from the node. Links of living pods keep their programs and maps until they go themselves.
+///
+/// # Errors
+/// A pin cannot be removed.
+pub fn remove(node: &Node, _lock: &NodeLock) -> Result<(), Error> {
+    remove_tree(&pins::unfinished(node))?;
+    remove_tree(&pins::version(node))?;
+    match fs::remove_dir(pins::root(node)) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(Error::Io { what: "remove", path: pins::root(node), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn prepare(unfinished: &Path) -> Result<(), Error> {
+    for folder in ["progs", "maps", "pods"] {
+        io_step("make", &unfinished.join(folder), |path| fs::create_dir_all(path))?;
+    }
+    let mut object = EbpfLoader::new().load(OBJECT).map_err(|source| Error::Load { source: Box::new(source) })?;
+    for (name, map) in object.maps() {
+        let path = unfinished.join("maps").join(pins::map_file(name));
+        map.pin(&path).map_err(|source| Error::Pin { path, source: Box::new(source) })?;
+    }
+    fault::point("install-maps");
+    for hook in Hook::ALL.iter().copied().filter(|hook| hook.on_cgroup()) {
+        load(&mut object, hook, unfinished.join("progs").join(hook.name()))?;
+    }
+    Ok(())
+}
+
+fn load(object: &mut Ebpf, hook: Hook, pin: PathBuf) -> Result<(), Error> {
+    let program = object.program_mut(hook.name()).ok_or(Error::Missing { hook })?;
+    load_and_pin(program, &pin).map_err(|error| match error {
+        Step::Load(source) => Error::Program { program: hook.name().into(), source: Box::new(source) },
+        Step::Pin(source) => Error::Pin { path: pin, source: Box::new(source) },
+    })
+}
+
+enum Step {
+    Load(aya::programs::ProgramError),
+    Pin(aya::pin::PinError),
+}
+
+fn load_and_pin(program: &mut Program, pin: &Path) -> Result<(), Step> {
+    match program {
+        Program::CgroupSockAddr(program) => {
+            CgroupSockAddr::load(program).map_err(Step::Load)?;
+            program.pin(pin).map_err(Step::Pin)
+        }
+        Program::CgroupSockopt(program) => {
+            CgroupSockopt::load(program).map_err(Step::Load)?;
+            program.pin(pin).map_err(Step::Pin)
+        }
+        Program::SockOps(program) => {
+            SockOps::load(program).map_err(Step::Load)?;
+            program.pin(pin).map_err(Step::Pin)
+        }
+        other => unreachable!("hook.rs lists no program of type {:?}", other.prog_type()),
+    }
+}
+
+fn io_step(what: &'static str, path: &Path, step: impl Fn(&Path) -> io::Result<()>) -> Result<(), Error> {
+    step(path).map_err(|source| Error::Io { what, path: path.into(), source })
+}
+
+/// Removes a folder of pins; fine when it is not there.
+pub(crate) fn remove_tree(path: &Path) -> Result<(), Error> {
+    match fs::remove_dir_all(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(Error::Io { what: "remove", path: path.into(), source })
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,48 @@
+//! Where things are on this node.
+
+use std::path::{Path, PathBuf};
+
+/// The two places that hold state: a bpf file system for pins, and a folder for the lock and the attachments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Where bpffs is mounted.
+    pub bpffs: PathBuf,
+    /// Lock and attachments.
+    pub state_dir: PathBuf,
+}
+
+impl Node {
+    /// Where the kernel's documentation and every distribution mount bpffs.
+    pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf";
+    /// Emptied at boot, as bpffs is.
+    pub const DEFAULT_STATE_DIR: &str = "/run/redirect-cni";
+
+    /// A node with these places.
+    #[must_use]
+    pub fn new(bpffs: impl Into<PathBuf>, state_dir: impl Into<PathBuf>) -> Node {
+        Node { bpffs: bpffs.into(), state_dir: state_dir.into() }
+    }
+
+    pub(crate) fn lock_file(&self) -> PathBuf {
+        self.state_dir.join("lock")
+    }
+
+    pub(crate) fn attachments(&self) -> PathBuf {
+        self.state_dir.join("attachments")
+    }
+
+    pub(crate) fn attachment(&self, container_id: &str, ifname: &str) -> PathBuf {
+        self.attachments().join(format!("{}.{}.json", crate::pins::encode(container_id), crate::pins::encode(ifname)))
+    }
+}
+
+impl Default for Node {
+    fn default() -> Node {
+        Node::new(Node::DEFAULT_BPFFS, Node::DEFAULT_STATE_DIR)
+    }
+}
+
+/// Whether a path is on a bpf file system.
+pub(crate) fn is_bpffs(path: &Path) -> std::io::Result<bool> {
+    Ok(nix::sys::statfs::statfs(path)?.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC)
+}
