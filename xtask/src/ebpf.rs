@@ -11,6 +11,9 @@ use std::process::Command;
 /// The target that the kernel programs are compiled for: little-endian BPF.
 const TARGET: &str = "bpfel-unknown-none";
 
+/// Names the directory for downloaded and built tools, if the default does not suit.
+pub(crate) const CACHE_VARIABLE: &str = "REDIRECT_CNI_CACHE";
+
 /// A compiler together with the source of exactly its own `core`.
 pub(crate) struct Toolchain {
     rustc: PathBuf,
@@ -32,7 +35,8 @@ pub(crate) fn build_object(workspace: &Path) -> Result<PathBuf, String> {
     Ok(target_dir(workspace).join(TARGET).join("release/redirect-ebpf"))
 }
 
-fn target_dir(workspace: &Path) -> PathBuf {
+/// Where cargo puts the object and what it needs; apart from the outer build, which holds its own directory's lock.
+pub(crate) fn target_dir(workspace: &Path) -> PathBuf {
     workspace.join("target/ebpf")
 }
 
@@ -121,7 +125,7 @@ fn find_linker() -> Result<PathBuf, String> {
 /// Where downloaded and built tools are kept, outside `target/` so that `cargo clean` spares them.
 pub(crate) fn cache_dir() -> Option<PathBuf> {
     let named = |variable: &str| env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
-    named("REDIRECT_CNI_CACHE")
+    named(CACHE_VARIABLE)
         .or_else(|| named("XDG_CACHE_HOME").map(|dir| dir.join("redirect-cni")))
         .or_else(|| named("HOME").map(|dir| dir.join(".cache/redirect-cni")))
 }

@@ -3,6 +3,8 @@
 //! One pass over the whole workspace would unify the features of `redirect-common` and pull `std` into the kernel
 //! programs, so there are two.
 
+use std::process::Command;
+
 use anyhow::{Result, anyhow};
 
 use crate::workspace::Workspace;
@@ -17,16 +19,33 @@ pub(crate) fn main(workspace: &Workspace) -> Result<()> {
 /// The lints without the set-up.
 pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     cmd::run(workspace.cargo().args(["fmt", "--all", "--check"]))?;
-    let user_space = ["clippy", "--workspace", "--exclude", "redirect-ebpf", "--all-targets"];
-    clippy(workspace, "clippy for user space", &user_space)?;
-    // clippy has to match the compiler that has core's source, which the packaged one has no clippy for. Checked for
-    // the host, the programs meet every lint but those about the target; the build that follows meets rustc's own.
-    clippy(workspace, "clippy for the kernel programs", &["clippy", "--package", "redirect-ebpf"])?;
+    let mut user_space = workspace.cargo();
+    user_space.args([
+        "clippy",
+        "--workspace",
+        "--exclude",
+        "redirect-ebpf",
+        "--all-targets",
+        "--",
+        "--deny",
+        "warnings",
+    ]);
+    cmd::progress("clippy for user space", &mut user_space)?;
+    cmd::progress("clippy for the kernel programs", &mut clippy_for_kernel_programs(workspace))?;
     kernel_programs_build_without_warnings(workspace)
 }
 
-fn clippy(workspace: &Workspace, label: &str, arguments: &[&str]) -> Result<()> {
-    cmd::progress(label, workspace.cargo().args(arguments).args(["--", "--deny", "warnings"]))
+/// clippy must be of the same release as the compiler that has the source of `core`, and the packaged compiler comes
+/// without. So the programs are checked for the host, where they meet every lint but those about the target; the
+/// release profile, because without `std` panics must abort.
+fn clippy_for_kernel_programs(workspace: &Workspace) -> Command {
+    let mut cargo = workspace.cargo();
+    cargo
+        .args(["clippy", "--release", "--package", "redirect-ebpf", "--target-dir"])
+        .arg(ebpf::target_dir(&workspace.root))
+        .args(["--", "--deny", "warnings"])
+        .env("RUSTC_BOOTSTRAP", "1");
+    cargo
 }
 
 fn kernel_programs_build_without_warnings(workspace: &Workspace) -> Result<()> {

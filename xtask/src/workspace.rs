@@ -37,7 +37,12 @@ impl Workspace {
     /// A command that runs at the top of the repository and sees the same cache as we do.
     pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
-        command.current_dir(&self.root).env("REDIRECT_CNI_CACHE", &self.cache);
+        command.current_dir(&self.root);
+        // Only a relative path reads differently over there. Set without need, the variable would make cargo take the
+        // build of redirect-user, whose script depends on it, for out of date.
+        if env::var_os(ebpf::CACHE_VARIABLE).is_some_and(|set| !set.is_empty()) {
+            command.env(ebpf::CACHE_VARIABLE, &self.cache);
+        }
         command
     }
 
