@@ -125,7 +125,7 @@ pub struct RangeKey {
     /// The pod: cookie of its network namespace, in two halves because the kernel's key has its prefix length (4
     /// bytes) in front and a `u64` would be unaligned.
     pub cookie: [u32; 2],
-    /// Which list, see [`list`].
+    /// Which list, see [`list`], times two, plus one for IPv6: `::/0` must not match IPv4-mapped addresses.
     pub list: u32,
     /// The address.
     pub ip: Ip,
@@ -141,7 +141,14 @@ impl RangeKey {
     #[must_use]
     #[inline(always)]
     pub const fn new(cookie: u64, list: u32, ip: Ip) -> RangeKey {
-        RangeKey { cookie: [cookie as u32, (cookie >> 32) as u32], list, ip }
+        let family = if ip.is_v4() { 0 } else { 1 };
+        RangeKey { cookie: [cookie as u32, (cookie >> 32) as u32], list: list << 1 | family, ip }
+    }
+
+    /// The pod and the list of a key read back from the map.
+    #[must_use]
+    pub const fn pod_and_list(&self) -> (u64, u32) {
+        (self.cookie[0] as u64 | (self.cookie[1] as u64) << 32, self.list >> 1)
     }
 }
 

@@ -22,9 +22,11 @@ pub mod flow;
 mod pod;
 pub mod policy;
 pub mod stats;
+pub mod trace;
 
 pub use abi::*;
 pub use addr::{Endpoint, Ip};
 pub use flow::{Caller, Flow, Protocol};
 pub use policy::{Facts, Inbound, InboundFacts, InboundRule, Outbound, Rule, Target, decide, decide_inbound};
 pub use stats::{Counters, Event};
+pub use trace::TraceRecord;

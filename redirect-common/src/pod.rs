@@ -3,7 +3,9 @@
 //! SAFETY of every `impl` below: the type is `repr(C)`, made of integers only and without padding (the sizes are
 //! asserted in `abi.rs`), so any bytes are a valid value and every byte is initialised.
 
-use crate::{AddrKey, Counters, Endpoint, HandoffKey, Ip, ListenerKey, Origin, PodConfig, RangeKey, SetKey};
+use crate::{
+    AddrKey, Counters, Endpoint, HandoffKey, Ip, ListenerKey, Origin, PodConfig, RangeKey, SetKey, TraceRecord,
+};
 
 macro_rules! plain_bytes {
     ($($name:ty),+) => { $(
@@ -12,4 +14,4 @@ macro_rules! plain_bytes {
     )+ };
 }
 
-plain_bytes!(AddrKey, Counters, Endpoint, HandoffKey, Ip, ListenerKey, Origin, PodConfig, RangeKey, SetKey);
+plain_bytes!(AddrKey, Counters, Endpoint, HandoffKey, Ip, ListenerKey, Origin, PodConfig, RangeKey, SetKey, TraceRecord);

@@ -12,42 +12,66 @@ pub const HBONE_PORT: u32 = 15008;
 /// The DNS port.
 pub const DNS_PORT: u32 = 53;
 
-/// The rule that decided about an outbound flow. The numbers are Istio's evaluation order.
-#[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rule {
-    /// Leaves through an interface named in `excludeInterfaces`.
-    ExcludedInterface = 0,
-    /// Destination port in `excludeOutboundPorts`.
-    ExcludedPort = 1,
-    /// Over lo from 127.0.0.6 or ::6: Envoy's inbound connection to the application.
-    Passthrough = 2,
-    /// The proxy dials its own pod: goes in by the inbound listener.
-    ProxyUidSelfCall = 3,
-    /// The application dials its own pod or localhost.
-    AppOverLoopback = 4,
-    /// The proxy's own traffic, by uid.
-    ProxyUid = 5,
-    /// As rule 3, by gid.
-    ProxyGidSelfCall = 6,
-    /// As rule 4, by gid.
-    AppOverLoopbackByGid = 7,
-    /// The proxy's own traffic, by gid.
-    ProxyGid = 8,
-    /// The caller's group is not one whose traffic is captured.
-    OwnerGroup = 9,
-    /// DNS capture.
-    Dns = 10,
-    /// Destination 127.0.0.1 or ::1.
-    Localhost = 11,
-    /// Destination in `excludeOutboundIPRanges`.
-    ExcludedRange = 12,
-    /// Destination port in `includeOutboundPorts`.
-    IncludedPort = 13,
-    /// Destination in `includeOutboundIPRanges`, or `*`.
-    IncludedRange = 14,
-    /// No rule matched: outside every included range, or UDP that is not DNS.
-    NoMatch = 15,
+/// An enum of rules with stable numbers (the kernel writes them into trace records) and labels.
+macro_rules! rules {
+    ($(#[doc = $enum_doc:literal])+ $enum:ident { $($(#[doc = $doc:literal])+ $name:ident = $number:literal, $label:literal;)+ }) => {
+        $(#[doc = $enum_doc])+
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $enum { $($(#[doc = $doc])+ $name = $number,)+ }
+
+        impl $enum {
+            /// The rule of that number.
+            #[must_use]
+            pub const fn from_number(number: u32) -> Option<$enum> {
+                match number { $($number => Some($enum::$name),)+ _ => None }
+            }
+
+            /// The name that `redirect explain` and `redirect trace` show.
+            #[must_use]
+            pub const fn label(self) -> &'static str {
+                match self { $($enum::$name => $label,)+ }
+            }
+        }
+    };
+}
+
+rules! {
+    /// The rule that decided about an outbound flow. The numbers are Istio's evaluation order.
+    Rule {
+        /// Leaves through an interface named in `excludeInterfaces`.
+        ExcludedInterface = 0, "excluded-interface";
+        /// Destination port in `excludeOutboundPorts`.
+        ExcludedPort = 1, "excluded-port";
+        /// Over lo from 127.0.0.6 or ::6: Envoy's inbound connection to the application.
+        Passthrough = 2, "passthrough";
+        /// The proxy dials its own pod: goes in by the inbound listener.
+        ProxyUidSelfCall = 3, "proxy-uid-self-call";
+        /// The application dials its own pod or localhost.
+        AppOverLoopback = 4, "app-over-loopback";
+        /// The proxy's own traffic, by uid.
+        ProxyUid = 5, "proxy-uid";
+        /// As rule 3, by gid.
+        ProxyGidSelfCall = 6, "proxy-gid-self-call";
+        /// As rule 4, by gid.
+        AppOverLoopbackByGid = 7, "app-over-loopback-by-gid";
+        /// The proxy's own traffic, by gid.
+        ProxyGid = 8, "proxy-gid";
+        /// The caller's group is not one whose traffic is captured.
+        OwnerGroup = 9, "owner-group";
+        /// DNS capture.
+        Dns = 10, "dns";
+        /// Destination 127.0.0.1 or ::1.
+        Localhost = 11, "localhost";
+        /// Destination in `excludeOutboundIPRanges`.
+        ExcludedRange = 12, "excluded-range";
+        /// Destination port in `includeOutboundPorts`.
+        IncludedPort = 13, "included-port";
+        /// Destination in `includeOutboundIPRanges`, or `*`.
+        IncludedRange = 14, "included-range";
+        /// No rule matched: outside every included range, or UDP that is not DNS.
+        NoMatch = 15, "no-match";
+    }
 }
 
 /// Which of the sidecar's listeners a flow goes to.
@@ -170,24 +194,24 @@ pub fn decide<F: Facts>(flow: &Flow, facts: &F) -> Outbound {
     Direct(Rule::NoMatch)
 }
 
-/// The rule that decided about an inbound connection.
-#[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum InboundRule {
-    /// Arrived on an interface named in `excludeInterfaces`.
-    ExcludedInterface = 0,
-    /// `includeInboundPorts` is empty: no inbound capture.
-    Off = 1,
-    /// HBONE.
-    Hbone = 2,
-    /// `includeInboundPorts` is `*` and the port is in `excludeInboundPorts`.
-    ExcludedPort = 3,
-    /// `includeInboundPorts` is `*`.
-    All = 4,
-    /// The port is listed in `includeInboundPorts`.
-    Listed = 5,
-    /// The port is not listed in `includeInboundPorts`.
-    NotListed = 6,
+rules! {
+    /// The rule that decided about an inbound connection.
+    InboundRule {
+        /// Arrived on an interface named in `excludeInterfaces`.
+        ExcludedInterface = 0, "excluded-interface";
+        /// `includeInboundPorts` is empty: no inbound capture.
+        Off = 1, "off";
+        /// HBONE.
+        Hbone = 2, "hbone";
+        /// `includeInboundPorts` is `*` and the port is in `excludeInboundPorts`.
+        ExcludedPort = 3, "excluded-port";
+        /// `includeInboundPorts` is `*`.
+        All = 4, "all";
+        /// The port is listed in `includeInboundPorts`.
+        Listed = 5, "listed";
+        /// The port is not listed in `includeInboundPorts`.
+        NotListed = 6, "not-listed";
+    }
 }
 
 /// What becomes of an inbound connection, and by which rule.

@@ -44,7 +44,7 @@ pub(crate) fn inbound(ctx: SkLookupContext) -> u32 {
     let facts = PacketFacts { cookie, pod, interface: packet.interface() };
     let verdict = decide_inbound(dst.port, &facts);
     let steered = matches!(verdict, Inbound::Redirect(_)) && steer(&packet, cookie, pod);
-    trace::inbound(&ctx, pod, cookie, &packet.remote(), &dst, verdict, steered);
+    trace::inbound(&ctx, pod, cookie, (packet.remote(), dst), verdict, steered);
     match verdict {
         Inbound::Direct(_) => {
             count(cookie, Event::InboundDirect);

@@ -1,13 +1,12 @@
 //! One record per decision, for `redirect trace`. Off, it costs one branch; it is on for a pod while a reader keeps
 //! moving the pod's deadline, so a reader that dies leaves nothing switched on.
-//!
-//! A record is a line of `name=value` words; numbers that stand for names (verdict, rule) are named by the reader.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_get_current_pid_tgid;
 use aya_ebpf::programs::{SkLookupContext, SockAddrContext};
 use aya_log_ebpf::info;
-use redirect_common::{Endpoint, Flow, Inbound, Ip, Outbound, PodConfig, Protocol, Target};
+use redirect_common::trace::{RECORD_BYTES, kind, verdict};
+use redirect_common::{Endpoint, Flow, Inbound, Outbound, PodConfig, Protocol, Target, TraceRecord};
 
 #[inline(always)]
 fn wanted(pod: &PodConfig) -> bool {
@@ -15,48 +14,41 @@ fn wanted(pod: &PodConfig) -> bool {
     pod.trace_until != 0 && unsafe { bpf_ktime_get_ns() } < pod.trace_until
 }
 
-/// The address as 16 bytes, which aya-log prints as an IPv6 address.
+/// The record as the bytes that aya-log carries.
 #[inline(always)]
-fn bytes(ip: &Ip) -> [u8; 16] {
-    // SAFETY: both are 16 bytes of plain data, and the words hold network byte order in memory.
-    unsafe { core::mem::transmute(ip.words) }
+fn bytes(record: &TraceRecord) -> &[u8] {
+    // SAFETY: the record is RECORD_BYTES of plain data without padding.
+    unsafe { core::slice::from_raw_parts(core::ptr::from_ref(record).cast(), RECORD_BYTES) }
 }
 
 /// An outbound decision.
 #[inline(always)]
-pub(crate) fn outbound(ctx: &SockAddrContext, pod: &PodConfig, cookie: u64, flow: &Flow, verdict: Outbound) {
-    if wanted(pod) {
-        write_outbound(ctx, cookie, flow, verdict);
+pub(crate) fn outbound(ctx: &SockAddrContext, pod: &PodConfig, cookie: u64, flow: &Flow, decision: Outbound) {
+    if !wanted(pod) {
+        return;
     }
-}
-
-#[inline(always)]
-fn write_outbound(ctx: &SockAddrContext, cookie: u64, flow: &Flow, verdict: Outbound) {
-    // SAFETY: the helper has no argument; connect and sendmsg run in the caller's context.
-    let pid = (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32;
-    let protocol: u32 = match flow.protocol {
-        Protocol::Tcp => 6,
-        Protocol::Udp => 17,
+    let (verdict, rule) = match decision {
+        Outbound::Direct(rule) => (verdict::DIRECT, rule),
+        Outbound::Redirect(Target::Outbound, rule) => (verdict::OUTBOUND, rule),
+        Outbound::Redirect(Target::Inbound, rule) => (verdict::INBOUND, rule),
+        Outbound::Redirect(Target::Dns, rule) => (verdict::DNS, rule),
     };
-    let (verdict, rule): (u32, u32) = match verdict {
-        Outbound::Direct(rule) => (0, rule as u32),
-        Outbound::Redirect(Target::Outbound, rule) => (1, rule as u32),
-        Outbound::Redirect(Target::Inbound, rule) => (2, rule as u32),
-        Outbound::Redirect(Target::Dns, rule) => (3, rule as u32),
-    };
-    info!(
-        ctx,
-        "out pod={} pid={} uid={} gid={} protocol={} dst={:i} port={} verdict={} rule={}",
+    let record = TraceRecord {
         cookie,
-        pid,
-        flow.caller.uid,
-        flow.caller.gid,
-        protocol,
-        bytes(&flow.dst.ip),
-        flow.dst.port,
+        // SAFETY: the helper has no argument; connect and sendmsg run in the caller's context.
+        pid: (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32,
+        uid: flow.caller.uid,
+        gid: flow.caller.gid,
+        kind: match flow.protocol {
+            Protocol::Tcp => kind::CONNECT,
+            Protocol::Udp => kind::DATAGRAM,
+        },
         verdict,
-        rule
-    );
+        rule: rule as u32,
+        src: Endpoint { ip: flow.src, port: 0 },
+        dst: flow.dst,
+    };
+    info!(ctx, "{:x}", bytes(&record));
 }
 
 /// An inbound decision; `steered` says whether the sidecar took the connection.
@@ -65,28 +57,28 @@ pub(crate) fn inbound(
     ctx: &SkLookupContext,
     pod: &PodConfig,
     cookie: u64,
-    client: &Endpoint,
-    dst: &Endpoint,
-    verdict: Inbound,
+    ends: (Endpoint, Endpoint),
+    decision: Inbound,
     steered: bool,
 ) {
     if !wanted(pod) {
         return;
     }
-    let (verdict, rule): (u32, u32) = match verdict {
-        Inbound::Direct(rule) => (0, rule as u32),
-        Inbound::Redirect(rule) if steered => (2, rule as u32),
-        Inbound::Redirect(rule) => (4, rule as u32),
+    let (verdict, rule) = match decision {
+        Inbound::Direct(rule) => (verdict::DIRECT, rule),
+        Inbound::Redirect(rule) if steered => (verdict::INBOUND, rule),
+        Inbound::Redirect(rule) => (verdict::REFUSED, rule),
     };
-    info!(
-        ctx,
-        "in pod={} client={:i} clientport={} dst={:i} port={} verdict={} rule={}",
+    let record = TraceRecord {
         cookie,
-        bytes(&client.ip),
-        client.port,
-        bytes(&dst.ip),
-        dst.port,
+        pid: 0,
+        uid: 0,
+        gid: 0,
+        kind: kind::INBOUND,
         verdict,
-        rule
-    );
+        rule: rule as u32,
+        src: ends.0,
+        dst: ends.1,
+    };
+    info!(ctx, "{:x}", bytes(&record));
 }

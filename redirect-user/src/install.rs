@@ -7,7 +7,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use aya::programs::{CgroupSockAddr, CgroupSockopt, Program, SockOps};
+use aya::pin::PinError;
+use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 
 use crate::fault;
@@ -48,7 +49,7 @@ pub enum Error {
         /// Which.
         program: String,
         /// Why.
-        source: Box<aya::programs::ProgramError>,
+        source: Box<ProgramError>,
     },
     /// A map or program could not be pinned.
     #[error("cannot pin {path}: {source}")]
@@ -56,7 +57,7 @@ pub enum Error {
         /// Where.
         path: PathBuf,
         /// Why.
-        source: Box<aya::pin::PinError>,
+        source: Box<PinError>,
     },
     /// The object has no program for a hook: object and library were not built together.
     #[error("the embedded object has no program {hook}; rebuild with `cargo xtask build-ebpf`")]
@@ -110,6 +111,23 @@ pub fn remove(node: &Node, _lock: &NodeLock) -> Result<(), Error> {
     }
 }
 
+/// Loads every program and lets it go again: what the verifier of this kernel says.
+///
+/// # Errors
+/// The whole refusal as one line of text.
+pub fn try_load() -> Result<String, String> {
+    let text = |error: &dyn std::error::Error| {
+        // The verifier's log is long; its last line but one says what was wrong.
+        error.to_string().lines().next().unwrap_or_default().to_owned()
+    };
+    let mut object = EbpfLoader::new().load(OBJECT).map_err(|error| text(&error))?;
+    for hook in Hook::ALL.iter().copied().filter(|hook| hook.on_cgroup()) {
+        let program = object.program_mut(hook.name()).ok_or_else(|| text(&Error::Missing { hook }))?;
+        load_program(program).map_err(|error| format!("{hook}: {}", text(&error)))?;
+    }
+    Ok("every program can be loaded".into())
+}
+
 fn prepare(unfinished: &Path) -> Result<(), Error> {
     for folder in ["progs", "maps", "pods"] {
         io_step("make", &unfinished.join(folder), |path| fs::create_dir_all(path))?;
@@ -126,33 +144,18 @@ fn prepare(unfinished: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-fn load(object: &mut Ebpf, hook: Hook, pin: PathBuf) -> Result<(), Error> {
+fn load(object: &mut Ebpf, hook: Hook, path: PathBuf) -> Result<(), Error> {
     let program = object.program_mut(hook.name()).ok_or(Error::Missing { hook })?;
-    load_and_pin(program, &pin).map_err(|error| match error {
-        Step::Load(source) => Error::Program { program: hook.name().into(), source: Box::new(source) },
-        Step::Pin(source) => Error::Pin { path: pin, source: Box::new(source) },
-    })
+    load_program(program)
+        .map_err(|source| Error::Program { program: hook.name().into(), source: Box::new(source) })?;
+    program.pin(&path).map_err(|source| Error::Pin { path, source: Box::new(source) })
 }
 
-enum Step {
-    Load(aya::programs::ProgramError),
-    Pin(aya::pin::PinError),
-}
-
-fn load_and_pin(program: &mut Program, pin: &Path) -> Result<(), Step> {
+fn load_program(program: &mut Program) -> Result<(), ProgramError> {
     match program {
-        Program::CgroupSockAddr(program) => {
-            CgroupSockAddr::load(program).map_err(Step::Load)?;
-            program.pin(pin).map_err(Step::Pin)
-        }
-        Program::CgroupSockopt(program) => {
-            CgroupSockopt::load(program).map_err(Step::Load)?;
-            program.pin(pin).map_err(Step::Pin)
-        }
-        Program::SockOps(program) => {
-            SockOps::load(program).map_err(Step::Load)?;
-            program.pin(pin).map_err(Step::Pin)
-        }
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSockopt(program) => program.load(),
+        Program::SockOps(program) => program.load(),
         other => unreachable!("hook.rs lists no program of type {:?}", other.prog_type()),
     }
 }

@@ -1,0 +1,103 @@
+//! `redirect`, the operator's tool: attach and detach by hand, look, explain, watch.
+//!
+//! Exit codes: 0 done, 1 failed, 2 usage.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use redirect_user::node::Node;
+
+mod attach;
+mod doctor;
+mod explain;
+mod lifecycle;
+mod output;
+mod show;
+mod trace;
+
+/// Transparent redirection of pod traffic into the sidecar, without iptables.
+#[derive(Debug, Parser)]
+#[command(name = "redirect", version, propagate_version = true)]
+struct Args {
+    /// Where the bpf file system is mounted.
+    #[arg(long, global = true, default_value = Node::DEFAULT_BPFFS, value_name = "PATH")]
+    bpffs: PathBuf,
+    /// Where the lock and the attachments' records are.
+    #[arg(long, global = true, default_value = Node::DEFAULT_STATE_DIR, value_name = "PATH")]
+    state_dir: PathBuf,
+    /// How to print.
+    #[arg(long, global = true, value_enum, default_value_t = Output::Text)]
+    output: Output,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people.
+    Text,
+    /// For programs: one JSON value, or one per line where records keep coming.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Can this node run it? Each requirement, found or missing, and what to do.
+    Doctor,
+    /// Redirect a pod by hand, as the plugin's ADD does.
+    Attach(Box<attach::Args>),
+    /// End the redirection of a pod.
+    Detach(attach::DetachArgs),
+    /// What is attached.
+    List,
+    /// One attachment: policy, links, counters.
+    Show {
+        /// Container id, or a unique beginning of it.
+        id: String,
+    },
+    /// The verdict for one connection, and the rule and annotation that gave it.
+    Explain(explain::Args),
+    /// Live records of every decision, until Ctrl-C.
+    Trace {
+        /// Only this container (or a unique beginning of its id).
+        id: Option<String>,
+    },
+    /// Counters by verdict.
+    Stats {
+        /// Only this container (or a unique beginning of its id).
+        id: Option<String>,
+    },
+    /// Put the programs of this version on the node.
+    Install,
+    /// Detach every pod and remove the programs.
+    Uninstall,
+    /// Remove what belongs to pods that are gone.
+    Gc,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let node = Node::new(args.bpffs, args.state_dir);
+    let done = match args.command {
+        Command::Doctor => doctor::run(&node, args.output),
+        Command::Attach(command) => attach::attach(&node, args.output, &command),
+        Command::Detach(command) => attach::detach(&node, args.output, &command),
+        Command::List => show::list(&node, args.output),
+        Command::Show { id } => show::show(&node, args.output, &id),
+        Command::Explain(command) => explain::run(&node, args.output, &command),
+        Command::Trace { id } => trace::run(&node, args.output, id.as_deref()),
+        Command::Stats { id } => show::stats(&node, args.output, id.as_deref()),
+        Command::Install => lifecycle::install(&node, args.output),
+        Command::Uninstall => lifecycle::uninstall(&node, args.output),
+        Command::Gc => lifecycle::gc(&node, args.output),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("redirect: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
