@@ -40,6 +40,8 @@ pub struct Request {
     pub policy: Policy,
     /// The pod, where it is known.
     pub pod: Option<PodRef>,
+    /// The CNI network that the runtime attached the pod to; none for `redirect attach`.
+    pub network: Option<String>,
     /// Addresses that the plugins before us gave to the pod, the preferred ones first.
     pub addresses: Vec<IpAddr>,
 }
@@ -190,6 +192,7 @@ fn plan(request: &Request, cgroup: &fs::File, netns: &mut Netns) -> Result<Attac
     Ok(Attachment {
         id: request.id.clone(),
         pod: request.pod.clone(),
+        network: request.network.clone(),
         cgroup: request.cgroup.clone(),
         cgroup_id: metadata.ino(),
         netns: request.netns.clone(),

@@ -55,6 +55,9 @@ pub struct Attachment {
     /// The pod, where it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodRef>,
+    /// The CNI network: GC is called with the attachments of one network only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
     /// The pod-level cgroup.
     pub cgroup: PathBuf,
     /// Its id (the inode of its directory).

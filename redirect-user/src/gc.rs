@@ -2,14 +2,17 @@
 //! record, records of an earlier boot, map entries that nobody claims.
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use crate::attach::{self, Error, detach};
 use crate::attachment::{self, Attachment};
+use crate::hook::Hook;
 use crate::install;
 use crate::lock::NodeLock;
 use crate::netns::Netns;
 use crate::node::Node;
 use crate::pins;
+use crate::sys;
 use crate::tables::Tables;
 
 /// What was collected.
@@ -23,14 +26,21 @@ pub struct Collected {
 
 /// Removes everything for which `keep` is false and everything that has no living pod.
 ///
+/// `keep` is asked about `None` for pins of a living pod whose record is lost: nobody can say which attachment they
+/// are, and to remove them lets the pod's traffic past its sidecar.
+///
 /// # Errors
 /// Something of ours cannot be read or removed.
-pub fn collect(node: &Node, lock: &NodeLock, keep: impl Fn(&Attachment) -> bool) -> Result<Collected, Error> {
+pub fn collect(
+    node: &Node,
+    lock: &NodeLock,
+    keep: impl Fn(Option<&Attachment>) -> bool,
+) -> Result<Collected, Error> {
     let mut collected = Collected::default();
     let mut recorded = BTreeSet::new();
     for attachment in attachment::all(node)? {
         let id = attachment.id.container_id.clone();
-        if !keep(&attachment) || !alive(&attachment) {
+        if !keep(Some(&attachment)) || !alive(&attachment) {
             detach(node, lock, &id, Some(&attachment.id.ifname))?;
             collected.containers.push(id);
         } else {
@@ -40,6 +50,9 @@ pub fn collect(node: &Node, lock: &NodeLock, keep: impl Fn(&Attachment) -> bool)
     for folder in attach::list(&pins::pods(node))? {
         let name = folder.file_name().and_then(|name| pins::decode(name.to_str()?));
         let Some(id) = name.filter(|id| !recorded.contains(id)) else { continue };
+        if linked(&folder)? && keep(None) {
+            continue;
+        }
         detach(node, lock, &id, None)?;
         collected.containers.push(id);
     }
@@ -56,16 +69,39 @@ pub fn collect(node: &Node, lock: &NodeLock, keep: impl Fn(&Attachment) -> bool)
 fn alive(attachment: &Attachment) -> bool {
     use std::os::unix::fs::MetadataExt as _;
     let same_netns = || Netns::open(&attachment.netns).is_ok_and(|netns| netns.cookie() == attachment.cookie);
-    let same_cgroup = || {
-        std::fs::metadata(&attachment.cgroup).is_ok_and(|metadata| metadata.ino() == attachment.cgroup_id)
-    };
+    let same_cgroup =
+        || std::fs::metadata(&attachment.cgroup).is_ok_and(|metadata| metadata.ino() == attachment.cgroup_id);
     attachment.of_this_boot() && (same_netns() || same_cgroup())
 }
 
+/// Whether a container's pins hold a link whose cgroup or namespace is still there.
+fn linked(container: &Path) -> Result<bool, Error> {
+    for folder in attach::list(container)? {
+        let alive =
+            |pin: PathBuf| sys::obj_get(&pin).and_then(sys::link_info).is_ok_and(|info| info.target != 0);
+        if Hook::ALL.iter().any(|hook| alive(folder.join(hook.name()))) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The pods that a record or a folder of pins names.
+fn claimed(node: &Node) -> Result<BTreeSet<u64>, Error> {
+    let mut cookies: BTreeSet<u64> =
+        attachment::all(node)?.into_iter().map(|attachment| attachment.cookie).collect();
+    for folder in attach::attachment_folders(node)? {
+        let names = attach::list(&folder)?;
+        cookies.extend(names.iter().filter_map(|path| pins::parse_cookie_name(path.file_name()?.to_str()?)));
+    }
+    Ok(cookies)
+}
+
 fn sweep_unclaimed(node: &Node) -> Result<Vec<u64>, Error> {
-    let claimed: BTreeSet<u64> = attachment::all(node)?.into_iter().map(|attachment| attachment.cookie).collect();
+    let claimed = claimed(node)?;
     let mut tables = Tables::open(node)?;
-    let orphans: Vec<u64> = tables.cookies()?.into_iter().filter(|cookie| !claimed.contains(cookie)).collect();
+    let orphans: Vec<u64> =
+        tables.cookies()?.into_iter().filter(|cookie| !claimed.contains(cookie)).collect();
     for cookie in &orphans {
         tables.sweep(*cookie)?;
     }

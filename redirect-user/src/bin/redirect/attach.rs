@@ -130,6 +130,7 @@ pub(crate) fn attach(node: &Node, output: Output, args: &Args) -> Result<ExitCod
         netns: args.netns.clone(),
         policy: args.policy(),
         pod: None,
+        network: None,
         addresses: Vec::new(),
     };
     let attachment = attach::attach(node, &lock, &request)?;

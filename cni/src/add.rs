@@ -1,0 +1,97 @@
+//! ADD: decide, and redirect the pod if it is ours. The result is always that of the plugins before.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use redirect_user::attach::{self, Request};
+use redirect_user::attachment::PodRef;
+use redirect_user::cgroup::{self, Clues, PodCgroup};
+use redirect_user::enrol::Decision;
+use redirect_user::lock::NodeLock;
+use redirect_user::owner_groups::Variables;
+use redirect_user::policy::Policy;
+use redirect_user::{fault, tally};
+
+use crate::conf::Conf;
+use crate::decide::decide;
+use crate::error::Error;
+use crate::prev::PrevResult;
+use crate::request::Sandbox;
+
+/// Runs the verb and counts how it ended.
+pub(crate) fn run(sandbox: &Sandbox, conf: &Conf) -> Result<String, Error> {
+    let node = conf.node()?;
+    let outcome = add(sandbox, conf);
+    match &outcome {
+        Ok((label, _)) => tally::count(&node, label),
+        Err(error) => tally::count(&node, &format!("failed_{}", error.code().0)),
+    }
+    outcome.map(|(_, result)| result)
+}
+
+/// The outcome's label and the result.
+fn add(sandbox: &Sandbox, conf: &Conf) -> Result<(&'static str, String), Error> {
+    let prev = PrevResult::read(conf)?;
+    let label = match decide(sandbox.pod.as_ref(), conf)? {
+        Decision::NotEnrolled(reason) => {
+            tracing::info!(%reason, "not enrolled");
+            reason.label()
+        }
+        Decision::Enrolled { pod, policy } => {
+            redirect(sandbox, conf, pod, *policy, &prev)?;
+            tracing::info!("enrolled");
+            "enrolled"
+        }
+    };
+    Ok((label, prev.pass_on()))
+}
+
+fn redirect(
+    sandbox: &Sandbox,
+    conf: &Conf,
+    pod: PodRef,
+    mut policy: Policy,
+    prev: &PrevResult<'_>,
+) -> Result<(), Error> {
+    policy.owner_groups = Variables::from_env().parse()?;
+    check_netns(&sandbox.netns)?;
+    let node = conf.node()?;
+    let lock = NodeLock::acquire(&node)?;
+    let cgroup = pod_cgroup(conf, &pod)?;
+    fault::point("add-cgroup");
+    let request = Request {
+        id: sandbox.id.clone(),
+        cgroup: cgroup.path.clone(),
+        netns: sandbox.netns.clone(),
+        policy,
+        pod: Some(pod),
+        network: conf.network()?,
+        addresses: prev.addresses.clone(),
+    };
+    if let Err(error) = attach::attach(&node, &lock, &request) {
+        cgroup.undo();
+        return Err(error.into());
+    }
+    fault::point("add-attached");
+    Ok(())
+}
+
+fn pod_cgroup(conf: &Conf, pod: &PodRef) -> Result<PodCgroup, Error> {
+    let (root, path) = (conf.cgroup_root()?, conf.cgroup_path()?);
+    let clues = Clues { root: root.as_deref(), runtime_path: path.as_deref(), uid: pod.uid.as_deref() };
+    Ok(cgroup::find(clues)?)
+}
+
+/// The namespace must be there and must not be the runtime's own: redirecting the node's traffic would cut it off.
+fn check_netns(path: &Path) -> Result<(), Error> {
+    let failed = |problem: String| Error::Netns { path: path.to_owned(), problem };
+    let identity = |path: &Path| std::fs::metadata(path).map(|file| (file.dev(), file.ino()));
+    let theirs = identity(path).map_err(|error| failed(format!("cannot look at CNI_NETNS: {error}")))?;
+    let own = Path::new("/proc/self/ns/net");
+    let ours =
+        identity(own).map_err(|error| failed(format!("cannot compare with {}: {error}", own.display())))?;
+    if theirs == ours {
+        return Err(failed("CNI_NETNS is the namespace that the plugin itself runs in".to_owned()));
+    }
+    Ok(())
+}

@@ -1,0 +1,350 @@
+//! The network configuration on stdin as types.
+//!
+//! Every key is read on its own, so that an error names the key, unknown keys do no harm, and each verb reads only
+//! what it needs: a mistake in `excludeNamespaces` must not keep a pod from being deleted.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use redirect_user::annotations::{Annotations, Defaults};
+use redirect_user::enrol::Rules;
+use redirect_user::grammar::shorten;
+use redirect_user::node::Node;
+use redirect_user::podsource::PodSource;
+use redirect_user::podsource::agent::Agent;
+use redirect_user::podsource::annotations::Runtime;
+use redirect_user::policy::Proxy;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+
+use crate::error::Error;
+
+/// Where the agent listens unless the configuration says otherwise.
+const AGENT_SOCKET: &str = "/run/redirect-cni/agent.sock";
+/// How long Istio's plugin tries to learn about a pod, and so this one.
+const AGENT_TIMEOUT: u64 = 30;
+/// The capability with which a runtime hands over the pod's annotations.
+const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
+
+/// The versions of the specification that are spoken here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Version {
+    V0_3_1,
+    V0_4_0,
+    V1_0_0,
+    V1_1_0,
+}
+
+impl Version {
+    pub(crate) const NEWEST: Version = Version::V1_1_0;
+    /// In the order of the variants.
+    pub(crate) const NAMES: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+
+    pub(crate) fn name(self) -> &'static str {
+        Version::NAMES[self as usize]
+    }
+
+    fn parse(name: &str) -> Option<Version> {
+        use Version::{V0_3_1, V0_4_0, V1_0_0, V1_1_0};
+        [V0_3_1, V0_4_0, V1_0_0, V1_1_0].into_iter().find(|version| version.name() == name)
+    }
+}
+
+/// The configuration: a version, and keys that are read when they are needed.
+#[derive(Debug)]
+pub(crate) struct Conf {
+    pub(crate) version: Version,
+    keys: Object,
+}
+
+impl Conf {
+    /// Reads stdin's content as far as every verb needs it.
+    pub(crate) fn read(text: &[u8]) -> Result<Conf, Error> {
+        let object: BTreeMap<String, Box<RawValue>> =
+            serde_json::from_slice(text).map_err(|error| Error::Decode {
+                what: "the network configuration on stdin".to_owned(),
+                problem: error.to_string(),
+            })?;
+        let keys = Object { path: String::new(), keys: object };
+        // A configuration without the key is older than the key, which came with 0.2.0.
+        let found: String = keys.get("cniVersion")?.unwrap_or_default();
+        let version = Version::parse(&found).ok_or(Error::Version { found })?;
+        Ok(Conf { version, keys })
+    }
+
+    /// Where pins and records are.
+    pub(crate) fn node(&self) -> Result<Node, Error> {
+        let bpffs = self.keys.path_or("bpffsRoot", Node::DEFAULT_BPFFS)?;
+        Ok(Node::new(bpffs, self.keys.path_or("stateDir", Node::DEFAULT_STATE_DIR)?))
+    }
+
+    /// The network's name.
+    pub(crate) fn network(&self) -> Result<Option<String>, Error> {
+        self.keys.get("name")
+    }
+
+    /// Which pods are ours.
+    pub(crate) fn rules(&self) -> Result<Rules, Error> {
+        let proxy = self.keys.object("proxy")?;
+        let default = Proxy::default();
+        Ok(Rules {
+            exclude_namespaces: self
+                .keys
+                .get("excludeNamespaces")?
+                .unwrap_or_else(|| vec!["istio-system".to_owned(), "kube-system".to_owned()]),
+            proxy_container: proxy.get("container")?.unwrap_or_else(|| "istio-proxy".to_owned()),
+            defaults: Defaults {
+                proxy: Proxy {
+                    uid: proxy.get("uid")?.unwrap_or(default.uid),
+                    gid: proxy.get("gid")?.unwrap_or(default.gid),
+                    outbound_port: proxy.port("outboundPort", default.outbound_port)?,
+                    inbound_port: proxy.port("inboundPort", default.inbound_port)?,
+                    dns_port: proxy.port("dnsPort", default.dns_port)?,
+                },
+                dns_capture: self.keys.get("dnsCapture")?.unwrap_or(false),
+                ..Defaults::default()
+            },
+        })
+    }
+
+    /// Whom to ask about a pod.
+    pub(crate) fn pod_source(&self) -> Result<Box<dyn PodSource>, Error> {
+        let socket = self.keys.path_or("agentSocket", AGENT_SOCKET)?;
+        let timeout = self.agent_timeout()?;
+        let source: String = self.keys.get("podSource")?.unwrap_or_else(|| "kubernetes".to_owned());
+        match source.as_str() {
+            "kubernetes" => Ok(Box::new(Agent { socket, timeout })),
+            "annotations" => Ok(Box::new(Runtime)),
+            _ => Err(Error::Unsupported {
+                key: "podSource",
+                value: shorten(&source),
+                supported: "\"kubernetes\" and \"annotations\"",
+            }),
+        }
+    }
+
+    fn agent_timeout(&self) -> Result<Duration, Error> {
+        let seconds = self.keys.get("agentTimeoutSeconds")?.unwrap_or(AGENT_TIMEOUT);
+        if (1..=600).contains(&seconds) {
+            return Ok(Duration::from_secs(seconds));
+        }
+        Err(self.keys.invalid("agentTimeoutSeconds", format!("{seconds} is not between 1 and 600")))
+    }
+
+    /// Where cgroup v2 is mounted, if the configuration says so.
+    pub(crate) fn cgroup_root(&self) -> Result<Option<PathBuf>, Error> {
+        self.keys.path("cgroupRoot")
+    }
+
+    /// The pod's annotations, if the runtime handed them over: a pod without any has `null` there.
+    pub(crate) fn handed_over_annotations(&self) -> Result<Option<Annotations>, Error> {
+        let runtime = self.keys.object("runtimeConfig")?;
+        if !runtime.keys.contains_key(POD_ANNOTATIONS) {
+            return Ok(None);
+        }
+        Ok(Some(runtime.get(POD_ANNOTATIONS)?.unwrap_or_default()))
+    }
+
+    /// The pod's cgroup, if the runtime said which.
+    pub(crate) fn cgroup_path(&self) -> Result<Option<String>, Error> {
+        self.keys.object("runtimeConfig")?.get("cgroupPath")
+    }
+
+    /// The attachments that GC keeps, as (container, interface).
+    pub(crate) fn valid_attachments(&self) -> Result<Vec<(String, String)>, Error> {
+        const KEY: &str = "cni.dev/valid-attachments";
+        let list: Option<Vec<BTreeMap<String, Box<RawValue>>>> = self.keys.get(KEY)?;
+        // To take an absent list for an empty one would cut off every pod.
+        let list = list.ok_or_else(|| self.keys.invalid(KEY, "is required for GC".to_owned()))?;
+        let read = |(index, keys)| {
+            let entry = Object { path: format!("{KEY}[{index}]"), keys };
+            let part = |key: &str| {
+                entry.get::<String>(key)?.ok_or_else(|| entry.invalid(key, "is missing".to_owned()))
+            };
+            Ok((part("containerID")?, part("ifname")?))
+        };
+        list.into_iter().enumerate().map(read).collect()
+    }
+
+    /// The result of the plugins before this one.
+    pub(crate) fn prev_result(&self) -> Option<&RawValue> {
+        self.keys.keys.get("prevResult").map(Box::as_ref).filter(|raw| raw.get() != "null")
+    }
+
+    /// How much is logged, and where besides stderr.
+    pub(crate) fn log(&self) -> Result<(tracing::level_filters::LevelFilter, Option<PathBuf>), Error> {
+        use tracing::level_filters::LevelFilter;
+        let level: String = self.keys.get("logLevel")?.unwrap_or_else(|| "info".to_owned());
+        let filter = match level.as_str() {
+            "off" => LevelFilter::OFF,
+            "error" => LevelFilter::ERROR,
+            "warn" => LevelFilter::WARN,
+            "info" => LevelFilter::INFO,
+            "debug" => LevelFilter::DEBUG,
+            "trace" => LevelFilter::TRACE,
+            _ => {
+                let supported = "off, error, warn, info, debug and trace";
+                return Err(Error::Unsupported { key: "logLevel", value: shorten(&level), supported });
+            }
+        };
+        Ok((filter, self.keys.path("logFile")?))
+    }
+}
+
+/// A JSON object whose values are read one by one.
+#[derive(Debug)]
+struct Object {
+    /// Where it is in the configuration, for errors.
+    path: String,
+    keys: BTreeMap<String, Box<RawValue>>,
+}
+
+impl Object {
+    /// A key's value; `null` is as good as absent.
+    fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, Error> {
+        let Some(raw) = self.keys.get(key) else { return Ok(None) };
+        serde_json::from_str(raw.get()).map_err(|error| self.invalid(key, plain(&error, raw.get())))
+    }
+
+    fn object(&self, key: &str) -> Result<Object, Error> {
+        Ok(Object { path: self.full(key), keys: self.get(key)?.unwrap_or_default() })
+    }
+
+    fn port(&self, key: &str, default: u16) -> Result<u16, Error> {
+        match self.get(key)? {
+            Some(0) => Err(self.invalid(key, "0 is not a port".to_owned())),
+            port => Ok(port.unwrap_or(default)),
+        }
+    }
+
+    /// An absolute path: the plugin's working directory is the runtime's business.
+    fn path(&self, key: &str) -> Result<Option<PathBuf>, Error> {
+        match self.get::<String>(key)? {
+            Some(path) if !Path::new(&path).is_absolute() || path.contains('\0') => {
+                Err(self.invalid(key, format!("{:?} is not an absolute path", shorten(&path))))
+            }
+            path => Ok(path.map(PathBuf::from)),
+        }
+    }
+
+    fn path_or(&self, key: &str, default: &str) -> Result<PathBuf, Error> {
+        Ok(self.path(key)?.unwrap_or_else(|| PathBuf::from(default)))
+    }
+
+    fn invalid(&self, key: &str, problem: String) -> Error {
+        Error::Conf { key: self.full(key), problem }
+    }
+
+    fn full(&self, key: &str) -> String {
+        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+    }
+}
+
+/// serde's words without the position, which counts from the value's own beginning, and with the value.
+fn plain(error: &serde_json::Error, value: &str) -> String {
+    let text = error.to_string();
+    let problem = text.split(" at line ").next().unwrap_or(&text);
+    format!("{problem} ({})", shorten(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn conf(keys: &str) -> Conf {
+        Conf::read(format!(r#"{{"cniVersion":"1.0.0"{keys}}}"#).as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn all_keys_but_the_version_are_optional() {
+        let conf = conf("");
+        assert_eq!(conf.node().unwrap(), Node::default());
+        let rules = conf.rules().unwrap();
+        assert_eq!(rules.exclude_namespaces, ["istio-system", "kube-system"]);
+        assert_eq!((rules.proxy_container.as_str(), rules.defaults), ("istio-proxy", Defaults::default()));
+        assert_eq!(conf.handed_over_annotations().unwrap(), None);
+        assert!(conf.prev_result().is_none() && conf.cgroup_root().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_version_is_spoken_or_not() {
+        for name in Version::NAMES {
+            let text = format!(r#"{{"cniVersion":{name:?}}}"#);
+            assert_eq!(Conf::read(text.as_bytes()).unwrap().version.name(), name);
+        }
+        for text in
+            [r#"{}"#, r#"{"cniVersion":"0.2.0"}"#, r#"{"cniVersion":"1.2.0"}"#, r#"{"cniVersion":null}"#]
+        {
+            assert!(matches!(Conf::read(text.as_bytes()), Err(Error::Version { .. })), "{text}");
+        }
+        for text in ["", "[]", "null", "{", r#""x""#, "{}{}", "\u{feff}{}"] {
+            assert!(matches!(Conf::read(text.as_bytes()), Err(Error::Decode { .. })), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_type_names_the_key_and_shows_the_value() {
+        type Read = fn(&Conf) -> Option<Error>;
+        let reads: &[(&str, &str, Read)] = &[
+            (r#""bpffsRoot":5"#, "bpffsRoot", |conf| conf.node().err()),
+            (r#""stateDir":"relative""#, "stateDir", |conf| conf.node().err()),
+            (r#""excludeNamespaces":"kube-system""#, "excludeNamespaces", |conf| conf.rules().err()),
+            (r#""excludeNamespaces":[1]"#, "excludeNamespaces", |conf| conf.rules().err()),
+            (r#""proxy":[]"#, "proxy", |conf| conf.rules().err()),
+            (r#""proxy":{"uid":"1337"}"#, "proxy.uid", |conf| conf.rules().err()),
+            (r#""proxy":{"gid":-1}"#, "proxy.gid", |conf| conf.rules().err()),
+            (r#""proxy":{"inboundPort":70000}"#, "proxy.inboundPort", |conf| conf.rules().err()),
+            (r#""proxy":{"dnsPort":0}"#, "proxy.dnsPort", |conf| conf.rules().err()),
+            (r#""dnsCapture":"yes""#, "dnsCapture", |conf| conf.rules().err()),
+            (r#""agentSocket":"agent.sock""#, "agentSocket", |conf| conf.pod_source().err()),
+            (r#""agentTimeoutSeconds":0"#, "agentTimeoutSeconds", |conf| conf.pod_source().err()),
+            (r#""agentTimeoutSeconds":1.5"#, "agentTimeoutSeconds", |conf| conf.pod_source().err()),
+            (r#""cgroupRoot":true"#, "cgroupRoot", |conf| conf.cgroup_root().err()),
+            (r#""runtimeConfig":"x""#, "runtimeConfig", |conf| conf.cgroup_path().err()),
+            (r#""runtimeConfig":{"cgroupPath":[]}"#, "runtimeConfig.cgroupPath", |conf| {
+                conf.cgroup_path().err()
+            }),
+            (
+                r#""runtimeConfig":{"io.kubernetes.cri.pod-annotations":{"a":1}}"#,
+                "runtimeConfig.io.kubernetes.cri.pod-annotations",
+                |conf| conf.handed_over_annotations().err(),
+            ),
+            (r#""cni.dev/valid-attachments":{}"#, "cni.dev/valid-attachments", |conf| {
+                conf.valid_attachments().err()
+            }),
+            (
+                r#""cni.dev/valid-attachments":[{"containerID":"c","ifname":"e"},{"containerID":"c"}]"#,
+                "cni.dev/valid-attachments[1].ifname",
+                |conf| conf.valid_attachments().err(),
+            ),
+            (r#""name":"x""#, "cni.dev/valid-attachments", |conf| conf.valid_attachments().err()),
+        ];
+        for (keys, key, read) in reads {
+            match read(&conf(&format!(",{keys}"))) {
+                Some(Error::Conf { key: named, .. }) => assert_eq!(named, *key),
+                other => panic!("{keys}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn values_outside_a_fixed_set_are_unsupported() {
+        assert!(matches!(
+            conf(r#","podSource":"crd""#).pod_source().err(),
+            Some(Error::Unsupported { key: "podSource", value, .. }) if value == "crd"
+        ));
+        assert!(matches!(
+            conf(r#","logLevel":"loud""#).log(),
+            Err(Error::Unsupported { key: "logLevel", .. })
+        ));
+    }
+
+    #[test]
+    fn null_annotations_were_handed_over_and_absent_ones_were_not() {
+        let null = conf(r#","runtimeConfig":{"io.kubernetes.cri.pod-annotations":null}"#);
+        assert_eq!(null.handed_over_annotations().unwrap(), Some(Annotations::new()));
+        let absent = conf(r#","runtimeConfig":{"portMappings":[]}"#);
+        assert_eq!(absent.handed_over_annotations().unwrap(), None);
+    }
+}

@@ -1,0 +1,33 @@
+//! DEL: remove what this container and interface have, and nothing of anybody else's.
+//!
+//! It is called twice, without a namespace, for a container that was never enrolled, and for an old sandbox whose
+//! pod has a new one already. What is gone is gone: only something that is still there and cannot be removed is an
+//! error.
+
+use redirect_user::attach;
+use redirect_user::attachment::{self, AttachmentId};
+use redirect_user::lock::NodeLock;
+use redirect_user::node::Node;
+use redirect_user::pins;
+
+use crate::conf::Conf;
+use crate::error::Error;
+
+/// Runs the verb.
+pub(crate) fn run(id: &AttachmentId, conf: &Conf) -> Result<String, Error> {
+    let node = conf.node()?;
+    if nothing_there(&node, &id.container_id) {
+        tracing::debug!("nothing to remove");
+        return Ok(String::new());
+    }
+    let lock = NodeLock::acquire(&node)?;
+    let removed = attach::detach(&node, &lock, &id.container_id, Some(&id.ifname))?;
+    tracing::info!(removed, "removed");
+    Ok(String::new())
+}
+
+/// A container that was never enrolled has neither record nor pins: no lock is needed to see that, and no privilege.
+fn nothing_there(node: &Node, container_id: &str) -> bool {
+    let recorded = attachment::of_container(node, container_id).map_or(true, |found| !found.is_empty());
+    !recorded && !pins::container(node, container_id).exists()
+}

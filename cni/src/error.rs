@@ -1,0 +1,92 @@
+//! The one table of error codes: 1 to 99 are the specification's, 100 and up are ours.
+//!
+//! `msg` says in a few words what failed; `details` names what was tried, on what and what to do. The kubelet shows
+//! both in the pod's events, one after the other.
+
+use std::io;
+use std::path::PathBuf;
+
+use redirect_user::{annotations, attach, cgroup, enrol, inspect, lock, owner_groups, podsource};
+use thiserror::Error as ThisError;
+
+use crate::conf::Version;
+
+/// Why a verb failed. The text is the `details` of the reply.
+#[derive(Debug, ThisError)]
+pub(crate) enum Error {
+    #[error("the configuration has cniVersion {found:?}; redirect-cni speaks {}", Version::NAMES.join(", "))]
+    Version { found: String },
+    #[error("{verb} is part of the specification since {since}; the configuration has cniVersion {}", found.name())]
+    Verb { verb: &'static str, since: &'static str, found: Version },
+    #[error("{key} is {value:?}; supported are {supported}")]
+    Unsupported { key: &'static str, value: String, supported: &'static str },
+    #[error(
+        "container {container} has no redirection for {ifname}, though its pod {pod} is to be redirected"
+    )]
+    UnknownContainer { container: String, ifname: String, pod: String },
+    #[error("{variable} {problem}")]
+    Env { variable: &'static str, problem: String },
+    #[error(transparent)]
+    OwnerGroups(#[from] owner_groups::Error),
+    #[error("cannot {what}: {source}")]
+    Io { what: &'static str, source: io::Error },
+    #[error("{what}: {problem}")]
+    Decode { what: String, problem: String },
+    #[error("configuration key {key}: {problem}")]
+    Conf { key: String, problem: String },
+    #[error("{}: {problem}", path.display())]
+    Netns { path: PathBuf, problem: String },
+    #[error(transparent)]
+    Enrol(#[from] enrol::Error),
+    #[error(transparent)]
+    Cgroup(#[from] cgroup::Error),
+    #[error(transparent)]
+    Lock(#[from] lock::Error),
+    #[error(transparent)]
+    Attach(#[from] attach::Error),
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Drift(Vec<inspect::Drift>),
+    #[error("{source}")]
+    NotReady {
+        source: inspect::NotReady,
+        /// Pods that are attached according to their records, and may be cut off.
+        attached: usize,
+    },
+    #[error("{0}; please report this with the line above it on stderr")]
+    Panic(String),
+}
+
+impl Error {
+    /// The number and the few words of the reply.
+    pub(crate) fn code(&self) -> (u32, &'static str) {
+        match self {
+            Error::Version { .. } | Error::Verb { .. } => (1, "incompatible CNI version"),
+            Error::Unsupported { .. } => (2, "unsupported value in the network configuration"),
+            Error::UnknownContainer { .. } => (3, "unknown container"),
+            Error::Env { .. } | Error::OwnerGroups(_) => (4, "invalid environment variable"),
+            Error::Io { .. } => (5, "I/O failure"),
+            Error::Decode { .. } => (6, "cannot decode the input"),
+            Error::Conf { .. } => (7, "invalid network configuration"),
+            Error::Netns { .. } => (8, "invalid network namespace"),
+            Error::Enrol(enrol::Error::Source(error)) if error.is_transient() => {
+                (11, "pod details not available")
+            }
+            Error::NotReady { attached: 0, .. } => (50, "redirect-cni is not available on this node"),
+            Error::NotReady { .. } => {
+                (51, "redirect-cni is not available, and redirected pods may be cut off")
+            }
+            Error::Panic(_) => (100, "internal error"),
+            Error::Enrol(enrol::Error::Annotations {
+                source: annotations::Error::Unsupported { .. },
+                ..
+            }) => (102, "annotation not supported"),
+            Error::Enrol(
+                enrol::Error::Annotations { .. } | enrol::Error::Source(podsource::Error::Status { .. }),
+            ) => (101, "invalid annotation"),
+            Error::Enrol(enrol::Error::Source(_)) => (103, "pod details not usable"),
+            Error::Cgroup(_) => (104, "pod cgroup not usable"),
+            Error::Lock(_) | Error::Attach(_) => (105, "cannot change the pod's redirection"),
+            Error::Drift(_) => (106, "the pod's redirection is not as it was set up"),
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! The only writer to stdout: one result or one error, once.
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::Serialize;
+
+use crate::conf::Version;
+use crate::error::Error;
+
+/// The version in which replies are written, once the configuration has said which.
+static VERSION: OnceLock<Version> = OnceLock::new();
+/// Whether something was written: a panic after the result must not add an error to it.
+static SPOKEN: AtomicBool = AtomicBool::new(false);
+
+/// From now on replies are written in this version.
+pub(crate) fn speak(version: Version) {
+    let _ = VERSION.set(version);
+}
+
+/// Ends a call.
+pub(crate) fn send(outcome: Result<String, Error>) -> ExitCode {
+    let result = outcome.and_then(|text| {
+        write(&text).map_err(|source| Error::Io { what: "write the result to stdout", source })
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = write(&describe(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Failure<'a> {
+    cni_version: &'a str,
+    code: u32,
+    msg: &'a str,
+    details: String,
+}
+
+fn describe(error: &Error) -> String {
+    let (code, msg) = error.code();
+    let cni_version = VERSION.get().copied().unwrap_or(Version::NEWEST).name();
+    let failure = Failure { cni_version, code, msg, details: error.to_string() };
+    // Strings and a number: there is nothing in it that JSON could not say.
+    serde_json::to_string(&failure).unwrap_or_default()
+}
+
+fn write(text: &str) -> io::Result<()> {
+    // DEL, CHECK, GC and STATUS succeed in silence.
+    if text.is_empty() || SPOKEN.swap(true, Ordering::Relaxed) {
+        return Ok(());
+    }
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.write_all(b"\n")?;
+    stdout.flush()
+}
+
+/// Turns a panic into an error reply. The release build aborts on a panic, so the reply is written in the hook.
+pub(crate) fn catch_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        eprintln!("redirect-cni: {info}");
+        let place = info.location().map_or_else(String::new, |at| format!(" at {}:{}", at.file(), at.line()));
+        let _ = write(&describe(&Error::Panic(format!("redirect-cni panicked{place}"))));
+        std::process::exit(1);
+    }));
+}
