@@ -8,10 +8,12 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand, ValueEnum};
 use redirect_user::node::Node;
 
+mod agent;
 mod attach;
 mod doctor;
 mod explain;
 mod lifecycle;
+mod outcomes;
 mod output;
 mod show;
 mod trace;
@@ -69,6 +71,10 @@ enum Command {
         /// Only this container (or a unique beginning of its id).
         id: Option<String>,
     },
+    /// How the plugin decided about pods since the boot, by outcome.
+    Outcomes,
+    /// Answer the plugin's questions about this node's pods, until stopped.
+    Agent(agent::Args),
     /// Put the programs of this version on the node.
     Install,
     /// Detach every pod and remove the programs.
@@ -89,6 +95,8 @@ fn main() -> ExitCode {
         Command::Explain(command) => explain::run(&node, args.output, &command),
         Command::Trace { id } => trace::run(&node, args.output, id.as_deref()),
         Command::Stats { id } => show::stats(&node, args.output, id.as_deref()),
+        Command::Outcomes => outcomes::run(&node, args.output),
+        Command::Agent(command) => agent::run(&command),
         Command::Install => lifecycle::install(&node, args.output),
         Command::Uninstall => lifecycle::uninstall(&node, args.output),
         Command::Gc => lifecycle::gc(&node, args.output),
