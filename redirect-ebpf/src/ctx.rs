@@ -365,9 +365,9 @@ impl Lookup {
         field!(self.ctx, protocol) == TCP
     }
 
-    /// Whether the packet came over `lo`, that is, from inside the pod (field since Linux 5.17).
+    /// Whether the packet came over `lo` to an address that belongs to `lo` (field since Linux 5.17).
     #[inline(always)]
-    pub(crate) fn from_inside(&self) -> bool {
+    pub(crate) fn over_lo(&self) -> bool {
         self.interface() == LOOPBACK_IFINDEX
     }
 

@@ -9,7 +9,7 @@ use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use redirect_common::policy::InboundMode;
 use redirect_common::{
-    Event, Inbound, InboundFacts, LISTENER_SLOTS, ListenerKey, PodConfig, decide_inbound, flags, in_spread6, set,
+    Event, Inbound, InboundFacts, Ip, LISTENER_SLOTS, ListenerKey, PodConfig, decide_inbound, flags, in_spread6, set,
 };
 
 use crate::ctx::Lookup;
@@ -30,12 +30,15 @@ fn own_cookie() -> u64 {
 #[sk_lookup]
 pub(crate) fn inbound(ctx: SkLookupContext) -> u32 {
     let packet = Lookup::new(&ctx);
-    if !packet.is_tcp() || packet.from_inside() {
+    if !packet.is_tcp() || packet.over_lo() {
         return SK_PASS;
     }
     let cookie = own_cookie();
     let Some(pod) = maps::pod(cookie) else { return SK_PASS };
-    let dst = packet.local();
+    let (client, dst) = (packet.remote(), packet.local());
+    if from_inside(cookie, &client.ip, &dst.ip) {
+        return SK_PASS;
+    }
     if in_spread6(&dst.ip) {
         // This prefix is the way from the application to the sidecar; nobody outside may use it.
         count(cookie, Event::InboundForeign);
@@ -60,6 +63,14 @@ pub(crate) fn inbound(ctx: SkLookupContext) -> u32 {
             SK_DROP
         }
     }
+}
+
+/// Whether the packet was sent inside the pod, to an address of an interface other than `lo`. It travels over `lo`, but
+/// the kernel names the interface that has the address (`ip_route_output_key_hash_rcu()`, `ipv6_rcv()`; seen on Linux
+/// 6.18). The source tells: from outside the kernel takes no packet with a source that is loopback or its own.
+#[inline(always)]
+fn from_inside(cookie: u64, client: &Ip, dst: &Ip) -> bool {
+    client.same(dst) || client.is_loopback() || maps::own_address(cookie, client)
 }
 
 /// Finds a listener that takes the packet; an IPv6 listener may serve IPv4 as well.

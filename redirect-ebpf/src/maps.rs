@@ -124,6 +124,13 @@ pub(crate) fn in_set(cookie: u64, set: u32, value: u32) -> bool {
     unsafe { SETS.get(SetKey { cookie, set, value }) }.is_some()
 }
 
+/// Whether an address is one of the pod's own.
+#[inline(always)]
+pub(crate) fn own_address(cookie: u64, ip: &Ip) -> bool {
+    // SAFETY: the value is never read, only whether there is one.
+    unsafe { OWN.get(AddrKey { cookie, ip: *ip }) }.is_some()
+}
+
 #[inline(always)]
 fn in_ranges(cookie: u64, list: u32, ip: &Ip) -> bool {
     RANGES.get(Key::new(RangeKey::BITS, RangeKey::new(cookie, list, *ip))).is_some()
@@ -162,8 +169,7 @@ impl Facts for PodFacts {
     }
     #[inline(always)]
     fn own_address(&self, ip: &Ip) -> bool {
-        // SAFETY: the value is never read, only whether there is one.
-        unsafe { OWN.get(AddrKey { cookie: self.cookie, ip: *ip }) }.is_some()
+        own_address(self.cookie, ip)
     }
     #[inline(always)]
     fn interface_excluded(&self, ip: &Ip) -> bool {
