@@ -1,6 +1,6 @@
 //! From the environment and stdin to one verb.
 
-use std::io::Read as _;
+use std::io::{IsTerminal as _, Read as _};
 
 use crate::conf::{Conf, Version};
 use crate::error::Error;
@@ -14,7 +14,7 @@ const STDIN_MAX: u64 = 16 << 20;
 pub(crate) fn run() -> Result<String, Error> {
     let request = Request::parse(|name| std::env::var_os(name))?;
     if request == Request::Version {
-        return Ok(version());
+        return Ok(versions());
     }
     let conf = Conf::read(&stdin()?)?;
     reply::speak(conf.version);
@@ -36,7 +36,7 @@ fn dispatch(request: &Request, conf: &Conf) -> Result<String, Error> {
         Request::Check(sandbox) => check::run(sandbox, conf),
         Request::Gc => gc::run(conf),
         Request::Status => status::run(conf),
-        Request::Version => Ok(version()),
+        Request::Version => Ok(versions()),
     }
 }
 
@@ -53,10 +53,13 @@ fn check_verb(request: &Request, found: Version) -> Result<(), Error> {
     Err(Error::Verb { verb: request.verb(), since: since.name(), found })
 }
 
-/// A runtime asks before it knows which version to speak, so the answer is in the newest.
-fn version() -> String {
+/// A runtime asks before it knows which versions it may speak, so whatever is on stdin gets an answer: in the version
+/// that is named there, or else in the newest. Nobody is made to type one.
+fn versions() -> String {
+    let named = (!std::io::stdin().is_terminal()).then(stdin).and_then(|text| Conf::read(&text.ok()?).ok());
+    let version = named.map_or(Version::NEWEST, |conf| conf.version);
     let supported = Version::NAMES.map(|name| format!("{name:?}")).join(",");
-    format!(r#"{{"cniVersion":"{}","supportedVersions":[{supported}]}}"#, Version::NEWEST.name())
+    format!(r#"{{"cniVersion":"{}","supportedVersions":[{supported}]}}"#, version.name())
 }
 
 fn stdin() -> Result<Vec<u8>, Error> {

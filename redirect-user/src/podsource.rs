@@ -31,41 +31,49 @@ impl std::fmt::Display for PodRef {
 }
 
 /// What decides about enrolment and policy, and no more: a pod's secrets do not travel.
+///
+/// The containers must be there: an answer without them would look like a pod without a sidecar.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct PodDetails {
     /// Its uid; the runtime's, where the API's differs.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
     /// It shares the node's network namespace.
+    #[serde(default)]
     pub host_network: bool,
     /// Its labels.
+    #[serde(default)]
     pub labels: BTreeMap<String, String>,
     /// Its annotations.
+    #[serde(default)]
     pub annotations: Annotations,
     /// Its containers, init containers first.
     pub containers: Vec<Container>,
     /// `containers` may lack some that the source cannot see.
+    #[serde(default)]
     pub partial: bool,
 }
 
 /// One container of a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct Container {
     /// Its name.
     pub name: String,
     /// Which list it stands in, and whether it stays.
     pub kind: ContainerKind,
     /// Its arguments.
+    #[serde(default)]
     pub args: Vec<String>,
     /// Those of its variables in [`VARIABLES`] that have a literal value.
+    #[serde(default)]
     pub env: BTreeMap<String, String>,
     /// `securityContext.runAsUser` of the container itself.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_as_user: Option<u32>,
     /// `securityContext.runAsGroup` of the container itself.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_as_group: Option<u32>,
 }
 

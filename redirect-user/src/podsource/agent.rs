@@ -8,6 +8,8 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use serde::Deserialize;
+
 use super::protocol::{self, Answer, MAX_LINE, ProblemKind, Request, Response};
 use super::{Asked, Error, PodDetails, PodSource};
 use crate::annotations::Annotations;
@@ -38,6 +40,12 @@ impl PodSource for Agent {
         }
         Ok(details)
     }
+}
+
+/// The part of an answer that every version has.
+#[derive(Deserialize)]
+struct Spoken {
+    version: u32,
 }
 
 struct Question<'a> {
@@ -95,16 +103,21 @@ impl Question<'_> {
         if line.is_empty() {
             return Err(self.garbage("the agent closed the connection without a word".to_owned()));
         }
-        let response: Response = serde_json::from_slice(line).map_err(|error| {
+        let unreadable = |error: serde_json::Error| {
             self.garbage(format!("{error} in {:?}", shorten(String::from_utf8_lossy(line).trim_end())))
-        })?;
-        if response.version != protocol::VERSION {
-            let (theirs, ours) = (response.version, protocol::VERSION);
+        };
+        let spoken: Spoken = serde_json::from_slice(line).map_err(unreadable)?;
+        if spoken.version != protocol::VERSION {
+            let (theirs, ours) = (spoken.version, protocol::VERSION);
             return Err(
                 self.garbage(format!("it speaks version {theirs} of the protocol, the plugin {ours}"))
             );
         }
+        let response: Response = serde_json::from_slice(line).map_err(unreadable)?;
         let problem = match response.answer {
+            Answer::Pod(details) if details.containers.is_empty() => {
+                return Err(self.garbage("the pod has no containers".to_owned()));
+            }
             Answer::Pod(details) => return Ok(details),
             Answer::Error(problem) => problem,
         };

@@ -1,0 +1,370 @@
+//! The plugin and the node's agent: the real one with manifests in a folder, and ones that misbehave.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use harness::binary;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::call::{Call, PREV_RESULT, Place, Reply, STATUS, hand_over, with_prev_result};
+
+/// `redirect agent` as a process.
+struct Agent {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl Agent {
+    fn start(place: &Place) -> Agent {
+        let (pods, socket) = (place.dir.join("pods"), place.dir.join("agent.sock"));
+        std::fs::create_dir_all(&pods).unwrap();
+        let child = Command::new(binary("redirect"))
+            .arg("agent")
+            .arg("--pods")
+            .arg(pods)
+            .arg("--socket")
+            .arg(&socket)
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("start redirect agent");
+        let agent = Agent { child, socket };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while UnixStream::connect(&agent.socket).is_err() {
+            assert!(Instant::now() < deadline, "the agent does not listen at {}", agent.socket.display());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        agent
+    }
+
+    fn stop(&mut self) -> Option<i32> {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a pid is positive"));
+        let _ = kill(pid, Signal::SIGTERM);
+        self.child.wait().expect("wait for the agent").code()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// An agent that does `serve` with its first client.
+fn impostor(socket: &Path, serve: impl FnOnce(UnixStream) + Send + 'static) -> std::thread::JoinHandle<()> {
+    let listener = UnixListener::bind(socket).expect("listen");
+    std::thread::spawn(move || serve(listener.accept().expect("a client").0))
+}
+
+/// Reads the question, which must be one line of JSON.
+fn question(stream: &UnixStream) -> Value {
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).expect("a line");
+    serde_json::from_str(&line).expect("a question is JSON")
+}
+
+fn conf(place: &Place) -> Value {
+    let mut conf = place.conf();
+    conf["podSource"] = json!("kubernetes");
+    conf
+}
+
+fn add(conf: &Value) -> Reply {
+    Call::new("ADD").pod("shop", "web-0", "uid-1").stdin(with_prev_result(conf, PREV_RESULT)).run()
+}
+
+/// A manifest of an injected pod, with `change` made to it.
+fn manifest(place: &Place, change: impl Fn(&mut Value)) {
+    let mut pod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": "web-0", "namespace": "shop", "uid": "uid-1",
+            "labels": { "app": "web" }, "annotations": { STATUS.0: STATUS.1 },
+        },
+        "spec": {
+            "initContainers": [{ "name": "istio-validation" }],
+            "containers": [
+                { "name": "istio-proxy", "args": ["proxy", "sidecar"], "securityContext": { "runAsUser": 1337 } },
+                { "name": "web", "env": [{ "name": "PASSWORD", "value": "hunter2" }] },
+            ],
+        },
+    });
+    change(&mut pod);
+    let folder = place.dir.join("pods");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("web-0.new"), pod.to_string()).unwrap();
+    std::fs::rename(folder.join("web-0.new"), folder.join("web-0.json")).unwrap();
+}
+
+/// Enrolled: it got as far as the namespace, which does not exist.
+#[track_caller]
+fn assert_enrolled(reply: &Reply) {
+    assert!(reply.refused(8).contains("CNI_NETNS"), "{reply:?}");
+}
+
+#[test]
+fn every_condition_that_needs_the_pod_is_decided_from_its_manifest() {
+    let place = Place::new();
+    let _agent = Agent::start(&place);
+    type Change = fn(&mut Value);
+    let table: &[(&str, Change)] = &[
+        ("enrolled", |_| {}),
+        ("enrolled", |pod| pod["metadata"]["labels"]["sidecar.istio.io/inject"] = json!("true")),
+        // A native sidecar is one of the two containers that the conditions ask for.
+        ("enrolled", |pod| {
+            pod["spec"]["initContainers"] = json!([{ "name": "istio-proxy", "restartPolicy": "Always" }]);
+            pod["spec"]["containers"] = json!([{ "name": "web" }]);
+        }),
+        ("host_network", |pod| pod["spec"]["hostNetwork"] = json!(true)),
+        ("istio_init", |pod| pod["spec"]["initContainers"] = json!([{ "name": "istio-init" }])),
+        ("envoy_disabled", |pod| {
+            pod["spec"]["containers"][0]["env"] = json!([{ "name": "DISABLE_ENVOY", "value": "true" }]);
+        }),
+        ("no_proxy_container", |pod| pod["spec"]["containers"][0]["name"] = json!("envoy")),
+        ("not_a_sidecar", |pod| pod["spec"]["containers"][0]["args"] = json!(["proxy", "router"])),
+        ("single_container", |pod| {
+            pod["spec"]["containers"].as_array_mut().unwrap().truncate(1);
+        }),
+        ("inject_false", |pod| {
+            pod["metadata"]["labels"]["sidecar.istio.io/inject"] = json!("false");
+            pod["metadata"]["annotations"]["sidecar.istio.io/inject"] = json!("true");
+        }),
+        ("not_injected", |pod| pod["metadata"]["annotations"] = json!({})),
+        ("interception_none", |pod| {
+            pod["metadata"]["annotations"]["sidecar.istio.io/interceptionMode"] = json!("NONE");
+        }),
+    ];
+    for (outcome, change) in table {
+        manifest(&place, change);
+        let reply = add(&conf(&place));
+        if *outcome == "enrolled" {
+            assert_enrolled(&reply);
+        } else {
+            assert_eq!(reply.success(), PREV_RESULT);
+            assert!(reply.stderr.contains(&format!("reason={outcome}")), "{outcome}: {reply:?}");
+        }
+    }
+}
+
+#[test]
+fn a_pod_that_appears_late_is_waited_for_and_one_that_never_does_is_an_error() {
+    let place = Place::new();
+    let _agent = Agent::start(&place);
+    let mut conf = conf(&place);
+    let started = Instant::now();
+    let details = add(&conf).refused(11);
+    assert!(started.elapsed() >= Duration::from_millis(400), "it did not wait");
+    for part in ["shop/web-0", "uid-1", "agent.sock", "no pod"] {
+        assert!(details.contains(part), "{part}: {details}");
+    }
+    conf["agentTimeoutSeconds"] = json!(20);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| add(&conf));
+        std::thread::sleep(Duration::from_millis(300));
+        manifest(&place, |_| {});
+        assert_enrolled(&waiting.join().unwrap());
+    });
+}
+
+#[test]
+fn another_pod_of_the_same_name_is_not_the_pod() {
+    let place = Place::new();
+    let _agent = Agent::start(&place);
+    manifest(&place, |pod| pod["metadata"]["uid"] = json!("uid-0"));
+    assert!(add(&conf(&place)).refused(11).contains("uid-1"));
+    // A static pod is known to the runtime by its hash, to the API by another uid.
+    manifest(&place, |pod| {
+        pod["metadata"]["uid"] = json!("uid-0");
+        pod["metadata"]["annotations"]["kubernetes.io/config.hash"] = json!("uid-1");
+    });
+    assert_enrolled(&add(&conf(&place)));
+}
+
+#[test]
+fn a_manifest_that_cannot_be_read_is_reported_by_name() {
+    let place = Place::new();
+    let _agent = Agent::start(&place);
+    std::fs::write(place.dir.join("pods/broken.json"), "{").unwrap();
+    assert!(add(&conf(&place)).refused(11).contains("broken.json"));
+    manifest(&place, |_| {});
+    assert_enrolled(&add(&conf(&place)));
+}
+
+#[test]
+fn an_absent_agent_is_waited_for_and_then_named() {
+    let place = Place::new();
+    let mut conf = conf(&place);
+    let started = Instant::now();
+    let details = add(&conf).refused(11);
+    assert!(
+        (Duration::from_millis(800)..Duration::from_secs(5)).contains(&started.elapsed()),
+        "{:?}",
+        started.elapsed()
+    );
+    for part in ["agent.sock", "shop/web-0", "could not connect", "is the redirect-cni agent running"] {
+        assert!(details.contains(part), "{part}: {details}");
+    }
+    // One that starts meanwhile is found.
+    manifest(&place, |_| {});
+    conf["agentTimeoutSeconds"] = json!(20);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| add(&conf));
+        std::thread::sleep(Duration::from_millis(300));
+        let _agent = Agent::start(&place);
+        assert_enrolled(&waiting.join().unwrap());
+    });
+    // A socket that a dead agent left behind is as good as none.
+    drop(UnixListener::bind(place.dir.join("dead.sock")).unwrap());
+    conf["agentSocket"] = json!(place.dir.join("dead.sock"));
+    conf["agentTimeoutSeconds"] = json!(1);
+    assert!(add(&conf).refused(11).contains("could not connect"));
+}
+
+#[test]
+fn a_pod_without_a_sidecar_never_touches_the_socket() {
+    let place = Place::new();
+    let listener = UnixListener::bind(place.dir.join("agent.sock")).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let mut conf = conf(&place);
+    hand_over(&mut conf, &[("team", "a")]);
+    add(&conf).success();
+    let excluded = Call::new("ADD").pod("kube-system", "dns", "1").stdin(conf.to_string());
+    excluded.run().success();
+    assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+}
+
+#[test]
+fn a_slow_agent_costs_no_more_than_the_time_limit() {
+    type Serve = fn(UnixStream);
+    let table: [(&str, Serve); 3] = [
+        ("says nothing", |stream| {
+            question(&stream);
+            std::thread::sleep(Duration::from_secs(3));
+        }),
+        ("drips", |mut stream| {
+            while stream.write_all(b" ").is_ok() {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }),
+        ("does not even read", |stream| {
+            std::thread::sleep(Duration::from_secs(3));
+            drop(stream);
+        }),
+    ];
+    for (name, serve) in table {
+        let place = Place::new();
+        let impostor = impostor(&place.dir.join("agent.sock"), serve);
+        let started = Instant::now();
+        let details = add(&conf(&place)).refused(11);
+        assert!(started.elapsed() < Duration::from_secs(3), "{name}: {:?}", started.elapsed());
+        assert!(details.contains("the time is up") && details.contains("get an answer"), "{name}: {details}");
+        impostor.join().unwrap();
+    }
+}
+
+#[test]
+fn an_answer_that_is_none_is_an_error_that_shows_it() {
+    let table: [(&[u8], u64, &str); 11] = [
+        (b"", 103, "without a word"),
+        (b"\n", 103, "EOF while parsing"),
+        (b"HTTP/1.1 200 OK\r\n", 103, "HTTP/1.1 200 OK"),
+        (b"{\"version\":1}\n", 103, "unusable answer"),
+        (b"{\"version\":2,\"pod\":{}}\n", 103, "version 2"),
+        (b"{\"version\":1,\"pod\":[]}\n", 103, "unusable answer"),
+        (b"{\"version\":1,\"pod\":{}}\n", 103, "containers"),
+        (b"{\"version\":1,\"pod\":{\"containers\":[]}}\n", 103, "no containers"),
+        (b"{\"version\":1,\"pod\":{\"containers\":7}}\n", 103, "unusable answer"),
+        (b"\xff\xfe\n", 103, "unusable answer"),
+        (b"{\"version\":1,\"error\":{\"kind\":\"failed\",\"message\":\"no watch\"}}\n", 11, "no watch"),
+    ];
+    for (answer, code, part) in table {
+        let place = Place::new();
+        let impostor = impostor(&place.dir.join("agent.sock"), move |mut stream| {
+            let asked = question(&stream);
+            assert_eq!(
+                (&asked["version"], &asked["namespace"], &asked["name"], &asked["uid"]),
+                (&json!(1), &json!("shop"), &json!("web-0"), &json!("uid-1"))
+            );
+            let wait = asked["waitMs"].as_u64().expect("a number");
+            assert!(wait <= 1000, "the agent may not wait longer than the plugin: {wait}");
+            stream.write_all(answer).unwrap();
+        });
+        let details = add(&conf(&place)).refused(code);
+        assert!(details.contains(part) && details.contains("agent.sock"), "{part}: {details}");
+        impostor.join().unwrap();
+    }
+}
+
+#[test]
+fn an_endless_answer_is_cut_off() {
+    let place = Place::new();
+    let impostor = impostor(&place.dir.join("agent.sock"), |mut stream| {
+        let chunk = vec![b'x'; 1 << 16];
+        while stream.write_all(&chunk).is_ok() {}
+    });
+    assert!(add(&conf(&place)).refused(103).contains("unusable answer"));
+    impostor.join().unwrap();
+}
+
+#[test]
+fn the_socket_is_roots_alone_and_has_one_owner() {
+    let place = Place::new();
+    let mut agent = Agent::start(&place);
+    let mode = std::fs::metadata(&agent.socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let second = Command::new(binary("redirect"))
+        .args(["agent", "--pods", "/nonexistent", "--socket"])
+        .arg(&agent.socket)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(second.status.code() == Some(1) && text.contains("already listens"), "{text}");
+    assert_eq!(agent.stop(), Some(0));
+    assert!(!agent.socket.exists(), "the socket stays behind");
+}
+
+#[test]
+fn the_agent_survives_clients_that_misbehave() {
+    let place = Place::new();
+    let agent = Agent::start(&place);
+    manifest(&place, |_| {});
+    for (question, part) in [
+        (&b"nonsense\n"[..], "badRequest"),
+        (b"{\"version\":9,\"namespace\":\"a\",\"name\":\"b\"}\n", "version 9"),
+        (b"{\"version\":1,\"namespace\":\"a\"}\n", "badRequest"),
+        (b"{\"version\":1,\"namespace\":\"a\",\"name\":\"b\"}\n", "notFound"),
+    ] {
+        let mut stream = UnixStream::connect(&agent.socket).unwrap();
+        stream.write_all(question).unwrap();
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line).unwrap();
+        assert!(line.contains(part) && line.ends_with('\n'), "{line}");
+    }
+    // One that goes away before its answer, and many at once.
+    drop(UnixStream::connect(&agent.socket).unwrap());
+    std::thread::scope(|scope| {
+        let calls: Vec<_> = (0..20).map(|_| scope.spawn(|| add(&conf(&place)))).collect();
+        calls.into_iter().for_each(|call| assert_enrolled(&call.join().unwrap()));
+    });
+}
+
+#[test]
+fn what_does_not_decide_does_not_travel() {
+    let place = Place::new();
+    let agent = Agent::start(&place);
+    manifest(&place, |_| {});
+    let mut stream = UnixStream::connect(&agent.socket).unwrap();
+    stream.write_all(b"{\"version\":1,\"namespace\":\"shop\",\"name\":\"web-0\"}\n").unwrap();
+    let mut line = String::new();
+    BufReader::new(&stream).read_line(&mut line).unwrap();
+    assert!(
+        line.contains("istio-proxy") && !line.contains("hunter2") && !line.contains("PASSWORD"),
+        "{line}"
+    );
+}

@@ -1,0 +1,223 @@
+//! Input that must be refused: one error JSON with the right code on stdout, exit status 1, and never a panic.
+
+use serde_json::json;
+
+use crate::call::{Call, Place, STATUS, hand_over, with_prev_result};
+
+#[test]
+fn variables_that_are_missing_or_wrong() {
+    let place = Place::new();
+    let call = |verb| Call::new(verb).stdin(place.conf().to_string());
+    let table = [
+        (call("ADD").without("CNI_COMMAND"), "CNI_COMMAND is not set"),
+        (call(""), "CNI_COMMAND is not set"),
+        (call("add"), "\"add\""),
+        (call("REMOVE"), "\"REMOVE\""),
+        (call("ADD").without("CNI_CONTAINERID"), "CNI_CONTAINERID is not set"),
+        (call("ADD").without("CNI_NETNS"), "CNI_NETNS is not set"),
+        (call("ADD").without("CNI_IFNAME"), "CNI_IFNAME is not set"),
+        (call("DEL").without("CNI_CONTAINERID"), "CNI_CONTAINERID is not set"),
+        (call("DEL").without("CNI_IFNAME"), "CNI_IFNAME is not set"),
+        (call("CHECK").without("CNI_NETNS"), "CNI_NETNS is not set"),
+        (call("ADD").env("CNI_CONTAINERID", "../../etc"), "CNI_CONTAINERID is \"../../etc\""),
+        (call("ADD").env("CNI_CONTAINERID", b"\xff\xfe"), "CNI_CONTAINERID is not UTF-8"),
+        (
+            call("ADD").env("CNI_IFNAME", "a-name-that-is-too-long"),
+            "CNI_IFNAME is \"a-name-that-is-too-long\"",
+        ),
+        (call("ADD").env("CNI_IFNAME", "a/b"), "CNI_IFNAME is \"a/b\""),
+        (call("ADD").env("CNI_ARGS", "K8S_POD_NAME"), "CNI_ARGS has \"K8S_POD_NAME\""),
+        (
+            call("ADD").env("CNI_ARGS", "COLOUR=blue"),
+            "CNI_ARGS has unknown keys and no IgnoreUnknown=1: COLOUR",
+        ),
+        (call("ADD").env("CNI_ARGS", "IgnoreUnknown=2"), "CNI_ARGS has a bad IgnoreUnknown"),
+        (call("ADD").env("CNI_ARGS", "K8S_POD_UID=../x"), "K8S_POD_UID=\"../x\""),
+        (call("ADD").env("CNI_ARGS", b"K8S_POD_NAME=\xff"), "CNI_ARGS is not UTF-8"),
+    ];
+    for (call, part) in table {
+        let details = call.run().refused(4);
+        assert!(details.contains(part), "{part}: {details}");
+    }
+}
+
+#[test]
+fn configurations_that_are_no_json() {
+    for text in ["", " ", "{", "null", "[]", "\"x\"", "{}}", "{'a':1}", "{\"a\":1,}", "\u{0}", "nonsense"] {
+        for verb in ["ADD", "DEL", "CHECK", "GC", "STATUS"] {
+            Call::new(verb).stdin(text).run().refused(6);
+        }
+    }
+    Call::new("ADD").stdin(b"{\"cniVersion\":\"1.0.0\",\"name\":\"\xff\"}").run().refused(6);
+    let deep = format!(r#"{{"cniVersion":"1.0.0","x":{}1{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
+    // Depth in a key that nobody reads does no harm; it must not overflow the stack either.
+    assert!(Call::new("ADD").stdin(deep).run().signal.is_none());
+    let endless = vec![b' '; (16 << 20) + 1];
+    assert!(Call::new("ADD").stdin(endless).run().refused(6).contains("longer than"));
+}
+
+#[test]
+fn versions_that_are_not_spoken() {
+    for version in
+        ["\"0.1.0\"", "\"0.2.0\"", "\"0.3.0\"", "\"1.2.0\"", "\"2.0.0\"", "\"\"", "\"1.0\"", "null"]
+    {
+        for verb in ["ADD", "DEL", "CHECK", "GC", "STATUS"] {
+            let details = Call::new(verb).stdin(format!(r#"{{"cniVersion":{version}}}"#)).run().refused(1);
+            assert!(details.contains("0.3.1, 0.4.0, 1.0.0, 1.1.0"), "{details}");
+        }
+    }
+    Call::new("ADD").stdin("{}").run().refused(1);
+    assert!(Call::new("ADD").stdin(r#"{"cniVersion":1}"#).run().refused(7).contains("cniVersion"));
+}
+
+#[test]
+fn whoever_asks_for_versions_gets_an_answer() {
+    for (text, version) in [
+        ("", "1.1.0"),
+        ("nonsense", "1.1.0"),
+        (r#"{"cniVersion":"0.1.0"}"#, "1.1.0"),
+        (r#"{"cniVersion":"0.4.0"}"#, "0.4.0"),
+    ] {
+        let reply = Call::new("VERSION").without("CNI_CONTAINERID").stdin(text).run();
+        let answer: serde_json::Value = serde_json::from_str(reply.success()).unwrap();
+        assert_eq!(answer["cniVersion"], version, "{text}");
+        assert_eq!(answer["supportedVersions"], json!(["0.3.1", "0.4.0", "1.0.0", "1.1.0"]));
+    }
+}
+
+#[test]
+fn keys_of_the_wrong_type_are_named_and_unknown_keys_ignored() {
+    let place = Place::new();
+    let table = [
+        ("stateDir", json!(5), 7),
+        ("stateDir", json!("relative/path"), 7),
+        ("bpffsRoot", json!(["/sys/fs/bpf"]), 7),
+        ("excludeNamespaces", json!("kube-system"), 7),
+        ("excludeNamespaces", json!([1]), 7),
+        ("proxy", json!("istio-proxy"), 7),
+        ("proxy", json!({ "uid": "1337" }), 7),
+        ("proxy", json!({ "outboundPort": 65536 }), 7),
+        ("dnsCapture", json!("true"), 7),
+        ("agentSocket", json!("agent.sock"), 7),
+        ("agentTimeoutSeconds", json!(0), 7),
+        ("logFile", json!(false), 7),
+        ("logLevel", json!(3), 7),
+        ("logLevel", json!("verbose"), 2),
+        ("podSource", json!("crd"), 2),
+        ("podSource", json!(null), 0),
+        ("runtimeConfig", json!([]), 7),
+        ("runtimeConfig", json!({ "io.kubernetes.cri.pod-annotations": ["a"] }), 7),
+        ("runtimeConfig", json!({ "portMappings": "whatever" }), 0),
+        ("colour", json!({ "deeply": ["unknown"] }), 0),
+    ];
+    for (key, value, code) in table {
+        let mut conf = place.conf();
+        conf[key] = value.clone();
+        let reply = Call::new("ADD").stdin(conf.to_string()).run();
+        if code == 0 {
+            reply.success();
+        } else {
+            let details = reply.refused(code);
+            assert!(details.contains(key), "{key}={value}: {details}");
+        }
+    }
+}
+
+#[test]
+fn a_mistake_in_the_policy_does_not_keep_a_pod_from_being_deleted() {
+    let place = Place::new();
+    let mut conf = place.conf();
+    conf["excludeNamespaces"] = json!(7);
+    conf["podSource"] = json!("crd");
+    conf["prevResult"] = json!("nonsense");
+    conf["runtimeConfig"] = json!(1);
+    assert_eq!(Call::new("DEL").env("CNI_ARGS", "nonsense").stdin(conf.to_string()).run().success(), "");
+}
+
+#[test]
+fn previous_results_that_are_none() {
+    let place = Place::new();
+    for (text, part) in [
+        ("[]", "prevResult:"),
+        ("\"x\"", "prevResult:"),
+        (r#"{"ips":"10.0.0.1"}"#, "prevResult.ips:"),
+        (r#"{"ips":[{}]}"#, "prevResult.ips[0].address"),
+        (r#"{"ips":[{"address":"10.0.0.1"}]}"#, "prevResult.ips[0].address"),
+        (r#"{"ips":[{"address":"300.0.0.1/8"}]}"#, "prevResult.ips[0].address"),
+    ] {
+        for verb in ["ADD", "CHECK"] {
+            let details = Call::new(verb).stdin(with_prev_result(&place.conf(), text)).run().refused(6);
+            assert!(details.contains(part), "{details}");
+        }
+    }
+}
+
+#[test]
+fn annotations_of_an_enrolled_pod_that_cannot_be_used() {
+    let place = Place::new();
+    let table = [
+        ("sidecar.istio.io/interceptionMode", "redirect", 101),
+        ("sidecar.istio.io/interceptionMode", "TPROXY", 102),
+        ("traffic.sidecar.istio.io/includeOutboundIPRanges", "10.0.0.0/8, 11.0.0.0/8", 101),
+        ("traffic.sidecar.istio.io/excludeOutboundIPRanges", "*", 101),
+        ("traffic.sidecar.istio.io/includeOutboundPorts", "http", 101),
+        ("traffic.sidecar.istio.io/excludeOutboundPorts", "80-90", 101),
+        ("traffic.sidecar.istio.io/includeInboundPorts", "80,", 101),
+        ("traffic.sidecar.istio.io/excludeInboundPorts", "*", 101),
+        ("traffic.sidecar.istio.io/excludeInterfaces", "eth0 -j DROP", 101),
+        ("traffic.sidecar.istio.io/kubevirtInterfaces", "tap0", 102),
+        ("istio.io/reroute-virtual-interfaces", "docker0", 102),
+        ("status.sidecar.istio.io/port", "-1", 101),
+        ("sidecar.istio.io/status", "not json", 101),
+    ];
+    for (annotation, value, code) in table {
+        let mut conf = place.conf();
+        hand_over(&mut conf, &[STATUS, (annotation, value)]);
+        let details = Call::new("ADD").pod("shop", "web-0", "1").stdin(conf.to_string()).run().refused(code);
+        assert!(details.contains(&format!("{annotation}={value:?}")), "{details}");
+        assert!(details.contains("shop/web-0"), "{details}");
+    }
+    assert_eq!(place.outcomes(), [("failed_101".to_owned(), 10), ("failed_102".to_owned(), 3)].into());
+}
+
+#[test]
+fn namespaces_that_cannot_be_redirected() {
+    let place = Place::new();
+    let mut conf = place.conf();
+    hand_over(&mut conf, &[STATUS]);
+    let call = Call::new("ADD").pod("shop", "web-0", "1").stdin(conf.to_string());
+    assert!(call.run().refused(8).contains("/nonexistent/netns"));
+    let own = call.env("CNI_NETNS", "/proc/self/ns/net").run().refused(8);
+    assert!(own.contains("the plugin itself runs in"), "{own}");
+}
+
+#[test]
+fn groups_of_the_environment_that_do_not_exist() {
+    let place = Place::new();
+    let mut conf = place.conf();
+    hand_over(&mut conf, &[STATUS]);
+    let call = Call::new("ADD").env("ISTIO_OUTBOUND_OWNER_GROUPS", "no-such-group");
+    let details = call.clone().pod("shop", "web-0", "1").stdin(conf.to_string()).run().refused(4);
+    assert!(
+        details.contains("ISTIO_OUTBOUND_OWNER_GROUPS") && details.contains("no-such-group"),
+        "{details}"
+    );
+    // A pod that is not ours does not care.
+    call.pod("kube-system", "dns-0", "1").stdin(conf.to_string()).run().success();
+}
+
+#[test]
+fn a_reply_that_nobody_reads_is_no_panic() {
+    use std::process::{Command, Stdio};
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let output = Command::new(harness::binary("redirect-cni"))
+        .env_clear()
+        .env("CNI_COMMAND", "VERSION")
+        .stdin(Stdio::null())
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .output()
+        .expect("start redirect-cni");
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(1), &b""[..]));
+}
