@@ -74,7 +74,8 @@ impl Node {
     pub fn stats(&self, pod: &Pod) -> BTreeMap<String, u64> {
         let value = self.json(&["stats", pod.name()]);
         let pods = value.as_array().expect("stats prints an array of attachments");
-        let pod = pods.iter().find(|entry| entry["id"] == pod.name()).expect("the attachment is listed");
+        let pod =
+            pods.iter().find(|entry| entry["containerId"] == pod.name()).expect("the attachment is listed");
         serde_json::from_value(pod["counters"].clone()).expect("counters are numbers by name")
     }
 
@@ -90,7 +91,9 @@ impl Node {
     pub fn attached(&self) -> Vec<String> {
         let value = self.json(&["list"]);
         let list = value.as_array().expect("list prints an array of attachments");
-        list.iter().map(|entry| entry["id"].as_str().expect("an id is a string").to_owned()).collect()
+        list.iter()
+            .map(|entry| entry["containerId"].as_str().expect("an id is a string").to_owned())
+            .collect()
     }
 
     /// Runs a subcommand with `--output json`.

@@ -3,12 +3,16 @@
 //!
 //! Table of contents, in reading order: [`kernel_test`] runs one test on a [`Node`]; a [`Pod`] is made on its
 //! [`Wire`]; a [`Process`] runs in a pod and makes [`Socket`]s; [`Sidecar`] is a process that listens as Envoy
-//! does; `redirect` is driven by [`cli`]; [`Residue`] is what must be gone afterwards. Below them: [`netns`],
-//! [`cgroup`], and the [`protocol`] between a test and its [`agent`].
+//! does; [`envoy`] is a real one; `redirect` is driven by [`cli`], chained CNI plugins by [`chain`]; [`Residue`] is what
+//! must be gone afterwards. Below them: [`netns`], [`cgroup`], [`unprivileged`] programs, and the [`protocol`] between a
+//! test and its [`agent`].
 
 pub mod agent;
 pub mod cgroup;
+pub mod chain;
 pub mod cli;
+pub mod envoy;
+mod maps;
 pub mod netns;
 mod node;
 mod pod;
@@ -17,6 +21,7 @@ pub mod protocol;
 mod residue;
 pub mod sidecar;
 mod sockets;
+pub mod unprivileged;
 mod wire;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -26,6 +31,7 @@ pub use node::{MachineLock, Node, binary};
 pub use pod::Pod;
 pub use process::{Process, User};
 pub use protocol::{Seen, Service};
+pub use redirect_common::Event;
 pub use residue::Residue;
 pub use sidecar::Sidecar;
 pub use sockets::{Level, Socket};

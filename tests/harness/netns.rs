@@ -71,6 +71,15 @@ impl NetNs {
         );
     }
 
+    /// What a command prints that runs in the namespace.
+    #[must_use]
+    pub fn output_of(&self, command: &mut Command) -> String {
+        self.enter(command, None);
+        let output = command.output().unwrap_or_else(|error| panic!("start {command:?}: {error}"));
+        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
     /// Sets a sysctl of the namespace, named as a path (`net/ipv4/ip_local_port_range`).
     pub fn sysctl(&self, name: &str, value: &str) {
         self.run(|| {

@@ -57,7 +57,7 @@ pub enum Request {
         /// The socket.
         fd: Fd,
     },
-    /// `getsockopt()` with a buffer of `size` bytes; answers with an [`OptionBytes`].
+    /// `getsockopt()`; answers with an [`OptionBytes`].
     GetOption {
         /// The socket.
         fd: Fd,
@@ -65,10 +65,10 @@ pub enum Request {
         level: i32,
         /// The option, as a number.
         name: i32,
-        /// The buffer's size.
-        size: u32,
+        /// What the buffer holds before the call, which also says how long it is.
+        buffer: Vec<u8>,
     },
-    /// `setsockopt()` with an `int`.
+    /// `setsockopt()`
     SetOption {
         /// The socket.
         fd: Fd,
@@ -76,8 +76,8 @@ pub enum Request {
         level: i32,
         /// The option, as a number.
         name: i32,
-        /// The value.
-        value: i32,
+        /// The value, in the machine's byte order.
+        value: Vec<u8>,
     },
     /// `send()` or `sendto()`; answers with the bytes sent.
     Send {
@@ -157,7 +157,7 @@ pub struct Seen {
 pub struct OptionBytes {
     /// The length that the kernel reported.
     pub len: u32,
-    /// The whole buffer; bytes that were not written still have the value [`UNTOUCHED`].
+    /// The whole buffer; where the caller gave only a size, bytes that were not written are still [`UNTOUCHED`].
     pub buffer: Vec<u8>,
 }
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use nix::errno::Errno;
 
 use crate::process::Process;
-use crate::protocol::{Datagram, Fd, OptionBytes, Request, Seen, decode_sockaddr};
+use crate::protocol::{Datagram, Fd, OptionBytes, Request, Seen, UNTOUCHED, decode_sockaddr};
 
 /// A socket of a [`Process`], closed when it goes out of scope.
 #[derive(Debug)]
@@ -122,7 +122,15 @@ impl Socket {
     /// # Errors
     /// What the call says.
     pub fn option(&self, level: i32, name: i32, size: u32) -> Result<OptionBytes, Errno> {
-        self.process.call(Request::GetOption { fd: self.fd, level, name, size })
+        self.option_with(level, name, vec![UNTOUCHED; size as usize])
+    }
+
+    /// `getsockopt()` for the options that read the buffer before they write to it.
+    ///
+    /// # Errors
+    /// What the call says.
+    pub fn option_with(&self, level: i32, name: i32, buffer: Vec<u8>) -> Result<OptionBytes, Errno> {
+        self.process.call(Request::GetOption { fd: self.fd, level, name, buffer })
     }
 
     /// `setsockopt()` with an `int`.
@@ -130,7 +138,15 @@ impl Socket {
     /// # Errors
     /// What the call says.
     pub fn set_option(&self, level: i32, name: i32, value: i32) -> Result<(), Errno> {
-        self.process.call(Request::SetOption { fd: self.fd, level, name, value })
+        self.set_option_bytes(level, name, &value.to_ne_bytes())
+    }
+
+    /// `setsockopt()` with any value.
+    ///
+    /// # Errors
+    /// What the call says.
+    pub fn set_option_bytes(&self, level: i32, name: i32, value: &[u8]) -> Result<(), Errno> {
+        self.process.call(Request::SetOption { fd: self.fd, level, name, value: value.to_vec() })
     }
 
     /// `send()`; answers with the number of bytes sent.

@@ -64,7 +64,7 @@ impl Wire {
              addr add {ip6}/64 dev eth0 nodad\n\
              link set eth0 up\n\
              route add default via 10.77.0.1\n\
-             -6 route add default via fd77::1"
+             route add ::/0 via fd77::1"
         ));
     }
 }

@@ -73,11 +73,11 @@ impl Agent {
             Request::Listen { fd } => json(sys::listen(self.socket(fd)?)?),
             Request::SockName { fd } => json(sys::sockname(self.socket(fd)?)?),
             Request::PeerName { fd } => json(sys::peername(self.socket(fd)?)?),
-            Request::GetOption { fd, level, name, size } => {
-                json(sys::get_option(self.socket(fd)?, level, name, size)?)
+            Request::GetOption { fd, level, name, buffer } => {
+                json(sys::get_option(self.socket(fd)?, level, name, buffer)?)
             }
             Request::SetOption { fd, level, name, value } => {
-                json(sys::set_option(self.socket(fd)?, level, name, value)?)
+                json(sys::set_option(self.socket(fd)?, level, name, &value)?)
             }
             Request::Send { fd, data, to } => json(sys::send(self.socket(fd)?, &data, to)?),
             Request::Receive { fd, size, patience_ms } => {

@@ -54,9 +54,13 @@ pub(super) fn peername(socket: &OwnedFd) -> Result<SocketAddr, Errno> {
     address(&storage).ok_or(Errno::EAFNOSUPPORT)
 }
 
-pub(super) fn get_option(socket: &OwnedFd, level: i32, name: i32, size: u32) -> Result<OptionBytes, Errno> {
-    let mut buffer = vec![UNTOUCHED; size as usize];
-    let mut len = size;
+pub(super) fn get_option(
+    socket: &OwnedFd,
+    level: i32,
+    name: i32,
+    mut buffer: Vec<u8>,
+) -> Result<OptionBytes, Errno> {
+    let mut len = buffer.len() as u32;
     // SAFETY: the buffer has `len` bytes; the kernel writes no more than that and both outlive the call.
     let result = unsafe {
         libc::getsockopt(socket.as_raw_fd(), level, name, buffer.as_mut_ptr().cast(), &raw mut len)
@@ -69,15 +73,14 @@ pub(super) fn get_option(socket: &OwnedFd, level: i32, name: i32, size: u32) -> 
 pub(super) fn original_dst(socket: &OwnedFd, v6: bool) -> Result<SocketAddr, Errno> {
     let (level, name) =
         if v6 { (libc::SOL_IPV6, libc::IP6T_SO_ORIGINAL_DST) } else { (libc::SOL_IP, libc::SO_ORIGINAL_DST) };
-    let answer = get_option(socket, level, name, size_of::<libc::sockaddr_storage>() as u32)?;
+    let answer = get_option(socket, level, name, vec![UNTOUCHED; size_of::<libc::sockaddr_storage>()])?;
     decode_sockaddr(&answer.buffer).ok_or(Errno::EAFNOSUPPORT)
 }
 
-pub(super) fn set_option(socket: &OwnedFd, level: i32, name: i32, value: i32) -> Result<(), Errno> {
-    let size = size_of_val(&value) as u32;
-    // SAFETY: the kernel reads `size` bytes of `value`, which outlives the call.
-    let result =
-        unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), size) };
+pub(super) fn set_option(socket: &OwnedFd, level: i32, name: i32, value: &[u8]) -> Result<(), Errno> {
+    let len = value.len() as u32;
+    // SAFETY: the kernel reads `len` bytes of `value`, which outlives the call.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.as_ptr().cast(), len) };
     Errno::result(result).map(drop)
 }
 

@@ -1,0 +1,122 @@
+//! In thousands: nothing piles up, nothing runs out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use harness::{Event, Node, Pod, Process, Seen, Sidecar, kernel_test};
+
+use crate::{FAMILIES, enrolled, far_away};
+
+#[test]
+fn a_thousand_connections_leave_no_handshake_behind() {
+    kernel_test(|node| {
+        let pod = enrolled(node, "pod");
+        let sidecar = pod.sidecar();
+        let app = pod.app();
+        for v6 in FAMILIES {
+            for _ in 0..10 {
+                let opened = app.open_many(&[far_away(v6, 80), far_away(v6, 81)], 100);
+                assert_eq!((opened.count, opened.error), (100, None));
+                app.close_many();
+            }
+        }
+        // Of most the sidecar saw nothing: they were reset before it accepted them.
+        assert!(sidecar.take_seen().iter().all(|seen| seen.original_dst.is_ok()));
+        assert_eq!(node.handshakes(), []);
+        assert_eq!(node.count(&pod, Event::HandoffTaken), 2000);
+        assert_eq!(node.count(&pod, Event::HandoffMissing), 0);
+    });
+}
+
+#[test]
+fn connections_reset_before_the_sidecar_accepts_them_leave_no_handshake_behind() {
+    kernel_test(|node| {
+        let pod = enrolled(node, "pod");
+        let (app, proxy) = (pod.app(), pod.proxy());
+        for v6 in FAMILIES {
+            // It listens, and never accepts.
+            let _listener = proxy.listen(crate::any(v6, 15001)).unwrap();
+            for _ in 0..5 {
+                assert_eq!(app.open_many(&[far_away(v6, 80)], 100).error, None);
+                app.close_many();
+            }
+        }
+        assert_eq!(node.handshakes(), []);
+    });
+}
+
+/// How many connections are open at once in the test below; more than one range of ephemeral ports (28,232).
+const MANY: usize = 40_000;
+/// Processes that share them on each side, because each may have 20,000 descriptors.
+const PROCESSES: usize = 4;
+
+#[test]
+fn forty_thousand_connections_at_once_to_several_destinations() {
+    kernel_test(|node| {
+        let pod = enrolled(node, "pod");
+        let destinations: Vec<_> =
+            (0..8).map(|n| SocketAddr::new(IpAddr::from([192, 0, 2, 10 + n]), 80)).collect();
+        hold_many(node, &pod, &destinations);
+    });
+}
+
+#[test]
+fn forty_thousand_connections_at_once_to_one_destination() {
+    kernel_test(|node| {
+        let pod = enrolled(node, "pod");
+        // As many as the pod could open to one address without us.
+        pod.netns().sysctl("net/ipv4/ip_local_port_range", "1024 65535");
+        hold_many(node, &pod, &[far_away(false, 80)]);
+    });
+}
+
+#[test]
+fn forty_thousand_ipv6_connections_at_once() {
+    kernel_test(|node| {
+        let pod = enrolled(node, "pod");
+        pod.netns().sysctl("net/ipv4/ip_local_port_range", "1024 65535");
+        hold_many(node, &pod, &[far_away(true, 80), far_away(true, 81)]);
+    });
+}
+
+/// Opens them all, keeps them open, and looks at what the sidecar saw of each.
+fn hold_many(node: &Node, pod: &Pod, destinations: &[SocketAddr]) {
+    let sidecar = Sidecar::builder(pod).workers(PROCESSES).start();
+    let apps: Vec<Process> = (0..PROCESSES).map(|_| pod.app()).collect();
+    let begin = Instant::now();
+    let opened: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            apps.iter().map(|app| scope.spawn(|| app.open_many(destinations, MANY / PROCESSES))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    for opened in opened {
+        assert_eq!((opened.count, opened.error), (MANY / PROCESSES, None));
+    }
+    println!("{MANY} connections to {} destinations in {:?}", destinations.len(), begin.elapsed());
+
+    let seen = take_all(&sidecar, MANY);
+    let mut per_destination = BTreeMap::new();
+    for seen in &seen {
+        *per_destination.entry(seen.original_dst.unwrap()).or_insert(0) += 1;
+    }
+    let expected = destinations.iter().map(|to| (*to, MANY / destinations.len()));
+    assert_eq!(per_destination, expected.collect());
+    let clients: BTreeSet<IpAddr> = seen.iter().map(|seen| seen.client.ip()).collect();
+    assert_eq!(clients, BTreeSet::from([pod.ip(destinations[0].is_ipv6())]));
+    assert_eq!(node.handshakes(), []);
+    assert_eq!(node.count(pod, Event::HandoffTaken), MANY as u64);
+    apps.iter().for_each(Process::close_many);
+}
+
+/// What a sidecar saw of `count` connections: it may still be accepting the last of them.
+fn take_all(sidecar: &Sidecar, count: usize) -> Vec<Seen> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let mut seen = sidecar.take_seen();
+    while seen.len() < count && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+        seen.extend(sidecar.take_seen());
+    }
+    assert_eq!(seen.len(), count);
+    seen
+}

@@ -1,0 +1,256 @@
+//! An application dials out: the sidecar gets the connection and learns where it was meant to go, the application
+//! notices nothing.
+
+use std::net::SocketAddr;
+
+use harness::{Errno, Process, Seen, Service, Sidecar, Socket, kernel_test};
+
+use crate::{FAMILIES, any, enrolled, far_away, localhost, mapped};
+
+/// What the sidecar must see of a connection from `client` to `dialled`.
+fn captured(seen: &Seen, client: SocketAddr, dialled: SocketAddr) {
+    assert_eq!(seen.listener, 15001, "{seen:?}");
+    assert_eq!(seen.original_dst, Ok(dialled), "{seen:?}");
+    assert_eq!(seen.client, client, "{seen:?}");
+}
+
+/// Dials `to` and checks both sides' view.
+fn dial(app: &Process, to: SocketAddr, own: std::net::IpAddr) -> Socket {
+    let socket = app.connect(to).unwrap();
+    captured(&socket.seen(), socket.sockname(), to);
+    assert_eq!(socket.sockname().ip(), own);
+    assert_eq!(socket.peername(), Ok(to));
+    socket
+}
+
+#[test]
+fn ipv4() {
+    kernel_test(|node| {
+        let pod = enrolled(node, "client");
+        let _sidecar = pod.sidecar();
+        dial(&pod.app(), far_away(false, 80), pod.ip(false));
+    });
+}
+
+#[test]
+fn ipv6() {
+    kernel_test(|node| {
+        let pod = enrolled(node, "client");
+        let _sidecar = pod.sidecar();
+        dial(&pod.app(), far_away(true, 80), pod.ip(true));
+    });
+}
+
+#[test]
+fn ipv4_mapped_on_an_ipv6_socket() {
+    kernel_test(|node| {
+        let pod = enrolled(node, "client");
+        let _sidecar = pod.sidecar();
+        let socket = pod.app().connect(mapped(far_away(false, 80))).unwrap();
+        let own = socket.sockname();
+        assert_eq!(own.ip(), mapped(pod.at(false, 0)).ip());
+        captured(&socket.seen(), pod.at(false, own.port()), far_away(false, 80));
+        assert_eq!(socket.peername(), Ok(mapped(far_away(false, 80))));
+    });
+}
+
+#[test]
+fn a_dual_stack_listener_serves_both_families() {
+    kernel_test(|node| {
+        let pod = enrolled(node, "client");
+        let (app, proxy) = (pod.app(), pod.proxy());
+        let listener = proxy.listen(any(true, 15001)).unwrap();
+        for v6 in FAMILIES {
+            let client = app.connect(far_away(v6, 80)).unwrap();
+            let accepted = listener.accept().unwrap();
+            let level = if v6 { harness::Level::Ipv6 } else { harness::Level::Ip };
+            assert_eq!(accepted.original_dst(level), Ok(far_away(v6, 80)));
+            assert_eq!(accepted.peername(), Ok(mapped(client.sockname())));
+        }
+    });
+}
+
+#[test]
+fn the_sidecar_may_listen_on_localhost_only() {
+    kernel_test(|node| {
+        let pod = enrolled(node, "client");
+        let _sidecar = Sidecar::builder(&pod).localhost().start();
+        let app = pod.app();
+        for v6 in FAMILIES {
+            let socket = app.connect(far_away(v6, 80)).unwrap();
+            let seen = socket.seen();
+            assert_eq!((seen.listener, seen.original_dst), (15001, Ok(far_away(v6, 80))));
+            assert_eq!(socket.peername(), Ok(far_away(v6, 80)));
+        }
+    });
+}
+
+#[test]
+fn the_listener_may_be_older_than_the_application_and_younger_than_attach_only() {
+    kernel_test(|node| {
+        let pod = enrolled(node, "client");
+        let mut sidecar = Sidecar::builder(&pod).workers(3).start();
+        let app = pod.app();
+        for _ in 0..2 {
+            sidecar.stop_worker();
+            for v6 in FAMILIES {
+                dial(&app, far_away(v6, 80), pod.ip(v6));
+            }
+        }
+    });
+}
+
+#[test]
+fn nonblocking_connect() {
+    kernel_test(|node| {
+        let pod = enrolled(node, "client");
+        let _sidecar = pod.sidecar();
+        let app = pod.app();
+        for v6 in FAMILIES {
+            let socket = app.tcp_nonblocking(v6);
+            assert_eq!(socket.connect(far_away(v6, 443)), Err(Errno::EINPROGRESS));
+            assert_eq!(socket.await_connect(), Ok(()));
+            captured(&socket.seen(), socket.sockname(), far_away(v6, 443));
+            assert_eq!(socket.peername(), Ok(far_away(v6, 443)));
+        }
+    });
+}
+
+#[test]
+fn a_socket_bound_to_a_port_keeps_it() {
+    kernel_test(|node| {
+        let pod = enrolled(node, "client");
+        let _sidecar = pod.sidecar();
+        let app = pod.app();
+        for v6 in FAMILIES {
+            // A port that has just been used cannot be bound again at once.
+            let [free, own] = if v6 { [40001, 40002] } else { [40003, 40004] };
+            for (bind, port) in [(any(v6, free), free), (pod.at(v6, own), own)] {
+                let socket = app.tcp(v6);
+                socket.bind(bind).unwrap();
+                socket.connect(far_away(v6, 80)).unwrap();
+                captured(&socket.seen(), pod.at(v6, port), far_away(v6, 80));
+                assert_eq!(socket.sockname(), pod.at(v6, port));
+            }
+        }
+    });
+}
+
+#[test]
+fn one_local_port_to_two_destinations_at_once() {
+    kernel_test(|node| {
+        let pod = enrolled(node, "client");
+        let _sidecar = pod.sidecar();
+        let app = pod.app();
+        // The kernel tells such connections apart by their destination; after the rewrite it still must.
+        for v6 in FAMILIES {
+            let sockets = [80, 81, 82].map(|port| {
+                let socket = app.tcp(v6);
+                socket.set_option(libc::SOL_SOCKET, libc::SO_REUSEADDR, 1).unwrap();
+                socket.set_option(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1).unwrap();
+                socket.bind(pod.at(v6, 40000)).unwrap();
+                socket.connect(far_away(v6, port)).unwrap();
+                (socket, port)
+            });
+            for (socket, port) in &sockets {
+                captured(&socket.seen(), pod.at(v6, 40000), far_away(v6, *port));
+            }
+        }
+    });
+}
+
+#[test]
+fn connect_again_after_the_sidecar_refused() {
+    kernel_test(|node| {
+        let pod = enrolled(node, "client");
+        let app = pod.app();
+        for v6 in FAMILIES {
+            let socket = app.tcp(v6);
+            assert_eq!(socket.connect(far_away(v6, 80)), Err(Errno::ECONNREFUSED));
+            let _sidecar = pod.sidecar();
+            assert_eq!(socket.connect(far_away(v6, 81)), Ok(()));
+            captured(&socket.seen(), socket.sockname(), far_away(v6, 81));
+            assert_eq!(socket.peername(), Ok(far_away(v6, 81)));
+        }
+    });
+}
+
+#[test]
+fn connect_again_from_redirected_to_direct() {
+    kernel_test(|node| {
+        let (pod, server) = (enrolled(node, "client"), node.pod("server"));
+        let (app, peer) = (pod.app(), server.app());
+        for v6 in FAMILIES {
+            peer.serve(&[any(v6, 15020)], Service::Tell).unwrap();
+            let socket = app.tcp(v6);
+            assert_eq!(socket.connect(far_away(v6, 80)), Err(Errno::ECONNREFUSED));
+            // Port 15020 is excluded: now the record of the first call must not speak for the second.
+            assert_eq!(socket.connect(server.at(v6, 15020)), Ok(()));
+            assert_eq!(socket.seen().client, socket.sockname());
+            assert_eq!(socket.peername(), Ok(server.at(v6, 15020)));
+        }
+    });
+}
+
+#[test]
+fn connect_again_from_direct_to_redirected() {
+    kernel_test(|node| {
+        let (pod, server) = (enrolled(node, "client"), node.pod("server"));
+        let _sidecar = pod.sidecar();
+        let app = pod.app();
+        for v6 in FAMILIES {
+            let socket = app.tcp(v6);
+            assert_eq!(socket.connect(server.at(v6, 15020)), Err(Errno::ECONNREFUSED));
+            assert_eq!(socket.connect(far_away(v6, 80)), Ok(()));
+            captured(&socket.seen(), socket.sockname(), far_away(v6, 80));
+        }
+    });
+}
+
+#[test]
+fn two_pods_with_the_same_addresses_and_ports_at_the_same_time() {
+    kernel_test(|node| {
+        let (red, blue) = (node.new_wire("red"), node.new_wire("blue"));
+        let pods = [red.pod("red"), blue.pod("blue")];
+        assert_eq!(pods[0].ip4(), pods[1].ip4());
+        let apps = pods.each_ref().map(|pod| {
+            node.attach(pod, &[]);
+            // On localhost only, so that the rewritten connections have the same four numbers in both pods.
+            (Sidecar::builder(pod).localhost().start(), pod.app(), pod.ip6())
+        });
+        for v6 in FAMILIES {
+            let first = if v6 { 41000 } else { 42000 };
+            for port in first..first + 20 {
+                let sockets = [0, 1].map(|which| {
+                    let socket = apps[which].1.tcp(v6);
+                    socket.bind(any(v6, port)).unwrap();
+                    (socket, far_away(v6, 8000 + which as u16))
+                });
+                for (socket, to) in &sockets {
+                    socket.connect(*to).unwrap();
+                }
+                for (socket, to) in &sockets {
+                    assert_eq!(socket.seen().original_dst, Ok(*to));
+                    assert_eq!(socket.peername(), Ok(*to));
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn to_ports_of_the_sidecar_itself() {
+    kernel_test(|node| {
+        let pod = enrolled(node, "client");
+        let _sidecar = pod.sidecar();
+        let app = pod.app();
+        for v6 in FAMILIES {
+            for port in [15001, 15006, 15008] {
+                dial(&app, far_away(v6, port), pod.ip(v6));
+            }
+            // Dialled on purpose, not redirected: there is no original destination to tell.
+            let direct = app.connect(localhost(v6, 15001)).unwrap().seen();
+            assert!(direct.original_dst.is_err(), "{direct:?}");
+        }
+    });
+}

@@ -1,0 +1,33 @@
+//! The pinned maps of a node, read by their keys.
+
+use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuHashMap};
+use redirect_common::{AddrKey, Counters, Endpoint, HandoffKey, PodConfig, RangeKey, SetKey};
+
+use crate::node::Node;
+
+impl Node {
+    /// The loopback handshakes that are under way, or stuck, on the node: the content of the map HANDOFF.
+    #[must_use]
+    pub fn handshakes(&self) -> Vec<(HandoffKey, Endpoint)> {
+        let map: HashMap<_, HandoffKey, Endpoint> = self.pinned_map("HANDOFF");
+        map.iter().collect::<Result<_, _>>().expect("read HANDOFF")
+    }
+
+    /// How many entries each map has that attach writes.
+    #[must_use]
+    pub fn map_entries(&self) -> Vec<(&'static str, usize)> {
+        vec![
+            ("PODS", self.pinned_map::<HashMap<_, u64, PodConfig>>("PODS").keys().count()),
+            ("RANGES", self.pinned_map::<LpmTrie<_, RangeKey, u8>>("RANGES").keys().count()),
+            ("SETS", self.pinned_map::<HashMap<_, SetKey, u8>>("SETS").keys().count()),
+            ("OWN", self.pinned_map::<HashMap<_, AddrKey, u8>>("OWN").keys().count()),
+            ("STATS", self.pinned_map::<PerCpuHashMap<_, u64, Counters>>("STATS").keys().count()),
+        ]
+    }
+
+    fn pinned_map<T: TryFrom<Map, Error = MapError>>(&self, name: &str) -> T {
+        let path = self.bpffs().join(format!("redirect-cni/v{}/maps/{name}", redirect_common::ABI_VERSION));
+        let map = MapData::from_pin(&path).and_then(Map::from_map_data).and_then(T::try_from);
+        map.unwrap_or_else(|error| panic!("open {}: {error}", path.display()))
+    }
+}
