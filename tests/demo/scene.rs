@@ -1,0 +1,173 @@
+//! What happens in the demo, in order: two pods are added, requests go both ways, promises are checked, a sidecar is
+//! taken away, and the pods are deleted.
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result, ensure};
+use harness::chain::{Chain, mesh_conflist};
+use nix::mount::{MsFlags, mount};
+use serde_json::json;
+
+use crate::app::{Answered, Outcome};
+use crate::checks;
+use crate::pod::{App, Pod, Sidecar};
+use crate::progress::step;
+use crate::report::{Exchange, Fact, Report};
+
+/// The pods' addresses.
+const SUBNETS: [&str; 2] = ["10.72.0.0/24", "fd72:1::/64"];
+
+/// A pod with its containers.
+pub(crate) struct Running {
+    pub(crate) pod: Pod,
+    pub(crate) app: App,
+    pub(crate) sidecar: Option<Sidecar>,
+}
+
+/// Plays the demo in the namespaces of the calling process, prints what was found and tells whether it was as
+/// promised.
+pub(crate) fn play(dir: &Path, cgroup: &Path, json: bool) -> Result<ExitCode> {
+    step("a node: bpf file system, CNI plugins, network", || prepare(dir))?;
+    let chain = step("redirect-cni last in a chain of bridge and host-local", || chain(dir))?;
+    let mut client = start("client", 1, dir, cgroup, &chain)?;
+    let mut server = start("server", 2, dir, cgroup, &chain)?;
+    let mut exchanges = Vec::new();
+    for (from, to) in [(0, 1), (1, 0)] {
+        for v6 in [false, true] {
+            let mut pair = [&mut client, &mut server];
+            let [from, to] = pair.get_disjoint_mut([from, to])?;
+            exchanges.push(exchange(from, to, v6)?);
+        }
+    }
+    let mut found =
+        step("what is in the pods, and what is not", || checks::inside(&[&client.pod, &server.pod]))?;
+    found.extend(step("without a sidecar", || checks::fail_closed(&mut client, &mut server))?);
+    found.push(step("DEL", || delete(dir, &chain, client, server))?);
+    let report = Report { proxy: Sidecar::describe(), exchanges, checks: found };
+    print(&report, json)?;
+    let broken = report.broken();
+    for row in &broken {
+        eprintln!("demo: not as promised: {row}");
+    }
+    Ok(if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn print(report: &Report, json: bool) -> Result<()> {
+    let text =
+        if json { serde_json::to_string_pretty(report)? + "\n" } else { format!("\n{}", report.to_text()) };
+    print!("{text}");
+    Ok(())
+}
+
+/// The mounts of a node, in a mount namespace that goes away with us.
+fn prepare(dir: &Path) -> Result<()> {
+    mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), None::<&str>).context("mounting a tmpfs")?;
+    for sub in ["bpf", "run", "netns", "leases"] {
+        fs::create_dir(dir.join(sub))?;
+    }
+    let bpffs = dir.join("bpf");
+    mount(Some("bpf"), &bpffs, Some("bpf"), MsFlags::empty(), None::<&str>)
+        .context("mounting a bpf file system")?;
+    let status = Command::new("ip").args(["link", "set", "lo", "up"]).status().context("starting `ip`")?;
+    ensure!(status.success(), "`ip link set lo up` failed: {status}");
+    // While the bridge's address is being checked for duplicates, which takes seconds, the node would dial from ::1.
+    fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").context("switching duplicate detection off")
+}
+
+fn chain(dir: &Path) -> Result<Chain> {
+    let redirect = json!({
+        "type": "redirect-cni",
+        "capabilities": { "io.kubernetes.cri.pod-annotations": true, "cgroupPath": true },
+        "podSource": "annotations",
+        "bpffsRoot": dir.join("bpf"),
+        "stateDir": dir.join("run"),
+        "logLevel": "warn",
+    });
+    let plugin = harness::binary("redirect-cni");
+    let plugins = plugin.parent().context("a binary is in a directory")?;
+    Chain::new(mesh_conflist(&dir.join("leases"), SUBNETS, &redirect), &[plugins])
+}
+
+/// Makes a pod and starts its containers.
+fn start(name: &str, number: u8, dir: &Path, cgroup: &Path, chain: &Chain) -> Result<Running> {
+    let pod = step(format!("{name} pod: cgroup, network namespace, ADD"), || {
+        Pod::add(name, number, dir, cgroup, chain)
+    })?;
+    let app = step(format!("{name} pod: application (uid 1000)"), || App::start(&pod))?;
+    let sidecar = step(format!("{name} pod: sidecar (uid 1337)"), || Sidecar::start(&pod))?;
+    Ok(Running { pod, app, sidecar: Some(sidecar) })
+}
+
+/// The application of one pod makes a request to the application of the other.
+fn exchange(from: &mut Running, to: &mut Running, v6: bool) -> Result<Exchange> {
+    let family = if v6 { "IPv6" } else { "IPv4" };
+    let direction = format!("{} -> {}", from.pod.name, to.pod.name);
+    let dst = to.pod.serves_at(v6)?;
+    let facts = step(format!("{direction} over {family}"), || {
+        let mut facts = vec![Fact::is(&application(from), "dialled", dst, dst)];
+        match from.app.get(dst)? {
+            Outcome::Answered(answered) => facts.extend(facts_of(from, to, dst, &answered)?),
+            Outcome::Failed { message, .. } => {
+                let promised = to.pod.name.clone();
+                facts.push(Fact::new(&application(from), "got an answer from the", message, promised, false));
+            }
+        }
+        Ok(facts)
+    })?;
+    Ok(Exchange { direction, family, facts })
+}
+
+/// What everybody saw of a request that was answered, beside what they had to see.
+fn facts_of(from: &mut Running, to: &mut Running, dst: SocketAddr, saw: &Answered) -> Result<Vec<Fact>> {
+    let client_ip = from.pod.ip(dst.is_ipv6())?;
+    // Where Envoy connects to the application from: how a connection that has been through it is known.
+    let passthrough: IpAddr = if dst.is_ipv6() { "::6" } else { "127.0.0.6" }.parse()?;
+    let (client, server) = (application(from), application(to));
+    let answered_by = format!("{} pod", saw.server.pod);
+    let ok = answered_by == to.pod.name;
+    let mut facts = vec![
+        Fact::new(&client, "got an answer from the", answered_by, to.pod.name.clone(), ok),
+        Fact::is(&client, "is connected to (getpeername)", saw.peer, dst),
+        Fact::is_at(&client, "connected from (getsockname)", saw.local, client_ip),
+    ];
+    facts.extend(sidecar_facts(from, "outbound", dst, |who, seen| Fact::is(who, "client", seen, saw.local)));
+    facts.extend(sidecar_facts(to, "inbound", dst, |who, seen| Fact::is_at(who, "client", seen, client_ip)));
+    facts.push(Fact::is(&server, "was reached at (getsockname)", saw.server.local, dst));
+    facts.push(Fact::is_at(&server, "by its sidecar, from", saw.server.peer, passthrough));
+    Ok(facts)
+}
+
+/// What the sidecar of a pod logged about the request.
+fn sidecar_facts(
+    running: &mut Running,
+    way: &str,
+    dst: SocketAddr,
+    client: impl FnOnce(&str, SocketAddr) -> Fact,
+) -> Vec<Fact> {
+    let who = format!("The sidecar of the {}, {way}", running.pod.name);
+    match running.sidecar.as_mut().context("it was stopped").and_then(Sidecar::captured) {
+        Ok(seen) => {
+            vec![Fact::is(&who, "original destination", seen.original_dst, dst), client(&who, seen.client)]
+        }
+        Err(error) => {
+            vec![Fact::new(&who, "original destination", format!("{error:#}"), dst.to_string(), false)]
+        }
+    }
+}
+
+fn application(running: &Running) -> String {
+    format!("The application in the {}", running.pod.name)
+}
+
+/// Ends the containers, deletes both pods as a runtime does, and looks for what is left.
+fn delete(dir: &Path, chain: &Chain, client: Running, server: Running) -> Result<checks::Check> {
+    for Running { pod, app, sidecar } in [client, server] {
+        drop(app);
+        sidecar.map_or(Ok(()), Sidecar::stop)?;
+        chain.del(&pod.sandbox, &pod.result)?;
+    }
+    checks::nothing_left(dir)
+}

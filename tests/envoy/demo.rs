@@ -1,0 +1,96 @@
+//! The demo as a process: it succeeds, and whatever ends it, nothing stays behind.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use harness::{MachineLock, Residue, binary};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+/// The demo, which must not wait for the lock that the test holds.
+fn demo() -> Command {
+    let mut command = Command::new(binary("demo"));
+    command.arg("--locked");
+    command
+}
+
+fn assert_nothing_left(before: &Residue) {
+    let left = before.left_over();
+    assert!(left.is_empty(), "the demo left behind:\n  {}", left.join("\n  "));
+}
+
+#[test]
+fn everything_is_as_promised() {
+    let _lock = MachineLock::take();
+    let before = Residue::now();
+    let output = demo().arg("--json").output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {errors}", output.status);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(report["proxy"].as_str().unwrap().starts_with("Envoy "), "{report:#}");
+    let exchanges = report["exchanges"].as_array().unwrap();
+    let ways: Vec<_> =
+        exchanges.iter().map(|one| (one["direction"].as_str(), one["family"].as_str())).collect();
+    let (there, back) = (Some("client pod -> server pod"), Some("server pod -> client pod"));
+    assert_eq!(
+        ways,
+        [(there, Some("IPv4")), (there, Some("IPv6")), (back, Some("IPv4")), (back, Some("IPv6"))]
+    );
+    let facts = exchanges.iter().flat_map(|one| one["facts"].as_array().unwrap());
+    let rows: Vec<_> = facts.chain(report["checks"].as_array().unwrap()).collect();
+    assert!(rows.len() > 40, "{report:#}");
+    assert!(rows.iter().all(|row| row["ok"] == true), "{report:#}");
+    assert_nothing_left(&before);
+}
+
+#[test]
+fn the_table_names_everything_that_was_seen() {
+    let _lock = MachineLock::take();
+    let output = demo().output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    for part in [
+        "getpeername",
+        "original destination",
+        "10.72.0.2:8080",
+        "[fd72:1::2]:8080",
+        "Everything is as promised.",
+    ] {
+        assert!(text.contains(part), "`{part}` is missing in:\n{text}");
+    }
+    assert!(text.lines().all(|line| line.chars().count() <= 120), "a line is too wide:\n{text}");
+}
+
+/// Interrupts the demo while the step that begins with `step` runs.
+fn interrupted(signal: Signal, step: &str) {
+    let _lock = MachineLock::take();
+    let before = Residue::now();
+    let mut child = demo().stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let reached = lines.by_ref().map_while(Result::ok).any(|line| line.contains(step));
+    assert!(reached, "the demo never came to `{step}`");
+    let start = Instant::now();
+    kill(Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();
+    let rest: Vec<_> = lines.map_while(Result::ok).collect();
+    let status = child.wait().unwrap();
+    assert_eq!(status.code(), Some(128 + signal as i32), "{rest:?}");
+    assert!(start.elapsed() < Duration::from_secs(5), "it took {:?} to end", start.elapsed());
+    assert_nothing_left(&before);
+}
+
+#[test]
+fn ctrl_c_while_a_pod_is_added() {
+    interrupted(Signal::SIGINT, "client pod: cgroup");
+}
+
+#[test]
+fn ctrl_c_while_a_sidecar_starts() {
+    interrupted(Signal::SIGINT, "server pod: sidecar");
+}
+
+#[test]
+fn a_service_manager_ends_it_among_the_requests() {
+    interrupted(Signal::SIGTERM, "server pod -> client pod over IPv4");
+}
