@@ -31,6 +31,19 @@ pub struct PodConfig {
     pub trace_until: u64,
     /// The id of the pod's cgroup, by which a configuration can be found again when all state is lost.
     pub cgroup_id: u64,
+    /// The pod's IPv4 address, and preferred source of its local route to [`SPREAD4`]; [`Ip::NONE`] without IPv4.
+    pub source4: Ip,
+    /// The pod's IPv6 address, and preferred source of its local route to [`SPREAD6`]; [`Ip::NONE`] without IPv6.
+    pub source6: Ip,
+}
+
+impl PodConfig {
+    /// The pod's address of a family; [`Ip::NONE`] when it has none.
+    #[must_use]
+    #[inline(always)]
+    pub const fn source(&self, v4: bool) -> Ip {
+        if v4 { self.source4 } else { self.source6 }
+    }
 }
 
 /// Bits of [`PodConfig::flags`]: what is worth asking the other maps, and the policy's switches.
@@ -63,10 +76,6 @@ pub mod flags {
     pub const INBOUND_INTERFACES: u32 = 1 << 12;
     /// `excludeInterfaces` names `lo`.
     pub const LO_EXCLUDED: u32 = 1 << 13;
-    /// The pod has the local route to [`super::SPREAD4`].
-    pub const SPREAD4: u32 = 1 << 14;
-    /// The pod has the local route to [`super::SPREAD6`].
-    pub const SPREAD6: u32 = 1 << 15;
 }
 
 /// Values of [`SetKey::set`].
@@ -213,6 +222,52 @@ pub mod role {
     pub const INBOUND_LISTENER: u32 = 4;
     /// An accepted socket of the sidecar; `dst` is the original destination.
     pub const ACCEPTED: u32 = 5;
+    /// An accepted socket of the sidecar's outbound listener whose destination is not known yet: with TCP Fast Open the
+    /// server's side is established before the client's. It is looked up when the sidecar asks.
+    pub const UNCLAIMED: u32 = 6;
+}
+
+/// How many datagrams to different servers on one socket are told apart.
+pub const DNS_PENDING: usize = 8;
+
+/// The servers that an unconnected UDP socket has asked and that have not answered, oldest first. The DNS proxy answers
+/// everything from one address; its answers are attributed in the order of the questions.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DnsPending {
+    /// Number of the question that is attributed next.
+    pub first: u32,
+    /// Number of the next question.
+    pub next: u32,
+    /// The servers, by question number modulo [`DNS_PENDING`].
+    pub servers: [Endpoint; DNS_PENDING],
+}
+
+impl DnsPending {
+    /// Nothing asked.
+    pub const NONE: DnsPending = DnsPending { first: 0, next: 0, servers: [Endpoint::NONE; DNS_PENDING] };
+
+    /// Notes a question; the oldest is forgotten when there are too many.
+    #[inline(always)]
+    pub fn asked(&mut self, server: Endpoint) {
+        self.servers[self.next as usize % DNS_PENDING] = server;
+        self.next = self.next.wrapping_add(1);
+        if self.next.wrapping_sub(self.first) > DNS_PENDING as u32 {
+            self.first = self.next.wrapping_sub(DNS_PENDING as u32);
+        }
+    }
+
+    /// The server to whom an answer is attributed: the one asked first of those who have not answered. Without any, the
+    /// one asked last, so that a repeated answer, or one that was only peeked at before, still has a source.
+    #[inline(always)]
+    pub fn answered(&mut self) -> Option<Endpoint> {
+        let number = if self.first == self.next { self.next.wrapping_sub(1) } else { self.first };
+        if self.first != self.next {
+            self.first = self.first.wrapping_add(1);
+        }
+        let server = self.servers[number as usize % DNS_PENDING];
+        (server.port != 0).then_some(server)
+    }
 }
 
 /// The prefix that exists only inside a pod, IPv4: a local route `127.72.0.0/16 dev lo src <pod>` makes the kernel
@@ -238,6 +293,13 @@ pub fn spread(dst: &Endpoint) -> Ip {
     }
 }
 
+/// Whether an address is in the pod's private IPv4 prefix.
+#[must_use]
+#[inline(always)]
+pub fn in_spread4(ip: &Ip) -> bool {
+    ip.is_v4() && u32::from_be(ip.words[3]) & 0xffff_0000 == SPREAD4
+}
+
 /// Whether an address is in the pod's private IPv6 prefix. (The IPv4 one is in 127/8, which the kernel never accepts
 /// from outside.)
 #[must_use]
@@ -247,11 +309,60 @@ pub fn in_spread6(ip: &Ip) -> bool {
 }
 
 const _: () = {
-    assert!(size_of::<PodConfig>() == 40);
+    assert!(size_of::<PodConfig>() == 72);
     assert!(size_of::<SetKey>() == 16);
     assert!(size_of::<AddrKey>() == 24);
     assert!(size_of::<RangeKey>() == 28);
     assert!(size_of::<HandoffKey>() == 48);
     assert!(size_of::<ListenerKey>() == 16);
     assert!(size_of::<Origin>() == 24);
+    assert!(size_of::<DnsPending>() == 168);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(number: u32) -> Endpoint {
+        Endpoint { ip: Ip::v4(number), port: 53 }
+    }
+
+    #[test]
+    fn answers_are_attributed_in_the_order_of_the_questions() {
+        let mut pending = DnsPending::NONE;
+        assert_eq!(pending.answered(), None);
+        pending.asked(server(1));
+        pending.asked(server(2));
+        assert_eq!(pending.answered(), Some(server(1)));
+        assert_eq!(pending.answered(), Some(server(2)));
+        assert_eq!(pending.answered(), Some(server(2)), "asked last");
+        pending.asked(server(3));
+        assert_eq!(pending.answered(), Some(server(3)));
+    }
+
+    #[test]
+    fn too_many_questions_forget_the_oldest() {
+        let mut pending = DnsPending { first: u32::MAX - 2, next: u32::MAX - 2, ..DnsPending::NONE };
+        for number in 0..20 {
+            pending.asked(server(number));
+        }
+        assert_eq!(pending.answered(), Some(server(20 - DNS_PENDING as u32)));
+    }
+
+    #[test]
+    fn destinations_are_spread_inside_the_prefix() {
+        let ip = |text: &str| Ip::from(text.parse::<core::net::IpAddr>().unwrap());
+        for text in ["10.0.0.1", "10.0.0.2", "255.255.255.255", "0.0.0.1"] {
+            let spread: core::net::IpAddr = spread(&Endpoint { ip: ip(text), port: 443 }).into();
+            let core::net::IpAddr::V4(v4) = spread else { panic!("{spread}") };
+            assert_eq!(v4.octets()[..2], [127, 72]);
+        }
+        let a = spread(&Endpoint { ip: ip("fd00::1"), port: 443 });
+        let b = spread(&Endpoint { ip: ip("fd00::2"), port: 443 });
+        assert!(in_spread6(&a) && in_spread6(&b) && a != b);
+        assert_ne!(
+            spread(&Endpoint { ip: ip("10.0.0.1"), port: 443 }),
+            spread(&Endpoint { ip: ip("10.0.0.1"), port: 80 })
+        );
+    }
+}

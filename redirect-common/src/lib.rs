@@ -8,6 +8,7 @@
 //! | SETS | hash | [`SetKey`] -> 1 | attach | connect, sendmsg, inbound |
 //! | OWN | hash | [`AddrKey`] -> 1 | attach | connect, sendmsg |
 //! | ORIGIN | socket storage | socket -> [`Origin`] | connect, sock_ops | sock_ops, getpeername, getsockopt |
+//! | DNS_PENDING | socket storage | socket -> [`DnsPending`] | sendmsg | recvmsg |
 //! | HANDOFF | hash | [`HandoffKey`] -> [`Endpoint`] | sock_ops (client side) | sock_ops (server side) |
 //! | LISTENERS | sockhash | [`ListenerKey`] -> socket | sock_ops | connect, inbound |
 //! | STATS | per-CPU hash | netns cookie -> [`Counters`] | every program | `redirect stats` |

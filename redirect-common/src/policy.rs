@@ -108,6 +108,8 @@ pub trait Facts {
     fn own_address(&self, ip: &Ip) -> bool;
     /// Is this address reached through an interface named in `excludeInterfaces`?
     fn interface_excluded(&self, ip: &Ip) -> bool;
+    /// Does `excludeInterfaces` name `lo`?
+    fn lo_excluded(&self) -> bool;
     /// Does the include list contain a loopback range, which lifts the app-over-lo rules (4 and 7)?
     fn loopback_included(&self) -> bool;
     /// Is traffic of this group outside the owner-group lists?
@@ -134,7 +136,7 @@ pub fn decide<F: Facts>(flow: &Flow, facts: &F) -> Outbound {
         return Direct(Rule::NoMatch);
     }
     let over_lo = ip.is_loopback() || facts.own_address(ip);
-    if !over_lo && facts.interface_excluded(ip) {
+    if if over_lo { facts.lo_excluded() } else { facts.interface_excluded(ip) } {
         return Direct(Rule::ExcludedInterface);
     }
     if facts.port_excluded(port) {

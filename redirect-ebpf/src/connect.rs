@@ -4,8 +4,8 @@
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use redirect_common::{
-    Endpoint, Event, Flow, Ip, LISTENER_SLOTS, ListenerKey, Origin, Outbound, PodConfig, Target, decide,
-    flags, role, spread,
+    Endpoint, Event, Flow, Ip, LISTENER_SLOTS, ListenerKey, Origin, Outbound, PodConfig, Protocol, Target, decide,
+    flags, in_spread4, role, spread,
 };
 
 use crate::ctx::{SockAddr, listener_address};
@@ -15,41 +15,68 @@ use crate::trace;
 
 /// What a sock_addr hook returns: let the call go on, or refuse it.
 pub(crate) const PROCEED: i32 = 1;
-const REFUSE: i32 = 0;
+pub(crate) const REFUSE: i32 = 0;
 
 /// `connect()` on an IPv4 socket.
 #[cgroup_sock_addr(connect4)]
 pub(crate) fn connect4(ctx: SockAddrContext) -> i32 {
     let sock = SockAddr::new(&ctx);
-    let dialled = sock.address4();
-    match connect(&ctx, &sock, dialled, sock.bound4()) {
+    let Some(call) = Call::new(&sock, sock.address4(), sock.bound4()) else { return PROCEED };
+    let decision = decide(&call.flow, &call.facts);
+    let code = match carry_out(&sock, &call, decision) {
         Step::Leave => PROCEED,
         Step::Rewrite(proxy) => {
             sock.set_address4(&proxy);
             PROCEED
         }
-        Step::Refuse => {
-            sock.fail_with_refused();
-            REFUSE
-        }
-    }
+        Step::Refuse => refuse(&sock),
+    };
+    trace::outbound(&ctx, &call, decision);
+    code
 }
 
 /// `connect()` on an IPv6 socket, IPv4-mapped destinations included.
 #[cgroup_sock_addr(connect6)]
 pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
     let sock = SockAddr::new(&ctx);
-    let dialled = sock.address6();
-    match connect(&ctx, &sock, dialled, sock.bound6()) {
+    let Some(call) = Call::new(&sock, sock.address6(), sock.bound6()) else { return PROCEED };
+    let decision = decide(&call.flow, &call.facts);
+    let code = match carry_out(&sock, &call, decision) {
         Step::Leave => PROCEED,
         Step::Rewrite(proxy) => {
             sock.set_address6(&proxy);
             PROCEED
         }
-        Step::Refuse => {
-            sock.fail_with_refused();
-            REFUSE
+        Step::Refuse => refuse(&sock),
+    };
+    trace::outbound(&ctx, &call, decision);
+    code
+}
+
+#[inline(always)]
+fn refuse(sock: &SockAddr) -> i32 {
+    sock.fail_with_refused();
+    REFUSE
+}
+
+/// A call that has to be decided: who, where to, and the pod's policy.
+pub(crate) struct Call {
+    pub(crate) flow: Flow,
+    pub(crate) facts: PodFacts,
+}
+
+impl Call {
+    /// `None`: not a pod of ours, or nothing that is ever captured; leave it alone.
+    #[inline(always)]
+    pub(crate) fn new(sock: &SockAddr, dialled: Endpoint, bound: Ip) -> Option<Call> {
+        let cookie = sock.cookie();
+        let pod = maps::pod(cookie)?;
+        let protocol = sock.protocol()?;
+        if matches!(protocol, Protocol::Udp) && pod.flags & flags::DNS == 0 {
+            return None;
         }
+        let flow = Flow::new(protocol, dialled, bound, sock.caller());
+        Some(Call { flow, facts: PodFacts { cookie, pod } })
     }
 }
 
@@ -61,43 +88,46 @@ enum Step {
 }
 
 #[inline(always)]
-fn connect(ctx: &SockAddrContext, sock: &SockAddr, dialled: Endpoint, bound: Ip) -> Step {
-    let cookie = sock.cookie();
-    let Some(pod) = maps::pod(cookie) else { return Step::Leave };
-    let Some(protocol) = sock.protocol() else { return Step::Leave };
-    let flow = Flow::new(protocol, dialled, bound, sock.caller());
-    let verdict = decide(&flow, &PodFacts { cookie, pod });
-    trace::outbound(ctx, pod, cookie, &flow, verdict);
-    match verdict {
+fn carry_out(sock: &SockAddr, call: &Call, decision: Outbound) -> Step {
+    match decision {
         Outbound::Direct(rule) => {
             // A second connect() on this socket may follow a redirected one: "no record" means "not redirected".
             if let Some(record) = sock.record() {
                 record.role = role::NONE;
             }
-            count(cookie, direct_event(rule));
+            count(call.facts.cookie, direct_event(rule));
             Step::Leave
         }
-        Outbound::Redirect(target, _) => redirect(sock, cookie, pod, &flow, target),
+        Outbound::Redirect(target, _) => redirect(sock, call, target),
     }
 }
 
 #[inline(always)]
-fn redirect(sock: &SockAddr, cookie: u64, pod: &PodConfig, flow: &Flow, target: Target) -> Step {
+fn redirect(sock: &SockAddr, call: &Call, target: Target) -> Step {
+    let (cookie, pod, dst) = (call.facts.cookie, call.facts.pod, &call.flow.dst);
     let (role, event) = match target {
         Target::Outbound => (role::CLIENT, Event::OutboundRedirected),
         Target::Inbound => (role::CLIENT, Event::SelfCallRedirected),
         Target::Dns => (role::DNS_CLIENT, Event::DnsRedirected),
     };
-    if !sock.set_record(Origin { dst: flow.dst, role }) {
+    if !sock.set_record(Origin { dst: *dst, role }) {
         count(cookie, Event::NoStorage);
         return Step::Refuse;
     }
     count(cookie, event);
-    Step::Rewrite(match target {
-        Target::Outbound => listener(cookie, pod, &flow.dst, pod.outbound_port),
-        Target::Inbound => listener(cookie, pod, &flow.dst, pod.inbound_port),
-        Target::Dns => dns_proxy(pod, &flow.dst),
-    })
+    let proxy = match target {
+        Target::Outbound => listener(cookie, pod, dst, pod.outbound_port),
+        Target::Inbound => listener(cookie, pod, dst, pod.inbound_port),
+        Target::Dns => dns_proxy(pod, dst),
+    };
+    if proxy.ip.is_loopback() && call.flow.src.is_unspecified() && !in_spread4(&proxy.ip) {
+        // Dialling localhost would make localhost the client's address; it is the pod's.
+        let source = pod.source(dst.ip.is_v4());
+        if !source.is_unspecified() {
+            sock.bind(&source);
+        }
+    }
+    Step::Rewrite(proxy)
 }
 
 /// The DNS proxy listens on localhost only.
@@ -119,8 +149,7 @@ fn listener(cookie: u64, pod: &PodConfig, dst: &Endpoint, port: u32) -> Endpoint
             if listens.is_none() {
                 count(cookie, Event::NoListener);
             }
-            let spreads = if v4 { flags::SPREAD4 } else { flags::SPREAD6 };
-            if pod.flags & spreads != 0 { spread(dst) } else { localhost(v4) }
+            if pod.source(v4).is_unspecified() { localhost(v4) } else { spread(dst) }
         }
     };
     Endpoint { ip, port }

@@ -12,13 +12,34 @@ use aya_ebpf::bindings::{
     BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sk_lookup, bpf_sock, bpf_sock_addr, bpf_sock_ops, bpf_sockopt,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_get_current_uid_gid, bpf_get_netns_cookie, bpf_map_lookup_elem, bpf_set_retval, bpf_sk_assign,
+    bpf_bind, bpf_get_current_uid_gid, bpf_get_netns_cookie, bpf_map_lookup_elem, bpf_set_retval, bpf_sk_assign,
     bpf_sk_release, bpf_sk_storage_get,
 };
 use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext, SockoptContext};
-use redirect_common::{Caller, Endpoint, Ip, ListenerKey, Origin, Protocol};
+use redirect_common::{Caller, DnsPending, Endpoint, Ip, ListenerKey, Origin, Protocol};
 
 use crate::maps;
+
+/// `struct sockaddr_in`
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct SockaddrIn {
+    pub(crate) family: u16,
+    pub(crate) port: u16,
+    pub(crate) address: u32,
+    pub(crate) zero: u64,
+}
+
+/// `struct sockaddr_in6`
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct SockaddrIn6 {
+    pub(crate) family: u16,
+    pub(crate) port: u16,
+    pub(crate) flowinfo: u32,
+    pub(crate) address: [u32; 4],
+    pub(crate) scope_id: u32,
+}
 
 /// `IPPROTO_TCP`, `IPPROTO_UDP` and `IPPROTO_MPTCP` of `linux/in.h`.
 const TCP: u32 = 6;
@@ -187,6 +208,44 @@ impl SockAddr {
         true
     }
 
+    /// The questions noted for a UDP socket, if any.
+    #[inline(always)]
+    pub(crate) fn dns_pending(&self) -> Option<&'static mut DnsPending> {
+        // SAFETY: the map is a socket storage map of DnsPending and sk is the context's socket.
+        unsafe {
+            bpf_sk_storage_get(maps::dns_pending(), self.sk().cast(), core::ptr::null_mut(), 0)
+                .cast::<DnsPending>()
+                .as_mut()
+        }
+    }
+
+    /// As [`Self::dns_pending`], made when there is none; `None` when the kernel has no memory for it.
+    #[inline(always)]
+    pub(crate) fn make_dns_pending(&self) -> Option<&'static mut DnsPending> {
+        // SAFETY: as above; a new entry is all zero, which is `DnsPending::NONE`.
+        unsafe {
+            let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
+            bpf_sk_storage_get(maps::dns_pending(), self.sk().cast(), core::ptr::null_mut(), flags)
+                .cast::<DnsPending>()
+                .as_mut()
+        }
+    }
+
+    /// Binds the socket to an address of the pod and any port; a failure (the socket has a port already) is harmless.
+    #[inline(always)]
+    pub(crate) fn bind(&self, ip: &Ip) {
+        if ip.is_v4() {
+            let address = SockaddrIn { family: AF_INET as u16, port: 0, address: ip.words[3], zero: 0 };
+            // SAFETY: the helper reads one sockaddr of the given length; allowed in connect hooks since Linux 4.17.
+            unsafe { bpf_bind(self.ctx, (&raw const address).cast_mut().cast(), size_of::<SockaddrIn>() as i32) };
+        } else {
+            let address =
+                SockaddrIn6 { family: AF_INET6 as u16, port: 0, flowinfo: 0, address: ip.words, scope_id: 0 };
+            // SAFETY: as above.
+            unsafe { bpf_bind(self.ctx, (&raw const address).cast_mut().cast(), size_of::<SockaddrIn6>() as i32) };
+        }
+    }
+
     /// Makes a refusing hook's `connect()` fail with ECONNREFUSED, as if the sidecar had refused.
     #[inline(always)]
     pub(crate) fn fail_with_refused(&self) {
@@ -325,7 +384,20 @@ impl Sockopt {
         record(field!(self.ctx, __bindgen_anon_1.sk).cast(), None)
     }
 
-    /// Answers with `N` bytes and success; the caller has checked that the buffer holds them.
+    /// The connection's two ends, client and own, as [`SockOps`] saw them in the handshake.
+    #[inline(always)]
+    pub(crate) fn ends(&self) -> Option<(Endpoint, Endpoint)> {
+        let sk = field!(self.ctx, __bindgen_anon_1.sk);
+        if sk.is_null() {
+            return None;
+        }
+        let peer = address!(sk, family, dst_ip4, dst_ip6);
+        let own = address!(sk, family, src_ip4, src_ip6);
+        let peer_port = u32::from(u16::from_be(field!(sk, dst_port)));
+        Some((Endpoint { ip: peer, port: peer_port }, Endpoint { ip: own, port: field!(sk, src_port) }))
+    }
+
+    /// Answers with a value and success; the caller has checked that the buffer holds them.
     #[inline(always)]
     pub(crate) fn answer<T: Copy>(&self, value: T) {
         let start = field!(self.ctx, __bindgen_anon_2.optval).cast::<T>();

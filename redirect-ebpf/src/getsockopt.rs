@@ -6,9 +6,10 @@
 
 use aya_ebpf::macros::cgroup_sockopt;
 use aya_ebpf::programs::SockoptContext;
-use redirect_common::{Endpoint, Event, role};
+use redirect_common::{Endpoint, Event, HandoffKey, Origin, role};
 
-use crate::ctx::{AF_INET, AF_INET6, Sockopt};
+use crate::ctx::{AF_INET, AF_INET6, SockaddrIn, SockaddrIn6, Sockopt};
+use crate::maps;
 use crate::stats::count;
 
 /// `SO_ORIGINAL_DST` of `linux/netfilter_ipv4.h` and `IP6T_SO_ORIGINAL_DST` of `linux/netfilter_ipv6/ip6_tables.h`.
@@ -21,27 +22,6 @@ const PAGE_SIZE: i32 = 4096;
 /// Always: what the caller gets is what the context says.
 const DONE: i32 = 1;
 
-/// `struct sockaddr_in`
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct SockaddrIn {
-    family: u16,
-    port: u16,
-    address: u32,
-    zero: u64,
-}
-
-/// `struct sockaddr_in6`
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct SockaddrIn6 {
-    family: u16,
-    port: u16,
-    flowinfo: u32,
-    address: [u32; 4],
-    scope_id: u32,
-}
-
 /// Answers SO_ORIGINAL_DST.
 #[cgroup_sockopt(getsockopt)]
 pub(crate) fn original_dst(ctx: SockoptContext) -> i32 {
@@ -52,12 +32,25 @@ pub(crate) fn original_dst(ctx: SockoptContext) -> i32 {
         _ => return untouched(&call),
     };
     let Some(record) = call.record() else { return untouched(&call) };
+    if record.role == role::UNCLAIMED {
+        claim(&call, record);
+    }
     // The level must fit the destination: an IPv4 connection on a dual-stack socket is asked about at SOL_IP.
     if record.role != role::ACCEPTED || record.dst.ip.is_v4() != v4 {
         return untouched(&call);
     }
     if v4 { answer4(&call, &record.dst) } else { answer6(&call, &record.dst) }
     DONE
+}
+
+/// With TCP Fast Open the client's side of the handshake comes after the server's: look again now.
+#[inline(always)]
+fn claim(call: &Sockopt, record: &mut Origin) {
+    let Some((client, proxy)) = call.ends() else { return };
+    if let Some(dst) = maps::handoff_take(&HandoffKey { cookie: call.cookie(), client, proxy }) {
+        record.dst = dst;
+        record.role = role::ACCEPTED;
+    }
 }
 
 #[inline(always)]

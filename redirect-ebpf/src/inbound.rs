@@ -47,8 +47,7 @@ pub(crate) fn inbound(ctx: SkLookupContext) -> u32 {
     let facts = PacketFacts { cookie, pod, interface: packet.interface() };
     let verdict = decide_inbound(dst.port, &facts);
     let steered = matches!(verdict, Inbound::Redirect(_)) && steer(&packet, cookie, pod);
-    trace::inbound(&ctx, pod, cookie, (packet.remote(), dst), verdict, steered);
-    match verdict {
+    let action = match verdict {
         Inbound::Direct(_) => {
             count(cookie, Event::InboundDirect);
             SK_PASS
@@ -62,7 +61,9 @@ pub(crate) fn inbound(ctx: SkLookupContext) -> u32 {
             count(cookie, Event::InboundRefused);
             SK_DROP
         }
-    }
+    };
+    trace::inbound(&ctx, pod, cookie, (packet.remote(), dst), verdict, steered);
+    action
 }
 
 /// Whether the packet was sent inside the pod, to an address of an interface other than `lo`. It travels over `lo`, but

@@ -1,5 +1,5 @@
 //! The kernel programs. Reading order: `maps` is the legend; a `connect()` goes through `connect`, `sockops` and
-//! `getsockopt`; `peername` keeps up appearances; `inbound` is the other direction. `ctx` is the only file that
+//! `getsockopt`; `peername` keeps up appearances; `dns` is UDP; `inbound` is the other direction. `ctx` is the only file that
 //! reads or writes a kernel context.
 //!
 //! House rule for every hook: a pod that has no entry in PODS is left alone; a pod that has one is never let
@@ -10,6 +10,7 @@
 
 mod connect;
 mod ctx;
+mod dns;
 mod getsockopt;
 mod inbound;
 mod maps;

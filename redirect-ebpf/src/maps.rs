@@ -2,11 +2,12 @@
 
 use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
 use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC};
-use aya_ebpf::macros::map;
+use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{HashMap, LpmTrie, PerCpuHashMap, SockHash};
 use redirect_common::{
-    AddrKey, Counters, Endpoint, Facts, HandoffKey, Ip, ListenerKey, Origin, PodConfig, RangeKey, SetKey, flags,
+    AddrKey, Counters, DnsPending, Endpoint, Facts, HandoffKey, Ip, ListenerKey, Origin, PodConfig, RangeKey, SetKey, flags,
     list, set,
 };
 
@@ -51,6 +52,11 @@ static STATS: PerCpuHashMap<u64, Counters> = PerCpuHashMap::with_max_entries(409
 #[unsafe(export_name = "ORIGIN")]
 static ORIGIN: SocketStorage<Origin> = SocketStorage::new();
 
+/// Questions to DNS servers on unconnected UDP sockets. Written on sendmsg, read on recvmsg. No memory: the datagram is
+/// refused.
+#[btf_map]
+static DNS_PENDING: SkStorage<DnsPending> = SkStorage::new();
+
 /// The shape in BTF that tells the loader to make a socket storage map with inheritance.
 #[repr(C)]
 pub(crate) struct SocketStorage<T> {
@@ -75,6 +81,12 @@ impl<T> SocketStorage<T> {
 #[inline(always)]
 pub(crate) fn origin() -> *mut core::ffi::c_void {
     (&raw const ORIGIN).cast_mut().cast()
+}
+
+/// The questions of a UDP socket.
+#[inline(always)]
+pub(crate) fn dns_pending() -> *mut core::ffi::c_void {
+    (&raw const DNS_PENDING).cast_mut().cast()
 }
 
 /// The pod's configuration; `None` means: not enrolled, leave alone.
@@ -174,6 +186,10 @@ impl Facts for PodFacts {
     #[inline(always)]
     fn interface_excluded(&self, ip: &Ip) -> bool {
         self.has(flags::EXCLUDED_INTERFACES) && in_ranges(self.cookie, list::INTERFACE, ip)
+    }
+    #[inline(always)]
+    fn lo_excluded(&self) -> bool {
+        self.has(flags::LO_EXCLUDED)
     }
     #[inline(always)]
     fn loopback_included(&self) -> bool {

@@ -60,8 +60,9 @@ fn accepted(sock: &SockOps) {
         // Steered by `inbound`, which rewrites nothing: the local address is the original destination.
         record.dst = proxy;
     } else {
-        // Somebody in the pod dialled the sidecar's port itself: not redirected, the kernel's own answer stands.
-        record.role = role::NONE;
+        // Somebody in the pod dialled the sidecar's port itself (then the kernel's own answer stands), or the client used
+        // TCP Fast Open and its side comes later.
+        record.role = role::UNCLAIMED;
         count(cookie, Event::HandoffMissing);
     }
 }

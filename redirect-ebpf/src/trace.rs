@@ -6,7 +6,9 @@ use aya_ebpf::helpers::generated::bpf_get_current_pid_tgid;
 use aya_ebpf::programs::{SkLookupContext, SockAddrContext};
 use aya_log_ebpf::info;
 use redirect_common::trace::{RECORD_BYTES, kind, verdict};
-use redirect_common::{Endpoint, Flow, Inbound, Outbound, PodConfig, Protocol, Target, TraceRecord};
+use redirect_common::{Endpoint, Inbound, Outbound, PodConfig, Protocol, Target, TraceRecord};
+
+use crate::connect::Call;
 
 #[inline(always)]
 fn wanted(pod: &PodConfig) -> bool {
@@ -21,10 +23,12 @@ fn bytes(record: &TraceRecord) -> &[u8] {
     unsafe { core::slice::from_raw_parts(core::ptr::from_ref(record).cast(), RECORD_BYTES) }
 }
 
-/// An outbound decision.
+/// An outbound decision. Called last, when nothing else is left to do: otherwise the verifier walks the logging code once
+/// for every way to get here.
 #[inline(always)]
-pub(crate) fn outbound(ctx: &SockAddrContext, pod: &PodConfig, cookie: u64, flow: &Flow, decision: Outbound) {
-    if !wanted(pod) {
+pub(crate) fn outbound(ctx: &SockAddrContext, call: &Call, decision: Outbound) {
+    let (flow, cookie) = (&call.flow, call.facts.cookie);
+    if !wanted(call.facts.pod) {
         return;
     }
     let (verdict, rule) = match decision {

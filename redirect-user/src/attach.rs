@@ -206,6 +206,7 @@ fn plan(request: &Request, cgroup: &fs::File, netns: &mut Netns) -> Result<Attac
         host_uid,
         host_gid,
         changes: NetnsChanges {
+            mptcp_disabled: netns.mptcp()?,
             passthrough6: addresses.iter().any(|a| a.global && a.net.addr().is_ipv6()),
             spread_routes: [false, true]
                 .into_iter()
@@ -228,6 +229,7 @@ fn keep_known_changes(node: &Node, attachment: &mut Attachment) -> Result<(), Er
     for other in attachment::of_container(node, &attachment.id.container_id)? {
         if other.id == attachment.id && other.cookie == attachment.cookie {
             attachment.changes.passthrough6 |= other.changes.passthrough6;
+            attachment.changes.mptcp_disabled |= other.changes.mptcp_disabled;
             for route in other.changes.spread_routes {
                 if !attachment.changes.spread_routes.contains(&route) {
                     attachment.changes.spread_routes.push(route);
@@ -250,6 +252,9 @@ fn carry_out(
     if attachment.changes.passthrough6 {
         netns.add_passthrough6()?;
     }
+    if attachment.changes.mptcp_disabled {
+        netns.set_mptcp(false)?;
+    }
     for source in &attachment.changes.spread_routes {
         netns.add_spread_route(*source)?;
     }
@@ -260,8 +265,8 @@ fn carry_out(
     fault::point("attach-tables");
     make_folder(node, attachment)?;
     fault::point("attach-folder");
-    for hook in Hook::ALL {
-        link(node, attachment, *hook, cgroup, netns)?;
+    for hook in Hook::needed(&attachment.policy) {
+        link(node, attachment, hook, cgroup, netns)?;
         fault::point(&format!("attach-{hook}"));
     }
     Ok(())
@@ -274,14 +279,14 @@ pub(crate) fn compiled(attachment: &Attachment) -> (PodConfig, Entries) {
 
 /// The part of the plan that the map entries depend on.
 fn surroundings(attachment: &Attachment) -> Surroundings {
-    let routed = |v6: bool| attachment.changes.spread_routes.iter().any(|source| source.is_ipv6() == v6);
+    let routed = |v6: bool| attachment.changes.spread_routes.iter().copied().find(|ip| ip.is_ipv6() == v6);
     Surroundings {
         own: attachment.addresses.clone(),
         excluded_interfaces: attachment.excluded_interfaces.clone(),
         excluded_subnets: attachment.excluded_subnets.clone(),
         lo_excluded: attachment.lo_excluded,
-        spread4: routed(false),
-        spread6: routed(true),
+        source4: routed(false),
+        source6: routed(true),
         proxy_ids: (attachment.host_uid, attachment.host_gid),
     }
 }
@@ -440,6 +445,9 @@ fn forget_pod(node: &Node, attachment: &Attachment) -> Result<(), Error> {
     {
         if attachment.changes.passthrough6 {
             netns.remove_passthrough6()?;
+        }
+        if attachment.changes.mptcp_disabled {
+            netns.set_mptcp(true)?;
         }
         for source in &attachment.changes.spread_routes {
             netns.remove_spread_route(*source)?;

@@ -41,6 +41,10 @@ pub struct PodRef {
 pub struct NetnsChanges {
     /// `::6/128` was added to `lo`.
     pub passthrough6: bool,
+    /// MPTCP was switched off: its subflows, not its socket, would meet the sidecar, which then could not learn the
+    /// destination. Programs that ask for MPTCP are told that there is none and use TCP.
+    #[serde(default)]
+    pub mptcp_disabled: bool,
     /// Preferred sources of the local routes that were added.
     pub spread_routes: Vec<IpAddr>,
 }

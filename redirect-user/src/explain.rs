@@ -156,6 +156,9 @@ impl Facts for RecordFacts<'_> {
     fn interface_excluded(&self, ip: &Ip) -> bool {
         contains(&self.attachment.excluded_subnets, ip)
     }
+    fn lo_excluded(&self) -> bool {
+        self.attachment.lo_excluded
+    }
     fn loopback_included(&self) -> bool {
         match &self.policy().include_outbound_ip_ranges {
             Ranges::All => false,

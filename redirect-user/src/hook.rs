@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::policy::Policy;
+
 /// A place in the kernel where one of our programs is linked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Hook {
@@ -17,6 +19,14 @@ pub enum Hook {
     Connect4,
     /// `connect()`, IPv6 sockets.
     Connect6,
+    /// The source of DNS answers, IPv4 sockets.
+    Recvmsg4,
+    /// The source of DNS answers, IPv6 sockets.
+    Recvmsg6,
+    /// DNS questions over unconnected UDP, IPv4 destinations.
+    Sendmsg4,
+    /// DNS questions over unconnected UDP, IPv6 destinations.
+    Sendmsg6,
     /// Incoming connections.
     Inbound,
 }
@@ -28,10 +38,24 @@ impl Hook {
         Hook::SockOps,
         Hook::Peername4,
         Hook::Peername6,
+        Hook::Recvmsg4,
+        Hook::Recvmsg6,
         Hook::Connect4,
         Hook::Connect6,
+        Hook::Sendmsg4,
+        Hook::Sendmsg6,
         Hook::Inbound,
     ];
+
+    /// The hooks that a policy needs, in that order: datagrams are looked at only where DNS is captured.
+    pub fn needed(policy: &Policy) -> impl Iterator<Item = Hook> {
+        let dns = policy.dns_capture;
+        Hook::ALL.iter().copied().filter(move |hook| dns || !hook.is_for_datagrams())
+    }
+
+    const fn is_for_datagrams(self) -> bool {
+        matches!(self, Hook::Recvmsg4 | Hook::Recvmsg6 | Hook::Sendmsg4 | Hook::Sendmsg6)
+    }
 
     /// The name of program and pin.
     #[must_use]
@@ -43,6 +67,10 @@ impl Hook {
             Hook::Peername6 => "peername6",
             Hook::Connect4 => "connect4",
             Hook::Connect6 => "connect6",
+            Hook::Recvmsg4 => "recvmsg4",
+            Hook::Recvmsg6 => "recvmsg6",
+            Hook::Sendmsg4 => "sendmsg4",
+            Hook::Sendmsg6 => "sendmsg6",
             Hook::Inbound => "inbound",
         }
     }
@@ -66,6 +94,10 @@ impl Hook {
             Hook::SockOps => 3,
             Hook::Connect4 => 10,
             Hook::Connect6 => 11,
+            Hook::Sendmsg4 => 14,
+            Hook::Sendmsg6 => 15,
+            Hook::Recvmsg4 => 19,
+            Hook::Recvmsg6 => 20,
             Hook::OriginalDst => 21,
             Hook::Peername4 => 29,
             Hook::Peername6 => 30,

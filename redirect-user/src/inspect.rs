@@ -101,7 +101,7 @@ pub fn find(node: &Node, container_id: &str) -> Result<Vec<Attachment>, Error> {
 pub fn links(node: &Node, attachment: &Attachment) -> Result<Vec<LinkState>, Error> {
     // Of several interfaces of a container, one holds the links.
     let folders = attach::list(&pins::container(node, &attachment.id.container_id))?;
-    Ok(Hook::ALL.iter().map(|hook| link_state(node, attachment, *hook, &folders)).collect())
+    Ok(Hook::needed(&attachment.policy).map(|hook| link_state(node, attachment, hook, &folders)).collect())
 }
 
 fn link_state(node: &Node, attachment: &Attachment, hook: Hook, folders: &[std::path::PathBuf]) -> LinkState {

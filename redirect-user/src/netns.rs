@@ -1,11 +1,12 @@
-//! The pod's network namespace: who it is, which addresses it has, and the three things that attach adds to it.
+//! The pod's network namespace: who it is, which addresses it has, and what attach changes in it.
 //!
-//! Added, and taken back by detach:
+//! Changed, and taken back by detach:
 //! * `::6/128` on `lo` where the pod has IPv6: the source address of Envoy's connections to the application
 //!   (127.0.0.6, its IPv4 counterpart, is local anyway);
 //! * `local 127.72.0.0/16 dev lo src <pod IPv4>` and `local fd72:6564:6972::/64 dev lo src <pod IPv6>`: the addresses at
 //!   which the application's connections meet the sidecar. The preferred source makes the kernel choose the pod's
-//!   address as the client's without a bind, and every destination has a port range of its own.
+//!   address as the client's without a bind, and every destination has a port range of its own;
+//! * `net.mptcp.enabled=0`: an MPTCP socket's subflows would meet the sidecar without their socket's record.
 
 use std::fs::File;
 use std::io;
@@ -189,6 +190,26 @@ impl Netns {
         self.change(request, 0, "remove the local route to the sidecar")
     }
 
+    /// Whether sockets of the namespace may use MPTCP; `false` also where the kernel does not know it.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered.
+    pub fn mptcp(&self) -> Result<bool, Error> {
+        let read = inside(&self.file, || std::fs::read_to_string(MPTCP)).map_err(|source| self.failed("enter", source))?;
+        Ok(read.is_ok_and(|text| text.trim() == "1"))
+    }
+
+    /// Allows or forbids MPTCP in the namespace.
+    ///
+    /// # Errors
+    /// The setting cannot be written.
+    pub fn set_mptcp(&self, allowed: bool) -> Result<(), Error> {
+        let value = if allowed { "1" } else { "0" };
+        inside(&self.file, || std::fs::write(MPTCP, value))
+            .and_then(|written| written)
+            .map_err(|source| self.failed("switch MPTCP off or on", source))
+    }
+
     fn dump(&mut self, request: RouteNetlinkMessage, what: &str) -> Result<Vec<RouteNetlinkMessage>, Error> {
         self.exchange(request, NLM_F_DUMP).map_err(|source| self.failed(what, source))
     }
@@ -270,6 +291,9 @@ fn inside<T: Send>(netns: &File, work: impl FnOnce() -> T + Send) -> io::Result<
         thread.join().map_err(|_| io::Error::other("the thread in the namespace panicked"))?
     })
 }
+
+/// A setting of the network namespace of whoever opens it.
+const MPTCP: &str = "/proc/sys/net/mptcp/enabled";
 
 const LOOPBACK: u32 = 1;
 /// `RT_TABLE_LOCAL`

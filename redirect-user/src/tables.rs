@@ -63,10 +63,10 @@ pub struct Surroundings {
     pub excluded_subnets: Vec<IpNet>,
     /// `lo` itself is excluded.
     pub lo_excluded: bool,
-    /// The local route for IPv4 is there.
-    pub spread4: bool,
-    /// The local route for IPv6 is there.
-    pub spread6: bool,
+    /// The pod's IPv4 address, to which its local route belongs.
+    pub source4: Option<IpAddr>,
+    /// The pod's IPv6 address, to which its local route belongs.
+    pub source6: Option<IpAddr>,
     /// The proxy's ids in the initial user namespace.
     pub proxy_ids: (u32, u32),
 }
@@ -92,12 +92,7 @@ pub fn compile(policy: &Policy, around: &Surroundings, cgroup_id: u64) -> (PodCo
     bits |= add_ranges(flags::EXCLUDED_RANGES, list::EXCLUDED, &policy.exclude_outbound_ip_ranges);
     bits |= add_ranges(flags::EXCLUDED_INTERFACES, list::INTERFACE, &around.excluded_subnets);
     bits |= ports_and_groups(policy, around, &mut entries);
-    for (flag, on) in [
-        (flags::DNS, policy.dns_capture),
-        (flags::LO_EXCLUDED, around.lo_excluded),
-        (flags::SPREAD4, around.spread4),
-        (flags::SPREAD6, around.spread6),
-    ] {
+    for (flag, on) in [(flags::DNS, policy.dns_capture), (flags::LO_EXCLUDED, around.lo_excluded)] {
         bits |= if on { flag } else { 0 };
     }
     let config = PodConfig {
@@ -109,6 +104,8 @@ pub fn compile(policy: &Policy, around: &Surroundings, cgroup_id: u64) -> (PodCo
         dns_port: policy.proxy.dns_port.into(),
         trace_until: 0,
         cgroup_id,
+        source4: around.source4.map_or(Ip::NONE, Ip::from),
+        source6: around.source6.map_or(Ip::NONE, Ip::from),
     };
     (config, entries)
 }

@@ -49,7 +49,10 @@ pub(crate) fn run(node: &Node, output: Output, args: &Args) -> Result<ExitCode> 
     let explanation = match (args.dst, args.inbound) {
         (Some(dst), _) => {
             let protocol = if args.udp { Protocol::Udp } else { Protocol::Tcp };
-            explain::outbound(attachment, &Question { protocol, dst, src: args.src, uid: args.uid, gid: args.gid })
+            explain::outbound(
+                attachment,
+                &Question { protocol, dst, src: args.src, uid: args.uid, gid: args.gid },
+            )
         }
         (None, Some(port)) => explain::inbound(attachment, port, args.interface),
         (None, None) => bail!("give --dst IP:PORT or --inbound PORT"),

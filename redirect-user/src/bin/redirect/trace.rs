@@ -161,9 +161,8 @@ fn decode(hex: &str) -> Option<TraceRecord> {
     for number in &mut numbers {
         *number = next()?;
     }
-    let mut endpoint = || {
-        Some(Endpoint { ip: Ip { words: [next()?, next()?, next()?, next()?] }, port: next()? })
-    };
+    let mut endpoint =
+        || Some(Endpoint { ip: Ip { words: [next()?, next()?, next()?, next()?] }, port: next()? });
     let (src, dst) = (endpoint()?, endpoint()?);
     let [pid, uid, gid, kind, verdict, rule] = numbers;
     let cookie = u64::from(low) | u64::from(high) << 32;
@@ -181,7 +180,8 @@ impl Log for Printer {
         // A closed pipe ends the reader at the next tick at the latest; a record has nobody else to tell.
         let _ = match self.output {
             Output::Json => {
-                let object: Map<_, _> = fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+                let object: Map<_, _> =
+                    fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
                 writeln!(out, "{}", Value::Object(object))
             }
             Output::Text => {
