@@ -2,6 +2,7 @@
 //! notices nothing.
 
 use std::net::SocketAddr;
+use std::process::Command;
 
 use harness::{Errno, Process, Seen, Service, Sidecar, Socket, kernel_test};
 
@@ -253,4 +254,27 @@ fn to_ports_of_the_sidecar_itself() {
             assert!(direct.original_dst.is_err(), "{direct:?}");
         }
     });
+}
+
+#[test]
+fn with_syn_cookies() {
+    kernel_test(|node| {
+        let pod = enrolled(node, "client");
+        let _sidecar = pod.sidecar();
+        let app = pod.app();
+        // 2: always, as a listener under attack does; the accepted socket is then made from the ACK alone.
+        pod.netns().sysctl("net/ipv4/tcp_syncookies", "2");
+        for v6 in FAMILIES {
+            dial(&app, far_away(v6, 80), pod.ip(v6));
+        }
+        let counters = pod.netns().output_of(Command::new("cat").arg("/proc/net/netstat"));
+        assert_eq!(netstat(&counters, "SyncookiesRecv"), 2);
+    });
+}
+
+/// A counter of `/proc/net/netstat`: a line of names, a line of numbers.
+fn netstat(text: &str, name: &str) -> u64 {
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split(' ').collect()).collect();
+    let column = lines[0].iter().position(|column| *column == name).expect("a counter of that name");
+    lines[1][column].parse().expect("a number")
 }

@@ -84,7 +84,7 @@ impl Agent {
                 json(sys::receive(self.socket(fd)?, size, patience_ms)?)
             }
             Request::AwaitConnect { fd } => json(sys::await_connect(self.socket(fd)?)?),
-            Request::Close { fd } => json(drop(self.sockets.remove(&fd).ok_or(Errno::EBADF)?)),
+            Request::Close { fd } => json(self.sockets.remove(&fd).map(drop).ok_or(Errno::EBADF)?),
             Request::OpenMany { to, count } => json(self.open_many(&to, count)),
             Request::CloseMany => json(self.many.drain(..).try_for_each(sys::reset)?),
             Request::Serve { listen, service } => json(self.server.serve(&listen, service)?),
