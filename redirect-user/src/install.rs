@@ -134,12 +134,39 @@ fn prepare(unfinished: &Path) -> Result<(), Error> {
     }
     let mut object = EbpfLoader::new().load(OBJECT).map_err(|source| Error::Load { source: Box::new(source) })?;
     for (name, map) in object.maps() {
-        let path = unfinished.join("maps").join(pins::map_file(name));
+        let path = unfinished.join(pins::map_file(name));
         map.pin(&path).map_err(|source| Error::Pin { path, source: Box::new(source) })?;
     }
     fault::point("install-maps");
+    load_all(&mut object, &unfinished.join("progs"))
+}
+
+/// Loads the programs of this binary onto the node's maps and pins them in a folder, for an upgrade.
+///
+/// # Errors
+/// See [`Error`].
+pub(crate) fn prepare_programs(node: &Node, _lock: &NodeLock, folder: &Path) -> Result<(), Error> {
+    io_step("make", folder, |path| fs::create_dir_all(path))?;
+    let maps = fs::read_dir(pins::version(node).join("maps"))
+        .map_err(|source| Error::Io { what: "list", path: pins::version(node).join("maps"), source })?;
+    let maps: Vec<_> = maps.flatten().map(|entry| entry.path()).collect();
+    let mut loader = EbpfLoader::new();
+    for path in &maps {
+        if let Some(name) = path.file_name().and_then(|name| name.to_str()) {
+            loader.map_pin_path(name, path.as_path());
+        }
+    }
+    let mut object = loader.load(OBJECT).map_err(|source| Error::Load { source: Box::new(source) })?;
+    for (name, map) in object.maps().filter(|(name, _)| name.starts_with('.')) {
+        let path = folder.join(name.trim_start_matches('.'));
+        map.pin(&path).map_err(|source| Error::Pin { path, source: Box::new(source) })?;
+    }
+    load_all(&mut object, folder)
+}
+
+fn load_all(object: &mut Ebpf, folder: &Path) -> Result<(), Error> {
     for hook in Hook::ALL.iter().copied().filter(|hook| hook.on_cgroup()) {
-        load(&mut object, hook, unfinished.join("progs").join(hook.name()))?;
+        load(object, hook, folder.join(hook.name()))?;
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 //! Table of contents, in reading order: [`policy`] says what is captured in a pod; [`hook`] lists the programs; [`attach`]
 //! is the heart of ADD and DEL, with [`netns`], [`userns`], [`tables`], [`pins`] and [`attachment`] as its hands;
 //! [`install`] puts programs and maps on the node from [`object`]; [`inspect`] reports, [`explain`]
-//! answers as the kernel would, [`gc`] collects, [`doctor`] examines the node; [`sys`] is bpf(2) itself.
+//! answers as the kernel would, [`gc`] collects, [`upgrade`] replaces programs in place, [`doctor`] examines the node; [`sys`] is bpf(2) itself.
 //!
 //! Before attach stands the question whether a pod is ours: [`enrol`] asks it, [`podsource`] knows the pod, [`grammar`],
 //! [`annotations`] and [`owner_groups`] read what it wants, [`cgroup`] finds where it lives, and [`tally`] counts.
@@ -32,4 +32,5 @@ pub mod policy;
 pub mod sys;
 pub mod tables;
 pub mod tally;
+pub mod upgrade;
 pub mod userns;

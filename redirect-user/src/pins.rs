@@ -3,7 +3,8 @@
 //! ```text
 //! <bpffs>/redirect-cni/
 //!   new/                                   an installation that has not finished
-//!   v<ABI>/progs/<hook>                    programs, loaded once per node
+//!   v<ABI>/progs/<hook>                    programs, loaded once per node, and their constants (`rodata`)
+//!   v<ABI>/progs-new/                      during an upgrade, the other set of programs
 //!   v<ABI>/maps/<map>
 //!   v<ABI>/pods/<container-id>/<ifname>/   one attachment:
 //!       <hook>                             a link
@@ -35,22 +36,38 @@ pub fn unfinished(node: &Node) -> PathBuf {
     root(node).join("new")
 }
 
+/// The folder of the programs.
+#[must_use]
+pub fn programs(node: &Node) -> PathBuf {
+    version(node).join("progs")
+}
+
+/// Where an upgrade prepares the next set of programs.
+#[must_use]
+pub fn replacement(node: &Node) -> PathBuf {
+    version(node).join("progs-new")
+}
+
 /// A pinned program.
 #[must_use]
 pub fn program(node: &Node, hook: Hook) -> PathBuf {
-    version(node).join("progs").join(hook.name())
+    programs(node).join(hook.name())
 }
 
 /// A pinned map.
 #[must_use]
 pub fn map(node: &Node, name: &str) -> PathBuf {
-    version(node).join("maps").join(map_file(name))
+    version(node).join(map_file(name))
 }
 
-/// The file name of a map: bpffs refuses names with dots, which the compiler's `.rodata` has.
+/// Where in a version's folder a map is pinned. The compiler's read-only data belongs to the programs and is replaced with
+/// them; its name has a dot, which bpffs refuses.
 #[must_use]
-pub fn map_file(name: &str) -> &str {
-    name.trim_start_matches('.')
+pub fn map_file(name: &str) -> PathBuf {
+    match name.strip_prefix('.') {
+        Some(constants) => PathBuf::from("progs").join(constants),
+        None => PathBuf::from("maps").join(name),
+    }
 }
 
 /// The folder of all attachments.

@@ -36,6 +36,7 @@ mod command {
     pub(super) const PROG_LOAD: i32 = 5;
     pub(super) const OBJ_PIN: i32 = 6;
     pub(super) const OBJ_GET: i32 = 7;
+    pub(super) const PROG_GET_FD_BY_ID: i32 = 13;
     pub(super) const OBJ_GET_INFO_BY_FD: i32 = 15;
     pub(super) const PROG_QUERY: i32 = 16;
     pub(super) const LINK_CREATE: i32 = 28;
@@ -209,6 +210,16 @@ pub fn program_id(program: impl AsFd) -> Result<u32> {
     };
     bpf(command::OBJ_GET_INFO_BY_FD, "BPF_OBJ_GET_INFO_BY_FD", &mut attr)?;
     Ok(raw[1])
+}
+
+/// Opens a loaded program by its id.
+///
+/// # Errors
+/// `BPF_PROG_GET_FD_BY_ID`: ENOENT when there is no such program any more.
+pub fn program_by_id(id: u32) -> Result<OwnedFd> {
+    // `prog_id`, `next_id`, `open_flags`
+    let mut attr = [id, 0, 0];
+    bpf(command::PROG_GET_FD_BY_ID, "BPF_PROG_GET_FD_BY_ID", &mut attr).map(owned)
 }
 
 #[repr(C)]

@@ -1,11 +1,11 @@
-//! `redirect install`, `uninstall` and `gc`.
+//! `redirect install`, `uninstall`, `upgrade` and `gc`.
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 use redirect_user::lock::NodeLock;
 use redirect_user::node::Node;
-use redirect_user::{attach, gc, inspect, install};
+use redirect_user::{attach, gc, inspect, install, upgrade};
 use serde_json::json;
 
 use crate::Output;
@@ -37,6 +37,17 @@ pub(crate) fn uninstall(node: &Node, output: Output) -> Result<ExitCode> {
     match output {
         Output::Json => output::json(&json!({ "detached": detached }))?,
         Output::Text => println!("detached {} and removed the programs", detached.len()),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Replaces the programs in place.
+pub(crate) fn upgrade(node: &Node, output: Output) -> Result<ExitCode> {
+    let lock = NodeLock::acquire(node)?;
+    let replaced = upgrade::upgrade(node, &lock)?;
+    match output {
+        Output::Json => output::json(&json!({ "replacedLinks": replaced }))?,
+        Output::Text => println!("replaced the program of {replaced} links"),
     }
     Ok(ExitCode::SUCCESS)
 }

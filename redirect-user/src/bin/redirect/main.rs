@@ -79,6 +79,8 @@ enum Command {
     Install,
     /// Detach every pod and remove the programs.
     Uninstall,
+    /// Replace the programs of attached pods by this version's, in place.
+    Upgrade,
     /// Remove what belongs to pods that are gone.
     Gc,
 }
@@ -99,6 +101,7 @@ fn main() -> ExitCode {
         Command::Agent(command) => agent::run(&command),
         Command::Install => lifecycle::install(&node, args.output),
         Command::Uninstall => lifecycle::uninstall(&node, args.output),
+        Command::Upgrade => lifecycle::upgrade(&node, args.output),
         Command::Gc => lifecycle::gc(&node, args.output),
     };
     match done {

@@ -1,0 +1,119 @@
+//! Replaces the programs of a running node in place: pods keep their links, maps and connections, and there is no moment
+//! without redirection. (A version with another map layout has another ABI version and its own pins.)
+//!
+//! First the programs that future attachments use are exchanged, then every pod's links are brought to them, consumers of
+//! a socket's record before producers, each by compare-and-swap. Interrupted anywhere, the repeated call goes on.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use crate::attach;
+use crate::attachment::{self, Attachment};
+use crate::fault;
+use crate::hook::Hook;
+use crate::install;
+use crate::lock::NodeLock;
+use crate::node::Node;
+use crate::object;
+use crate::pins;
+use crate::sys::{self, SyscallError};
+
+/// Why an upgrade stopped. What was replaced stays replaced; the repeated call goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nothing to upgrade.
+    #[error("redirect-cni is not installed below {path}; `redirect install` does that")]
+    NotInstalled {
+        /// Where it would be.
+        path: PathBuf,
+    },
+    /// The new programs could not be loaded or pinned.
+    #[error(transparent)]
+    Install(#[from] install::Error),
+    /// Attachments could not be read.
+    #[error(transparent)]
+    Attach(#[from] attach::Error),
+    /// A record could not be read.
+    #[error(transparent)]
+    Attachment(#[from] attachment::Error),
+    /// Old and new programs could not change places.
+    #[error("cannot exchange {path} with the new programs: {source}")]
+    Exchange {
+        /// The folder of the old ones.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A link could not be brought to the new program.
+    #[error("cannot replace {hook} of container {container}: {source}; run `redirect upgrade` again")]
+    Replace {
+        /// The hook.
+        hook: Hook,
+        /// The pod.
+        container: String,
+        /// Why.
+        source: SyscallError,
+    },
+}
+
+/// Brings the node to the programs of this binary; returns how many links were replaced.
+///
+/// # Errors
+/// See [`Error`].
+pub fn upgrade(node: &Node, lock: &NodeLock) -> Result<usize, Error> {
+    if !install::installed(node) {
+        return Err(Error::NotInstalled { path: pins::version(node) });
+    }
+    let new = pins::replacement(node);
+    install::remove_tree(&new)?;
+    install::prepare_programs(node, lock, &new)?;
+    fault::point("upgrade-exchange");
+    exchange(&pins::programs(node), &new)?;
+    fault::point("upgrade-links");
+    let mut replaced = 0;
+    for attachment in attachment::all(node)? {
+        for hook in Hook::needed(&attachment.policy) {
+            replaced += usize::from(replace(node, &attachment, hook)?);
+        }
+    }
+    install::remove_tree(&new)?;
+    Ok(replaced)
+}
+
+/// Two folders change places in one step (bpffs knows RENAME_EXCHANGE since Linux 5.17).
+fn exchange(old: &PathBuf, new: &PathBuf) -> Result<(), Error> {
+    use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+    renameat2(AT_FDCWD, old, AT_FDCWD, new, RenameFlags::RENAME_EXCHANGE)
+        .map_err(|source| Error::Exchange { path: old.clone(), source: source.into() })
+}
+
+/// Replaces one link's program if it is not the installed one; false when there was nothing to do.
+fn replace(node: &Node, attachment: &Attachment, hook: Hook) -> Result<bool, Error> {
+    let id = &attachment.id;
+    let pin = pins::attachment(node, &id.container_id, &id.ifname).join(hook.name());
+    if fs::symlink_metadata(&pin).is_err() {
+        // Another interface of the same container holds the links.
+        return Ok(false);
+    }
+    swap(node, attachment, hook, &pin).or_else(|source| match source.errno() {
+        // The cgroup or the namespace is gone: the pod is being deleted.
+        Some(libc::ENOLINK) => Ok(false),
+        _ => Err(Error::Replace { hook, container: id.container_id.clone(), source }),
+    })
+}
+
+fn swap(node: &Node, attachment: &Attachment, hook: Hook, pin: &PathBuf) -> Result<bool, SyscallError> {
+    let link = sys::obj_get(pin)?;
+    let old = sys::program_by_id(sys::link_info(&link)?.program_id)?;
+    let new = if hook.on_cgroup() {
+        let new = sys::obj_get(&pins::program(node, hook))?;
+        if sys::program_id(&new)? == sys::program_id(&old)? {
+            return Ok(false);
+        }
+        new
+    } else {
+        object::load_inbound(node, attachment.cookie)?
+    };
+    sys::link_update(link, new, old).map(|()| true)
+}
