@@ -36,7 +36,9 @@ pub struct Flow {
 
 impl Flow {
     /// A flow as the kernel will route it: dialling the unspecified address means the bound source address, and
-    /// without one localhost (`ip_route_output_key_hash_rcu()` and `tcp_v6_connect()` do that after the hook).
+    /// without one localhost (`ip_route_output_key_hash_rcu()` and `tcp_v6_connect()` do that after the hook). To an
+    /// address of `lo` goes what comes from that address (RFC 6724, 5, rule 1), so an unbound socket that dials `::6`
+    /// has `::6` as its source; 127.0.0.6 is no address of an interface, and the source becomes 127.0.0.1.
     #[must_use]
     #[inline(always)]
     pub fn new(protocol: Protocol, dialled: Endpoint, src: Ip, caller: Caller) -> Flow {
@@ -51,6 +53,7 @@ impl Flow {
                 (false, _) => Ip::LOCALHOST6,
             };
         }
+        let src = if src.is_unspecified() && dst.ip.same(&Ip::PASSTHROUGH6) { dst.ip } else { src };
         Flow { protocol, dst, src, caller }
     }
 }
@@ -60,15 +63,22 @@ mod tests {
     use super::*;
     use core::net::IpAddr;
 
-    fn dialled(text: &str, src: &str) -> IpAddr {
+    fn flow(text: &str, src: &str) -> Flow {
         let ip = |t: &str| Ip::from(t.parse::<IpAddr>().unwrap());
-        let flow = Flow::new(
-            Protocol::Tcp,
-            Endpoint { ip: ip(text), port: 80 },
-            ip(src),
-            Caller { uid: 0, gid: 0 },
-        );
-        flow.dst.ip.into()
+        let caller = Caller { uid: 0, gid: 0 };
+        Flow::new(Protocol::Tcp, Endpoint { ip: ip(text), port: 80 }, ip(src), caller)
+    }
+
+    fn dialled(text: &str, src: &str) -> IpAddr {
+        flow(text, src).dst.ip.into()
+    }
+
+    #[test]
+    fn an_unbound_socket_that_dials_the_passthrough_address() {
+        assert_eq!(flow("::6", "::").src, Ip::PASSTHROUGH6);
+        assert_eq!(flow("::6", "::1").src, Ip::LOCALHOST6);
+        assert_eq!(flow("127.0.0.6", "0.0.0.0").src, Ip::NONE);
+        assert_eq!(flow("::7", "::").src, Ip::NONE);
     }
 
     #[test]
