@@ -16,6 +16,13 @@ pub(crate) struct Package {
     pub(crate) deb: &'static str,
     /// A path that tells without apt, and on other distributions too, that there is nothing to do.
     pub(crate) probe: &'static str,
+    /// Advice for releases of Debian and Ubuntu that lack it.
+    pub(crate) elsewhere: Option<&'static str>,
+}
+
+/// A package that every supported release has.
+pub(crate) const fn deb(deb: &'static str, probe: &'static str) -> Package {
+    Package { deb, probe, elsewhere: None }
 }
 
 impl Package {
@@ -31,7 +38,8 @@ pub(crate) fn missing(packages: &[Package]) -> Vec<Package> {
 
 /// Installs those packages of a list that are missing.
 pub(crate) fn install(packages: &[Package]) -> Result<()> {
-    let names: Vec<_> = missing(packages).iter().map(|package| package.deb).collect();
+    let lacking = missing(packages);
+    let names: Vec<_> = lacking.iter().map(|package| package.deb).collect();
     if names.is_empty() {
         return Ok(());
     }
@@ -40,10 +48,9 @@ pub(crate) fn install(packages: &[Package]) -> Result<()> {
     update();
     cmd::progress(&format!("installing {}", names.join(" ")), apt_get(&["install"]).args(&names))
         .with_context(|| {
-            format!(
-                "apt-get could not install {}: see its last lines for the one that it has not",
-                names.join(" ")
-            )
+            let advice =
+                lacking.iter().filter_map(|package| package.elsewhere).map(|advice| format!(" ({advice})"));
+            format!("apt-get did not install {}{}", names.join(" "), advice.collect::<String>())
         })?;
     match missing(packages).first() {
         None => Ok(()),
@@ -107,14 +114,14 @@ mod tests {
 
     #[test]
     fn a_package_whose_file_is_there_is_not_missing() {
-        let here = Package { deb: "coreutils", probe: "/proc/self/exe" };
-        let absent = Package { deb: "no-such-package", probe: "/no/such/file" };
+        let here = deb("coreutils", "/proc/self/exe");
+        let absent = deb("no-such-package", "/no/such/file");
         let missing: Vec<_> = missing(&[here, absent]).iter().map(|package| package.deb).collect();
         assert_eq!(missing, ["no-such-package"]);
     }
 
     #[test]
     fn nothing_missing_needs_neither_apt_nor_root() {
-        install(&[Package { deb: "coreutils", probe: "/proc/self/exe" }]).unwrap();
+        install(&[deb("coreutils", "/proc/self/exe")]).unwrap();
     }
 }

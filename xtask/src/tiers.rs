@@ -65,4 +65,16 @@ pub(crate) const TIERS: &[Tier] = &[
         &["toolchain", "mesh"],
         &[Job::Tests(&["--test", "datapath", "--", ONE_BY_ONE])],
     ),
+    tier(
+        "envoy",
+        "real Envoys as sidecars, and the demo",
+        &["toolchain", "mesh"],
+        &[Job::Tests(&["--test", "envoy", "--", ONE_BY_ONE])],
+    ),
+    tier(
+        "envoy",
+        "real Envoys as sidecars, and the demo",
+        &["toolchain", "mesh"],
+        &[Job::Tests(&["--test", "envoy", "--", ONE_BY_ONE])],
+    ),
 ];

@@ -1,11 +1,11 @@
 //! Set-up steps for the BPF target: the source of `core`, and bpf-linker.
 
 use std::env;
-use std::path::PathBuf;
+use std::fs;
 
 use anyhow::{Context, Result};
 
-use crate::apt::{self, Package};
+use crate::apt::{self, Package, deb};
 use crate::workspace::Workspace;
 use crate::{cmd, ebpf};
 
@@ -16,8 +16,8 @@ const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
 /// Debian's compiler for web browsers is as recent as ours, and its source can be had without rustup.
 const DEBIAN_RUST: [Package; 2] = [
-    Package { deb: "rustc-web", probe: "/usr/bin/rustc" },
-    Package { deb: "rust-web-src", probe: "/usr/lib/rustlib/src/rust/library/core/src/lib.rs" },
+    deb("rustc-web", "/usr/bin/rustc"),
+    deb("rust-web-src", "/usr/lib/rustlib/src/rust/library/core/src/lib.rs"),
 ];
 
 /// Whether some compiler can build `core` for the BPF target.
@@ -46,13 +46,11 @@ fn may_use_rustup() -> bool {
     env::var_os("RUSTUP_AUTO_INSTALL").is_none_or(|value| value != "0")
 }
 
-fn bpf_linker_path(workspace: &Workspace) -> PathBuf {
-    workspace.cache.join("tools/bin/bpf-linker")
-}
-
-/// Whether bpf-linker was built before.
+/// Whether bpf-linker was built before, in the release that we want: cargo keeps a list of what it installed where.
 pub(crate) fn has_bpf_linker(workspace: &Workspace) -> bool {
-    bpf_linker_path(workspace).exists()
+    let tools = workspace.cache.join("tools");
+    let installed = fs::read_to_string(tools.join(".crates.toml")).unwrap_or_default();
+    installed.contains(&format!("\"bpf-linker {BPF_LINKER} ")) && tools.join("bin/bpf-linker").exists()
 }
 
 /// Compiles bpf-linker into the cache; about a minute on two cores.
