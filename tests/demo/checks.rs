@@ -121,7 +121,10 @@ fn outsider(server: &mut Running) -> Result<Check> {
         Outcome::Answered(answered) => answered,
         Outcome::Failed { message, .. } => return Ok(Check { promise, found: message, ok: false }),
     };
-    let captured = server.sidecar.as_mut().context("the sidecar was stopped")?.captured()?;
+    let captured = match server.sidecar.as_mut().context("the sidecar was stopped")?.captured() {
+        Ok(captured) => captured,
+        Err(error) => return Ok(Check { promise, found: format!("{error:#}"), ok: false }),
+    };
     let found = format!("{} -> {}", captured.client, captured.original_dst);
     let ok = captured.original_dst == dst && captured.client == answered.local;
     Ok(Check { promise, found, ok })

@@ -23,6 +23,9 @@ use crate::app::Outcome;
 /// The port that the applications serve on.
 pub(crate) const APP_PORT: u16 = 8080;
 
+/// How long a sidecar may take to log a request that has been answered: it takes it some 20 ms.
+const LOG_PATIENCE: Duration = Duration::from_secs(2);
+
 /// A pod without its containers: what there is between ADD and DEL.
 pub(crate) struct Pod {
     /// `client pod` or `server pod`.
@@ -217,14 +220,15 @@ impl Sidecar {
     pub(crate) fn captured(&mut self) -> Result<Captured> {
         let mut all: Vec<_> = match self {
             Sidecar::Envoy(envoy) => {
-                let entries = envoy.wait_for_entries(1)?.into_iter();
+                let entries = envoy.entries_within(LOG_PATIENCE, 1)?.into_iter();
                 entries.map(|one| Captured { original_dst: one.original_dst, client: one.client }).collect()
             }
             Sidecar::BuiltIn(process) => seen(process)?,
         };
         match (all.pop(), all.is_empty()) {
             (Some(one), true) => Ok(one),
-            (last, _) => bail!("one connection was expected, these came: {all:?} {last:?}"),
+            (None, _) => bail!("nothing"),
+            (Some(last), false) => bail!("more than one connection: {all:?} and {last:?}"),
         }
     }
 
@@ -241,7 +245,7 @@ impl Sidecar {
 }
 
 fn seen(process: &Process) -> Result<Vec<Captured>> {
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + LOG_PATIENCE;
     loop {
         let seen = process.take_seen();
         if !seen.is_empty() || Instant::now() > deadline {

@@ -1,9 +1,12 @@
 //! The demo as a process: it succeeds, and whatever ends it, nothing stays behind.
 
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use harness::chain::STANDARD_DIRS;
 use harness::{MachineLock, Residue, binary};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -61,6 +64,37 @@ fn the_table_names_everything_that_was_seen() {
         assert!(text.contains(part), "`{part}` is missing in:\n{text}");
     }
     assert!(text.lines().all(|line| line.chars().count() <= 120), "a line is too wide:\n{text}");
+}
+
+#[test]
+fn without_an_envoy_a_built_in_proxy_takes_its_place_and_the_table_says_so() {
+    let _lock = MachineLock::take();
+    let before = Residue::now();
+    let empty = tempfile::tempdir().unwrap();
+    let output = demo().env("REDIRECT_CNI_CACHE", empty.path()).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("The sidecars are a small built-in proxy"), "{text}");
+    drop(empty);
+    assert_nothing_left(&before);
+}
+
+#[test]
+fn a_row_that_is_not_as_promised_fails_and_is_named() {
+    let _lock = MachineLock::take();
+    let before = Residue::now();
+    // A plugin that passes the result on and, without settings, does nothing: requests go past the sidecars.
+    let bin = tempfile::tempdir().unwrap();
+    let tuning =
+        STANDARD_DIRS.map(|dir| Path::new(dir).join("tuning")).into_iter().find(|path| path.exists());
+    symlink(tuning.expect("the standard CNI plugins"), bin.path().join("redirect-cni")).unwrap();
+    let output = demo().env("REDIRECT_BIN_DIR", bin.path()).output().unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    let row = "not as promised: client pod -> server pod over IPv4: The sidecar of the client pod, outbound";
+    assert!(errors.contains(row), "{errors}");
+    drop(bin);
+    assert_nothing_left(&before);
 }
 
 /// Interrupts the demo while the step that begins with `step` runs.

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Map, Value, json};
 
 /// Where distributions put the standard plugins.
-const STANDARD_DIRS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
+pub const STANDARD_DIRS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
 
 /// A network configuration list and where its plugins are.
 #[derive(Clone, Debug)]

@@ -121,15 +121,19 @@ impl Envoy {
     /// # Errors
     /// As [`Envoy::new_entries`], and when there are fewer after ten seconds.
     pub fn wait_for_entries(&mut self, count: usize) -> Result<Vec<Entry>> {
-        let deadline = Instant::now() + PATIENCE;
+        self.entries_within(PATIENCE, count)
+    }
+
+    /// As [`Envoy::wait_for_entries`], with another limit to the waiting.
+    ///
+    /// # Errors
+    /// As [`Envoy::new_entries`], and when there are fewer when the time is over.
+    pub fn entries_within(&mut self, patience: Duration, count: usize) -> Result<Vec<Entry>> {
+        let deadline = Instant::now() + patience;
         let mut entries = self.new_entries()?;
         while entries.len() < count {
             if Instant::now() > deadline {
-                bail!(
-                    "{} logged {} of {count} connections within {PATIENCE:?}: {entries:?}",
-                    self.name,
-                    entries.len()
-                );
+                bail!("{} logged {} of {count} connections within {patience:?}", self.name, entries.len());
             }
             thread::sleep(INTERVAL);
             entries.extend(self.new_entries()?);
