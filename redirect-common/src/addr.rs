@@ -45,17 +45,14 @@ impl Ip {
     #[must_use]
     #[inline(always)]
     pub const fn is_v4(&self) -> bool {
-        self.words[0] == 0 && self.words[1] == 0 && self.words[2] == MAPPED
+        self.words[0] | self.words[1] | (self.words[2] ^ MAPPED) == 0
     }
 
     /// Whether this is the unspecified address of either family (`0.0.0.0`, `::`).
     #[must_use]
     #[inline(always)]
     pub const fn is_unspecified(&self) -> bool {
-        self.words[0] == 0
-            && self.words[1] == 0
-            && self.words[3] == 0
-            && (self.words[2] == 0 || self.words[2] == MAPPED)
+        self.words[0] | self.words[1] | self.words[3] == 0 && (self.words[2] == 0 || self.words[2] == MAPPED)
     }
 
     /// Whether the kernel delivers to it over `lo` without knowing any interface: 127.0.0.0/8, ::1, ::6.
@@ -71,14 +68,16 @@ impl Ip {
         }
     }
 
-    /// Equality that the BPF compiler turns into four word compares (`==` on arrays becomes a `memcmp` call).
+    /// Equality without a call (`==` on arrays becomes `memcmp`) and with one branch: the verifier follows both ways of
+    /// every branch, and four of them in each of a dozen comparisons made half a million instructions of `connect6`.
     #[must_use]
     #[inline(always)]
     pub const fn same(&self, other: &Ip) -> bool {
-        self.words[0] == other.words[0]
-            && self.words[1] == other.words[1]
-            && self.words[2] == other.words[2]
-            && self.words[3] == other.words[3]
+        (self.words[0] ^ other.words[0])
+            | (self.words[1] ^ other.words[1])
+            | (self.words[2] ^ other.words[2])
+            | (self.words[3] ^ other.words[3])
+            == 0
     }
 
     /// The 16 bytes in network order.
@@ -178,6 +177,8 @@ mod tests {
     #[test]
     fn unspecified_covers_both_families() {
         assert!(ip("0.0.0.0").is_unspecified() && ip("::").is_unspecified());
-        assert!(!ip("::1").is_unspecified() && !ip("0.0.0.1").is_unspecified() && !ip("::1:0:0").is_unspecified());
+        assert!(
+            !ip("::1").is_unspecified() && !ip("0.0.0.1").is_unspecified() && !ip("::1:0:0").is_unspecified()
+        );
     }
 }

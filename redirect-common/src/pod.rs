@@ -4,7 +4,8 @@
 //! asserted in `abi.rs`), so any bytes are a valid value and every byte is initialised.
 
 use crate::{
-    AddrKey, Counters, DnsPending, Endpoint, HandoffKey, Ip, ListenerKey, Origin, PodConfig, RangeKey, SetKey, TraceRecord,
+    AddrKey, Counters, DnsPending, Endpoint, HandoffKey, Ip, ListenerKey, Origin, PodConfig, RangeKey,
+    SetKey, TraceRecord,
 };
 
 macro_rules! plain_bytes {
@@ -14,4 +15,17 @@ macro_rules! plain_bytes {
     )+ };
 }
 
-plain_bytes!(AddrKey, Counters, DnsPending, Endpoint, HandoffKey, Ip, ListenerKey, Origin, PodConfig, RangeKey, SetKey, TraceRecord);
+plain_bytes!(
+    AddrKey,
+    Counters,
+    DnsPending,
+    Endpoint,
+    HandoffKey,
+    Ip,
+    ListenerKey,
+    Origin,
+    PodConfig,
+    RangeKey,
+    SetKey,
+    TraceRecord
+);

@@ -4,8 +4,8 @@
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use redirect_common::{
-    Endpoint, Event, Flow, Ip, LISTENER_SLOTS, ListenerKey, Origin, Outbound, PodConfig, Protocol, Target, decide,
-    flags, in_spread4, role, spread,
+    Endpoint, Event, Flow, Ip, LISTENER_SLOTS, ListenerKey, Origin, Outbound, PodConfig, Protocol, Target,
+    decide, flags, in_spread4, role, spread,
 };
 
 use crate::ctx::{SockAddr, listener_address};
@@ -31,7 +31,7 @@ pub(crate) fn connect4(ctx: SockAddrContext) -> i32 {
         }
         Step::Refuse => refuse(&sock),
     };
-    trace::outbound(&ctx, &call, decision);
+    trace::outbound(&call, decision);
     code
 }
 
@@ -49,7 +49,7 @@ pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
         }
         Step::Refuse => refuse(&sock),
     };
-    trace::outbound(&ctx, &call, decision);
+    trace::outbound(&call, decision);
     code
 }
 
@@ -177,4 +177,3 @@ fn bound_to(cookie: u64, port: u32, v4: bool) -> Option<Ip> {
 fn localhost(v4: bool) -> Ip {
     if v4 { Ip::LOCALHOST4 } else { Ip::LOCALHOST6 }
 }
-

@@ -9,11 +9,12 @@ use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
-    BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sk_lookup, bpf_sock, bpf_sock_addr, bpf_sock_ops, bpf_sockopt,
+    BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sk_lookup, bpf_sock,
+    bpf_sock_addr, bpf_sock_ops, bpf_sockopt,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_bind, bpf_get_current_uid_gid, bpf_get_netns_cookie, bpf_map_lookup_elem, bpf_set_retval, bpf_sk_assign,
-    bpf_sk_release, bpf_sk_storage_get,
+    bpf_bind, bpf_get_current_uid_gid, bpf_get_netns_cookie, bpf_map_lookup_elem, bpf_set_retval,
+    bpf_sk_assign, bpf_sk_release, bpf_sk_storage_get, bpf_sock_ops_cb_flags_set,
 };
 use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext, SockoptContext};
 use redirect_common::{Caller, DnsPending, Endpoint, Ip, ListenerKey, Origin, Protocol};
@@ -68,7 +69,14 @@ macro_rules! set_field {
 /// Four consecutive words of a context, one access each.
 macro_rules! words {
     ($ptr:expr, $field:ident) => {
-        Ip { words: [field!($ptr, $field[0]), field!($ptr, $field[1]), field!($ptr, $field[2]), field!($ptr, $field[3])] }
+        Ip {
+            words: [
+                field!($ptr, $field[0]),
+                field!($ptr, $field[1]),
+                field!($ptr, $field[2]),
+                field!($ptr, $field[3]),
+            ],
+        }
     };
 }
 
@@ -237,12 +245,16 @@ impl SockAddr {
         if ip.is_v4() {
             let address = SockaddrIn { family: AF_INET as u16, port: 0, address: ip.words[3], zero: 0 };
             // SAFETY: the helper reads one sockaddr of the given length; allowed in connect hooks since Linux 4.17.
-            unsafe { bpf_bind(self.ctx, (&raw const address).cast_mut().cast(), size_of::<SockaddrIn>() as i32) };
+            unsafe {
+                bpf_bind(self.ctx, (&raw const address).cast_mut().cast(), size_of::<SockaddrIn>() as i32)
+            };
         } else {
             let address =
                 SockaddrIn6 { family: AF_INET6 as u16, port: 0, flowinfo: 0, address: ip.words, scope_id: 0 };
             // SAFETY: as above.
-            unsafe { bpf_bind(self.ctx, (&raw const address).cast_mut().cast(), size_of::<SockaddrIn6>() as i32) };
+            unsafe {
+                bpf_bind(self.ctx, (&raw const address).cast_mut().cast(), size_of::<SockaddrIn6>() as i32)
+            };
         }
     }
 
@@ -331,6 +343,20 @@ impl SockOps {
         let Some(record) = record(self.sk().cast(), Some(&mut origin)) else { return false };
         *record = origin;
         true
+    }
+
+    /// Asks for `BPF_SOCK_OPS_STATE_CB` on this socket.
+    #[inline(always)]
+    pub(crate) fn watch_state(&self) {
+        let flags = field!(self.ctx, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG;
+        // SAFETY: the context is valid; the call fails only for sockets that are not full, which have no callbacks.
+        let _ = unsafe { bpf_sock_ops_cb_flags_set(self.ctx, flags as i32) };
+    }
+
+    /// In `BPF_SOCK_OPS_STATE_CB`, the state that the socket enters.
+    #[inline(always)]
+    pub(crate) fn new_state(&self) -> u32 {
+        field!(self.ctx, __bindgen_anon_1.args[1])
     }
 
     /// Puts the listening socket into a slot; false when the slot is taken or the kernel refuses the socket.

@@ -22,7 +22,7 @@ pub(crate) fn sendmsg4(ctx: SockAddrContext) -> i32 {
         return REFUSE;
     }
     sock.set_address4(&dns_proxy(call.facts.pod, &call.flow.dst));
-    trace::outbound(&ctx, &call, decision);
+    trace::outbound(&call, decision);
     PROCEED
 }
 
@@ -37,7 +37,7 @@ pub(crate) fn sendmsg6(ctx: SockAddrContext) -> i32 {
         return REFUSE;
     }
     sock.set_address6(&dns_proxy(call.facts.pod, &call.flow.dst));
-    trace::outbound(&ctx, &call, decision);
+    trace::outbound(&call, decision);
     PROCEED
 }
 

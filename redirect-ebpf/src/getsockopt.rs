@@ -39,7 +39,11 @@ pub(crate) fn original_dst(ctx: SockoptContext) -> i32 {
     if record.role != role::ACCEPTED || record.dst.ip.is_v4() != v4 {
         return untouched(&call);
     }
-    if v4 { answer4(&call, &record.dst) } else { answer6(&call, &record.dst) }
+    if v4 {
+        answer4(&call, &record.dst)
+    } else {
+        answer6(&call, &record.dst)
+    }
     DONE
 }
 

@@ -9,7 +9,8 @@ use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use redirect_common::policy::InboundMode;
 use redirect_common::{
-    Event, Inbound, InboundFacts, Ip, LISTENER_SLOTS, ListenerKey, PodConfig, decide_inbound, flags, in_spread6, set,
+    Event, Inbound, InboundFacts, Ip, LISTENER_SLOTS, ListenerKey, PodConfig, decide_inbound, flags,
+    in_spread6, set,
 };
 
 use crate::ctx::Lookup;
@@ -62,7 +63,7 @@ pub(crate) fn inbound(ctx: SkLookupContext) -> u32 {
             SK_DROP
         }
     };
-    trace::inbound(&ctx, pod, cookie, (packet.remote(), dst), verdict, steered);
+    trace::inbound(pod, cookie, (packet.remote(), dst), verdict, steered);
     action
 }
 

@@ -7,8 +7,8 @@ use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{HashMap, LpmTrie, PerCpuHashMap, SockHash};
 use redirect_common::{
-    AddrKey, Counters, DnsPending, Endpoint, Facts, HandoffKey, Ip, ListenerKey, Origin, PodConfig, RangeKey, SetKey, flags,
-    list, set,
+    AddrKey, Counters, DnsPending, Endpoint, Facts, HandoffKey, Ip, ListenerKey, Origin, PodConfig, RangeKey,
+    SetKey, flags, list, set,
 };
 
 /// Enrolled pods. Written by attach and detach, read by every program. Full: attach fails and says so.
@@ -29,7 +29,7 @@ static SETS: HashMap<SetKey, u8> = HashMap::with_max_entries(131_072, BPF_F_NO_P
 static OWN: HashMap<AddrKey, u8> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
 
 /// Loopback handshakes under way: written at the client's ACTIVE_ESTABLISHED, taken and deleted at the server's
-/// PASSIVE_ESTABLISHED, which on loopback comes later. Full: the sidecar does not learn the destination, sends the
+/// PASSIVE_ESTABLISHED, which on loopback comes later, or deleted when the client closes before that. Full: the sidecar does not learn the destination, sends the
 /// connection to its black hole, and `handoff_full` counts it.
 #[map]
 static HANDOFF: HashMap<HandoffKey, Endpoint> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
@@ -109,6 +109,12 @@ pub(crate) fn handoff_take(key: &HandoffKey) -> Option<Endpoint> {
     let dst = unsafe { HANDOFF.get(key) }.copied()?;
     let _ = HANDOFF.remove(key);
     Some(dst)
+}
+
+/// Forgets a handshake that the sidecar did not finish.
+#[inline(always)]
+pub(crate) fn handoff_remove(key: &HandoffKey) {
+    let _ = HANDOFF.remove(key);
 }
 
 /// The sidecar's listeners.

@@ -5,7 +5,8 @@
 //! before the ACK is sent that brings about the server's PASSIVE_ESTABLISHED.
 
 use aya_ebpf::bindings::{
-    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_TCP_LISTEN_CB,
+    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
+    BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE,
 };
 use aya_ebpf::macros::sock_ops as hook;
 use aya_ebpf::programs::SockOpsContext;
@@ -23,6 +24,7 @@ pub(crate) fn sock_ops(ctx: SockOpsContext) -> u32 {
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => connected(&sock),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(&sock),
         BPF_SOCK_OPS_TCP_LISTEN_CB => listening(&sock),
+        BPF_SOCK_OPS_STATE_CB => changed(&sock),
         _ => {}
     }
     1
@@ -37,8 +39,23 @@ fn connected(sock: &SockOps) {
     }
     let cookie = sock.cookie();
     let key = HandoffKey { cookie, client: sock.local(), proxy: sock.remote() };
-    if !maps::handoff_put(&key, &record.dst) {
+    if maps::handoff_put(&key, &record.dst) {
+        sock.watch_state();
+    } else {
         count(cookie, Event::HandoffFull);
+    }
+}
+
+/// A redirected client's socket changed state. When it is closed, nobody will take its destination any more: the sidecar's
+/// accept queue may have been full all the time.
+#[inline(always)]
+fn changed(sock: &SockOps) {
+    if sock.new_state() == BPF_TCP_CLOSE {
+        maps::handoff_remove(&HandoffKey {
+            cookie: sock.cookie(),
+            client: sock.local(),
+            proxy: sock.remote(),
+        });
     }
 }
 

@@ -3,8 +3,8 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_get_current_pid_tgid;
-use aya_ebpf::programs::{SkLookupContext, SockAddrContext};
-use aya_log_ebpf::info;
+use aya_log_common::{ArgumentKind, DisplayHint, Level, RecordFieldKind};
+use aya_log_ebpf::macro_support::AYA_LOGS;
 use redirect_common::trace::{RECORD_BYTES, kind, verdict};
 use redirect_common::{Endpoint, Inbound, Outbound, PodConfig, Protocol, Target, TraceRecord};
 
@@ -16,17 +16,69 @@ fn wanted(pod: &PodConfig) -> bool {
     pod.trace_until != 0 && unsafe { bpf_ktime_get_ns() } < pod.trace_until
 }
 
-/// The record as the bytes that aya-log carries.
-#[inline(always)]
-fn bytes(record: &TraceRecord) -> &[u8] {
-    // SAFETY: the record is RECORD_BYTES of plain data without padding.
-    unsafe { core::slice::from_raw_parts(core::ptr::from_ref(record).cast(), RECORD_BYTES) }
+/// A record as a line of aya-log, `info!("{:x}", record)`, laid out beforehand.
+///
+/// The macro itself finds the size of its buffer at run time, in a loop, and copies byte by byte; the verifier walks
+/// all of that for every way that leads there: half a million instructions for `connect6`.
+#[repr(C)]
+struct Line {
+    head: [u8; HEAD],
+    record: TraceRecord,
 }
 
-/// An outbound decision. Called last, when nothing else is left to do: otherwise the verifier walks the logging code once
-/// for every way to get here.
+/// What is in front of the record; a multiple of 8, so that the record is aligned.
+const HEAD: usize = 40;
+/// Makes the head as long as it has to be.
+const TARGET: &[u8; 4] = b"flow";
+
+/// The head: the length of the line, the fields that each line has (kind, length, value), and the hint `{:x}`.
+const fn head() -> [u8; HEAD] {
+    const NONE: &[u8] = &[];
+    let line = size_of::<Line>() as u16;
+    let fields: [(u8, u16, &[u8]); 8] = [
+        (RecordFieldKind::Target as u8, TARGET.len() as u16, TARGET),
+        (RecordFieldKind::Level as u8, 1, &[Level::Info as u8]),
+        (RecordFieldKind::Module as u8, 0, NONE),
+        (RecordFieldKind::File as u8, 0, NONE),
+        (RecordFieldKind::Line as u8, 4, &0_u32.to_ne_bytes()),
+        (RecordFieldKind::NumArgs as u8, 4, &2_u32.to_ne_bytes()),
+        (ArgumentKind::DisplayHint as u8, 1, &[DisplayHint::LowerHex as u8]),
+        (ArgumentKind::Bytes as u8, RECORD_BYTES as u16, NONE),
+    ];
+    let mut head = [0; HEAD];
+    let mut at = put(&mut head, 0, &line.to_ne_bytes());
+    let mut field = 0;
+    while field < fields.len() {
+        let (kind, len, value) = fields[field];
+        at = put(&mut head, at, &[kind]);
+        at = put(&mut head, at, &len.to_ne_bytes());
+        at = put(&mut head, at, value);
+        field += 1;
+    }
+    assert!(at == HEAD, "the record must follow its own length at once");
+    head
+}
+
+const fn put(head: &mut [u8; HEAD], at: usize, bytes: &[u8]) -> usize {
+    let mut i = 0;
+    while i < bytes.len() {
+        head[at + i] = bytes[i];
+        i += 1;
+    }
+    at + bytes.len()
+}
+
+/// Sends a record to the reader; when the buffer is full it is lost.
 #[inline(always)]
-pub(crate) fn outbound(ctx: &SockAddrContext, call: &Call, decision: Outbound) {
+fn send(record: TraceRecord) {
+    const HEAD_BYTES: [u8; HEAD] = head();
+    let _ = AYA_LOGS.output::<Line>(&Line { head: HEAD_BYTES, record }, 0);
+}
+
+/// An outbound decision. Called last, when nothing else is left to do: otherwise the verifier walks the rest of the hook
+/// twice.
+#[inline(always)]
+pub(crate) fn outbound(call: &Call, decision: Outbound) {
     let (flow, cookie) = (&call.flow, call.facts.cookie);
     if !wanted(call.facts.pod) {
         return;
@@ -37,7 +89,7 @@ pub(crate) fn outbound(ctx: &SockAddrContext, call: &Call, decision: Outbound) {
         Outbound::Redirect(Target::Inbound, rule) => (verdict::INBOUND, rule),
         Outbound::Redirect(Target::Dns, rule) => (verdict::DNS, rule),
     };
-    let record = TraceRecord {
+    send(TraceRecord {
         cookie,
         // SAFETY: the helper has no argument; connect and sendmsg run in the caller's context.
         pid: (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32,
@@ -51,14 +103,12 @@ pub(crate) fn outbound(ctx: &SockAddrContext, call: &Call, decision: Outbound) {
         rule: rule as u32,
         src: Endpoint { ip: flow.src, port: 0 },
         dst: flow.dst,
-    };
-    info!(ctx, "{:x}", bytes(&record));
+    });
 }
 
 /// An inbound decision; `steered` says whether the sidecar took the connection.
 #[inline(always)]
 pub(crate) fn inbound(
-    ctx: &SkLookupContext,
     pod: &PodConfig,
     cookie: u64,
     ends: (Endpoint, Endpoint),
@@ -73,7 +123,7 @@ pub(crate) fn inbound(
         Inbound::Redirect(rule) if steered => (verdict::INBOUND, rule),
         Inbound::Redirect(rule) => (verdict::REFUSED, rule),
     };
-    let record = TraceRecord {
+    send(TraceRecord {
         cookie,
         pid: 0,
         uid: 0,
@@ -83,6 +133,5 @@ pub(crate) fn inbound(
         rule: rule as u32,
         src: ends.0,
         dst: ends.1,
-    };
-    info!(ctx, "{:x}", bytes(&record));
+    });
 }

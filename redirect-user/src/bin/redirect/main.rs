@@ -86,6 +86,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    end_quietly_on_closed_pipe();
     let args = Args::parse();
     let node = Node::new(args.bpffs, args.state_dir);
     let done = match args.command {
@@ -111,4 +112,11 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// `redirect list | head` ends as other tools do. (Rust ignores SIGPIPE and would panic in `println!`.)
+fn end_quietly_on_closed_pipe() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: restores the default action before any other thread exists; no handler of ours is involved.
+    let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
 }
