@@ -16,7 +16,8 @@ mod ebpf;
 fn main() {
     let workspace = PathBuf::from(env::var("CARGO_MANIFEST_DIR").expect("cargo sets it"));
     let workspace = workspace.parent().expect("the package is inside the workspace");
-    for input in ["redirect-ebpf/src", "redirect-ebpf/Cargo.toml", "redirect-common/src", "xtask/src/ebpf.rs"] {
+    for input in ["redirect-ebpf/src", "redirect-ebpf/Cargo.toml", "redirect-common/src", "xtask/src/ebpf.rs"]
+    {
         println!("cargo::rerun-if-changed={}", workspace.join(input).display());
     }
     for variable in ["REDIRECT_CNI_CACHE", "XDG_CACHE_HOME", "HOME"] {
@@ -48,7 +49,10 @@ fn prepare_inbound(object: &[u8]) -> Result<(Vec<u8>, Vec<String>), String> {
     maps.sort_by(|a, b| a.0.cmp(&b.0));
     let text = object.functions.keys().map(|(section, _)| *section).collect::<HashSet<_>>();
     object
-        .relocate_maps(maps.iter().enumerate().map(|(index, (name, map))| (name.as_str(), index as i32, map)), &text)
+        .relocate_maps(
+            maps.iter().enumerate().map(|(index, (name, map))| (name.as_str(), index as i32, map)),
+            &text,
+        )
         .map_err(|error| format!("inbound: {error}"))?;
     object.relocate_calls(&text).map_err(|error| format!("inbound: {error}"))?;
     let program = object.programs.get("inbound").ok_or("redirect-ebpf.o has no program `inbound`")?;

@@ -149,7 +149,12 @@ pub fn attach(node: &Node, lock: &NodeLock, request: &Request) -> Result<Attachm
 ///
 /// # Errors
 /// Something of ours is still there and cannot be removed.
-pub fn detach(node: &Node, _lock: &NodeLock, container_id: &str, ifname: Option<&str>) -> Result<bool, Error> {
+pub fn detach(
+    node: &Node,
+    _lock: &NodeLock,
+    container_id: &str,
+    ifname: Option<&str>,
+) -> Result<bool, Error> {
     let mut found = false;
     for attachment in attachment::of_container(node, container_id)? {
         if ifname.is_none_or(|name| name == attachment.id.ifname) {
@@ -181,7 +186,8 @@ fn plan(request: &Request, cgroup: &fs::File, netns: &mut Netns) -> Result<Attac
     for index in &excluded_interfaces {
         excluded_subnets.extend(netns.subnets_behind(*index)?);
     }
-    let (host_uid, host_gid) = userns::host_ids(netns.file(), request.policy.proxy.uid, request.policy.proxy.gid)?;
+    let (host_uid, host_gid) =
+        userns::host_ids(netns.file(), request.policy.proxy.uid, request.policy.proxy.gid)?;
     let metadata =
         cgroup.metadata().map_err(|source| Error::Cgroup { path: request.cgroup.clone(), source })?;
     let mut own: Vec<IpAddr> = request.addresses.clone();
@@ -299,7 +305,13 @@ fn make_folder(node: &Node, attachment: &Attachment) -> Result<(), Error> {
 
 /// Puts one link in its place. It may be there already: our own from a repeated call, another interface's of the same
 /// container, or, on the pod's cgroup, a leftover of the pod's previous sandbox.
-fn link(node: &Node, attachment: &Attachment, hook: Hook, cgroup: &fs::File, netns: &Netns) -> Result<(), Error> {
+fn link(
+    node: &Node,
+    attachment: &Attachment,
+    hook: Hook,
+    cgroup: &fs::File,
+    netns: &Netns,
+) -> Result<(), Error> {
     let id = &attachment.id;
     let pin = pins::attachment(node, &id.container_id, &id.ifname).join(hook.name());
     let target = if hook.on_cgroup() { attachment.cgroup_id } else { inode(netns.file()) };
@@ -350,9 +362,10 @@ fn inode(file: &fs::File) -> u64 {
 
 /// A pinned link of this hook on this very target in one of the folders.
 fn find_link(folders: &[PathBuf], hook: Hook, target: u64) -> Option<PathBuf> {
-    folders.iter().map(|folder| folder.join(hook.name())).find(|pin| {
-        sys::obj_get(pin).and_then(sys::link_info).is_ok_and(|info| info.target == target)
-    })
+    folders
+        .iter()
+        .map(|folder| folder.join(hook.name()))
+        .find(|pin| sys::obj_get(pin).and_then(sys::link_info).is_ok_and(|info| info.target == target))
 }
 
 /// `pods/<container>/<ifname>` of all attachments.
@@ -465,7 +478,9 @@ fn remove_unrecorded(node: &Node, container_id: &str, ifname: Option<&str>) -> R
     let container = pins::container(node, container_id);
     let mut found = false;
     for folder in list(&container)? {
-        if ifname.is_some_and(|name| folder.file_name().is_none_or(|file| file != pins::encode(name).as_str())) {
+        if ifname
+            .is_some_and(|name| folder.file_name().is_none_or(|file| file != pins::encode(name).as_str()))
+        {
             continue;
         }
         let recorded = attachment::of_container(node, container_id)?

@@ -124,8 +124,8 @@ impl Attachment {
     pub(crate) fn store(&self, node: &Node) -> Result<(), Error> {
         let path = node.attachment(&self.id.container_id, &self.id.ifname);
         let unfinished = path.with_extension("new");
-        let text = serde_json::to_vec_pretty(self)
-            .map_err(|source| Error::Decode { path: path.clone(), source })?;
+        let text =
+            serde_json::to_vec_pretty(self).map_err(|source| Error::Decode { path: path.clone(), source })?;
         let write = || {
             fs::create_dir_all(node.attachments())?;
             let mut file = fs::File::create(&unfinished)?;

@@ -19,6 +19,8 @@ use std::path::{Component, Path, PathBuf};
 
 use thiserror::Error;
 
+pub use self::check::alive;
+
 use crate::hook::Hook;
 use crate::sys::SyscallError;
 

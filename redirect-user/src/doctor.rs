@@ -78,7 +78,8 @@ fn netns_cookie() -> Finding {
     Finding {
         requirement: "network namespace cookie",
         found: cookie.is_some(),
-        detail: cookie.map_or("SO_NETNS_COOKIE is not known".into(), |cookie| format!("this one is {cookie}")),
+        detail: cookie
+            .map_or("SO_NETNS_COOKIE is not known".into(), |cookie| format!("this one is {cookie}")),
         remedy: "Linux 5.15 or newer is needed",
     }
 }
@@ -103,4 +104,3 @@ fn state_dir(node: &Node) -> Finding {
         remedy: "make it writable, or name another with --state-dir",
     }
 }
-

@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use redirect_common::policy::InboundMode;
 use redirect_common::{
-    Caller, Endpoint, Facts, Flow, Inbound, InboundFacts, InboundRule, Ip, Outbound, Protocol, Rule, Target, decide,
-    decide_inbound,
+    Caller, Endpoint, Facts, Flow, Inbound, InboundFacts, InboundRule, Ip, Outbound, Protocol, Rule, Target,
+    decide, decide_inbound,
 };
 use serde::Serialize;
 
@@ -51,7 +51,9 @@ pub fn outbound(attachment: &Attachment, question: &Question) -> Explanation {
     let proxy = &attachment.policy.proxy;
     let (verdict, rule) = match decide(&flow, &facts) {
         Outbound::Direct(rule) => ("direct".to_owned(), rule),
-        Outbound::Redirect(Target::Outbound, rule) => (format!("to outbound ({})", proxy.outbound_port), rule),
+        Outbound::Redirect(Target::Outbound, rule) => {
+            (format!("to outbound ({})", proxy.outbound_port), rule)
+        }
         Outbound::Redirect(Target::Inbound, rule) => (format!("to inbound ({})", proxy.inbound_port), rule),
         Outbound::Redirect(Target::Dns, rule) => (format!("to dns ({})", proxy.dns_port), rule),
     };
@@ -71,7 +73,9 @@ pub fn inbound(attachment: &Attachment, port: u16, interface: Option<u32>) -> Ex
         InboundRule::ExcludedInterface => "traffic.sidecar.istio.io/excludeInterfaces".into(),
         InboundRule::Off => "traffic.sidecar.istio.io/includeInboundPorts is empty".into(),
         InboundRule::Hbone => "15008 is the HBONE listener".into(),
-        InboundRule::ExcludedPort => format!("traffic.sidecar.istio.io/excludeInboundPorts (or built in) has {port}"),
+        InboundRule::ExcludedPort => {
+            format!("traffic.sidecar.istio.io/excludeInboundPorts (or built in) has {port}")
+        }
         InboundRule::All => "traffic.sidecar.istio.io/includeInboundPorts is *".into(),
         InboundRule::Listed => format!("traffic.sidecar.istio.io/includeInboundPorts has {port}"),
         InboundRule::NotListed => format!("traffic.sidecar.istio.io/includeInboundPorts has not {port}"),
@@ -86,7 +90,9 @@ fn outbound_cause(rule: Rule, flow: &Flow, policy: &Policy) -> String {
     match rule {
         Rule::ExcludedInterface => "traffic.sidecar.istio.io/excludeInterfaces".into(),
         Rule::ExcludedPort => format!("traffic.sidecar.istio.io/excludeOutboundPorts has {port}"),
-        Rule::Passthrough => "the socket is bound to 127.0.0.6 or ::6: the sidecar's way to the application".into(),
+        Rule::Passthrough => {
+            "the socket is bound to 127.0.0.6 or ::6: the sidecar's way to the application".into()
+        }
         Rule::ProxyUidSelfCall => format!("uid {} is the sidecar and {ip} is the pod itself", proxy.uid),
         Rule::ProxyGidSelfCall => format!("gid {} is the sidecar's and {ip} is the pod itself", proxy.gid),
         Rule::AppOverLoopback | Rule::AppOverLoopbackByGid => format!("{ip} is the pod itself"),
@@ -106,7 +112,9 @@ fn outbound_cause(rule: Rule, flow: &Flow, policy: &Policy) -> String {
                 format!("traffic.sidecar.istio.io/includeOutboundIPRanges has {}", containing(ranges, ip))
             }
         },
-        Rule::NoMatch if flow.protocol == Protocol::Udp => "UDP other than captured DNS is never redirected".into(),
+        Rule::NoMatch if flow.protocol == Protocol::Udp => {
+            "UDP other than captured DNS is never redirected".into()
+        }
         Rule::NoMatch => format!("traffic.sidecar.istio.io/includeOutboundIPRanges does not contain {ip}"),
     }
 }

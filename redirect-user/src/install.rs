@@ -132,7 +132,8 @@ fn prepare(unfinished: &Path) -> Result<(), Error> {
     for folder in ["progs", "maps", "pods"] {
         io_step("make", &unfinished.join(folder), |path| fs::create_dir_all(path))?;
     }
-    let mut object = EbpfLoader::new().load(OBJECT).map_err(|source| Error::Load { source: Box::new(source) })?;
+    let mut object =
+        EbpfLoader::new().load(OBJECT).map_err(|source| Error::Load { source: Box::new(source) })?;
     for (name, map) in object.maps() {
         let path = unfinished.join(pins::map_file(name));
         map.pin(&path).map_err(|source| Error::Pin { path, source: Box::new(source) })?;
@@ -147,8 +148,11 @@ fn prepare(unfinished: &Path) -> Result<(), Error> {
 /// See [`Error`].
 pub(crate) fn prepare_programs(node: &Node, _lock: &NodeLock, folder: &Path) -> Result<(), Error> {
     io_step("make", folder, |path| fs::create_dir_all(path))?;
-    let maps = fs::read_dir(pins::version(node).join("maps"))
-        .map_err(|source| Error::Io { what: "list", path: pins::version(node).join("maps"), source })?;
+    let maps = fs::read_dir(pins::version(node).join("maps")).map_err(|source| Error::Io {
+        what: "list",
+        path: pins::version(node).join("maps"),
+        source,
+    })?;
     let maps: Vec<_> = maps.flatten().map(|entry| entry.path()).collect();
     let mut loader = EbpfLoader::new();
     for path in &maps {

@@ -47,8 +47,8 @@ impl NodeLock {
             OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)
         };
         let file = open().map_err(|source| Error::Open { path: path.clone(), source })?;
-        let flock = Flock::lock(file, FlockArg::LockExclusive)
-            .map_err(|(_, source)| Error::Lock { path, source })?;
+        let flock =
+            Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, source)| Error::Lock { path, source })?;
         Ok(NodeLock { _flock: flock })
     }
 }

@@ -104,7 +104,8 @@ impl Netns {
         })
         .and_then(|sockets| sockets)
         .map_err(enter)?;
-        let cookie = sys::netns_cookie(&probe).map_err(|source| Error::Cookie { path: path.into(), source })?;
+        let cookie =
+            sys::netns_cookie(&probe).map_err(|source| Error::Cookie { path: path.into(), source })?;
         Ok(Netns { path: path.into(), file, cookie, netlink, sequence: 0 })
     }
 
@@ -195,7 +196,8 @@ impl Netns {
     /// # Errors
     /// The namespace cannot be entered.
     pub fn mptcp(&self) -> Result<bool, Error> {
-        let read = inside(&self.file, || std::fs::read_to_string(MPTCP)).map_err(|source| self.failed("enter", source))?;
+        let read = inside(&self.file, || std::fs::read_to_string(MPTCP))
+            .map_err(|source| self.failed("enter", source))?;
         Ok(read.is_ok_and(|text| text.trim() == "1"))
     }
 
@@ -312,12 +314,9 @@ fn passthrough6() -> AddressMessage {
 
 fn spread_route(source: IpAddr) -> RouteMessage {
     let (family, prefix, destination, preferred) = match source {
-        IpAddr::V4(source) => (
-            AddressFamily::Inet,
-            16,
-            RouteAddress::Inet(Ipv4Addr::from(SPREAD4)),
-            RouteAddress::Inet(source),
-        ),
+        IpAddr::V4(source) => {
+            (AddressFamily::Inet, 16, RouteAddress::Inet(Ipv4Addr::from(SPREAD4)), RouteAddress::Inet(source))
+        }
         IpAddr::V6(source) => {
             let bits = u128::from(SPREAD6[0]) << 96 | u128::from(SPREAD6[1]) << 64;
             (AddressFamily::Inet6, 64, RouteAddress::Inet6(Ipv6Addr::from(bits)), RouteAddress::Inet6(source))
@@ -365,8 +364,10 @@ fn interface_of(message: &RouteNetlinkMessage) -> Option<Interface> {
 
 fn subnet_of(message: &RouteNetlinkMessage, interface: u32) -> Option<IpNet> {
     let RouteNetlinkMessage::NewRoute(message) = message else { return None };
-    let out = message.attributes.iter().any(|a| matches!(a, RouteAttribute::Oif(index) if *index == interface));
-    let main = message.header.table == RouteHeader::RT_TABLE_MAIN && message.header.kind == RouteType::Unicast;
+    let out =
+        message.attributes.iter().any(|a| matches!(a, RouteAttribute::Oif(index) if *index == interface));
+    let main =
+        message.header.table == RouteHeader::RT_TABLE_MAIN && message.header.kind == RouteType::Unicast;
     if !out || !main || message.header.destination_prefix_length == 0 {
         return None;
     }

@@ -32,7 +32,11 @@ impl Node {
     }
 
     pub(crate) fn attachment(&self, container_id: &str, ifname: &str) -> PathBuf {
-        self.attachments().join(format!("{}.{}.json", crate::pins::encode(container_id), crate::pins::encode(ifname)))
+        self.attachments().join(format!(
+            "{}.{}.json",
+            crate::pins::encode(container_id),
+            crate::pins::encode(ifname)
+        ))
     }
 }
 

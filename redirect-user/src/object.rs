@@ -38,7 +38,10 @@ pub(crate) fn load_inbound(node: &Node, cookie: u64) -> Result<OwnedFd, SyscallE
 
 /// Indices of the maps that the program refers to.
 fn used_maps(program: &[u8]) -> std::collections::BTreeSet<usize> {
-    wide_loads(program).filter(|at| refers_to_map(program, *at)).map(|at| immediate(program, at) as usize).collect()
+    wide_loads(program)
+        .filter(|at| refers_to_map(program, *at))
+        .map(|at| immediate(program, at) as usize)
+        .collect()
 }
 
 /// Offsets of the two-slot loads.

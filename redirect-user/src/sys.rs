@@ -48,7 +48,11 @@ fn bpf<A>(command: i32, call: &'static str, attr: &mut A) -> Result<i32> {
     // SAFETY: `attr` is a repr(C) prefix of `union bpf_attr`, its size is passed along, and pointers in it outlive the
     // call because every caller keeps what they point to in a local.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<A>()) };
-    if result < 0 { Err(SyscallError { call, source: io::Error::last_os_error() }) } else { Ok(result as i32) }
+    if result < 0 {
+        Err(SyscallError { call, source: io::Error::last_os_error() })
+    } else {
+        Ok(result as i32)
+    }
 }
 
 fn owned(fd: i32) -> OwnedFd {

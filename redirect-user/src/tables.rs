@@ -116,7 +116,8 @@ fn ports_and_groups(policy: &Policy, around: &Surroundings, entries: &mut Entrie
         entries.sets.extend(values.map(|value| (set, value)));
         if entries.sets.len() == before { 0 } else { flag }
     };
-    let ports = |ports: &std::collections::BTreeSet<u16>| ports.iter().copied().map(u32::from).collect::<Vec<_>>();
+    let ports =
+        |ports: &std::collections::BTreeSet<u16>| ports.iter().copied().map(u32::from).collect::<Vec<_>>();
     let mut bits = add(
         flags::OUTBOUND_EXCLUDED_PORTS,
         set::OUTBOUND_EXCLUDED,

@@ -43,8 +43,11 @@ fn open(path: &Path) -> Result<File, Error> {
     }
 }
 
-/// A removed cgroup's directory can still be open, but it has no files any more.
-fn alive(cgroup: &File, path: &Path) -> Result<(), Error> {
+/// Whether an open cgroup still exists: the directory of a removed one stays open, but has no files any more.
+///
+/// # Errors
+/// [`Error::Dying`], or the file cannot be opened for another reason.
+pub fn alive(cgroup: &File, path: &Path) -> Result<(), Error> {
     let events = openat(cgroup.as_fd(), "cgroup.events", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
     match events {
         Ok(_) => Ok(()),
