@@ -66,10 +66,22 @@ pub(crate) const TIERS: &[Tier] = &[
         &[Job::Tests(&["--test", "datapath", "--", ONE_BY_ONE])],
     ),
     tier(
+        "plugin",
+        "the plugin as a process, called as a runtime would",
+        &["toolchain", "mesh"],
+        &[Job::Tests(&["--test", "plugin", "--", ONE_BY_ONE])],
+    ),
+    tier(
         "envoy",
         "real Envoys as sidecars, and the demo",
         &["toolchain", "mesh"],
         &[Job::Tests(&["--test", "envoy", "--", ONE_BY_ONE])],
+    ),
+    tier(
+        "plugin",
+        "the plugin as a process, called as a runtime would",
+        &["toolchain", "mesh"],
+        &[Job::Tests(&["--test", "plugin", "--", ONE_BY_ONE])],
     ),
     tier(
         "envoy",
