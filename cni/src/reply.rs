@@ -46,9 +46,25 @@ struct Failure<'a> {
 fn describe(error: &Error) -> String {
     let (code, msg) = error.code();
     let cni_version = VERSION.get().copied().unwrap_or(Version::NEWEST).name();
-    let failure = Failure { cni_version, code, msg, details: error.to_string() };
+    let failure = Failure { cni_version, code, msg, details: cut(error.to_string()) };
     // Strings and a number: there is nothing in it that JSON could not say.
     serde_json::to_string(&failure).unwrap_or_default()
+}
+
+/// A verifier log runs to megabytes, and what follows it says what to do: both ends stay, the log on stderr has all.
+fn cut(details: String) -> String {
+    const ENDS: [usize; 2] = [1_500, 1_000];
+    let (mut head, mut tail) = (ENDS[0], details.len().saturating_sub(ENDS[1]));
+    if tail <= head {
+        return details;
+    }
+    while !details.is_char_boundary(head) {
+        head -= 1;
+    }
+    while !details.is_char_boundary(tail) {
+        tail += 1;
+    }
+    format!("{} [{} bytes left out] {}", &details[..head], tail - head, &details[tail..])
 }
 
 fn write(text: &str) -> io::Result<()> {
@@ -70,4 +86,20 @@ pub(crate) fn catch_panics() {
         let _ = write(&describe(&Error::Panic(format!("redirect-cni panicked{place}"))));
         std::process::exit(1);
     }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_details_keep_both_ends() {
+        assert_eq!(cut("short".to_owned()), "short");
+        let details = cut(format!("begin {} end", "\u{20ac}".repeat(100_000)));
+        assert!(
+            details.starts_with("begin ") && details.ends_with(" end") && details.len() < 2_700,
+            "{}",
+            details.len()
+        );
+    }
 }

@@ -259,7 +259,7 @@ fn make(root: &Path, relative: &Path) -> Result<PodCgroup, Error> {
     let kubernetes = |part: Component<'_>| part.as_os_str().to_string_lossy().starts_with("kubepods");
     let path = root.join(relative);
     if !relative.components().any(kubernetes) {
-        let path = relative.display().to_string();
+        let path = format!("/{}", relative.display());
         return Err(Error::BadPath {
             path,
             why: "does not exist, and is not below kubepods, where it would be made",

@@ -6,8 +6,15 @@
 //! pods: run as root with `--test-threads=1`.
 
 mod agent;
+mod attach;
 mod call;
+mod cgroups;
+mod collect;
+mod crash;
+mod crowd;
 mod enrolment;
 mod fuzz;
 mod golden;
 mod malformed;
+mod order;
+mod sandbox;

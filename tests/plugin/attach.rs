@@ -1,0 +1,158 @@
+//! ADD of a pod that is ours, and DEL: the pod's connections go to its sidecar, and afterwards nothing is left.
+
+use std::path::PathBuf;
+
+use harness::cgroup::Cgroup;
+use harness::kernel_test;
+use serde_json::{Value, json};
+
+use crate::call::{PREV_RESULT, outcomes};
+use crate::sandbox::{Sandbox, assert_nothing_attached, assert_redirected, runtime_path};
+
+#[test]
+fn an_enrolled_pod_is_redirected_in_every_version_of_the_specification() {
+    kernel_test(|node| {
+        for version in ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+            let pod = node.pod("web");
+            let sandbox = Sandbox::new(node, &pod, "c0ffee").with("cniVersion", json!(version));
+            sandbox.add();
+            let _sidecar = pod.sidecar();
+            assert_redirected(&pod.app());
+            sandbox.del();
+            assert_nothing_attached(node);
+        }
+        assert_eq!(outcomes(&node.state_dir())["enrolled"], 4);
+    });
+}
+
+#[test]
+fn the_cgroup_is_found_by_the_pods_uid_alone() {
+    kernel_test(|node| {
+        let pod = node.pod("web");
+        let mut sandbox = Sandbox::new(node, &pod, "c0ffee");
+        sandbox.conf["runtimeConfig"].as_object_mut().unwrap().remove("cgroupPath");
+        sandbox.add();
+        let _sidecar = pod.sidecar();
+        assert_redirected(&pod.app());
+        sandbox.del();
+        // Without a uid either, there is nothing to go by.
+        let nameless = Sandbox { uid: String::new(), ..sandbox.clone() };
+        assert!(nameless.call("ADD").run().refused(104).contains("K8S_POD_UID"));
+        let stranger = Sandbox { uid: "0badc0de-0000-4000-8000-000000000000".to_owned(), ..sandbox };
+        assert!(stranger.call("ADD").run().refused(104).contains("0badc0de-0000-4000-8000-000000000000"));
+        assert_nothing_attached(node);
+    });
+}
+
+#[test]
+fn a_cgroup_that_the_runtime_names_and_nobody_made_is_made() {
+    kernel_test(|node| {
+        let pod = node.pod("web");
+        let named = node.cgroup().join("kubepods/besteffort/pod5a1f3c2e-0000-4000-8000-00000000abcd");
+        let mut sandbox = Sandbox::new(node, &pod, "c0ffee");
+        sandbox.conf["runtimeConfig"]["cgroupPath"] = json!(runtime_path(&named));
+        // An ADD that fails takes it away again.
+        let failing = sandbox.clone().with("bpffsRoot", json!(node.dir()));
+        assert!(failing.call("ADD").run().refused(105).contains("is not a bpf file system"));
+        assert!(!node.cgroup().join("kubepods/besteffort").exists());
+        sandbox.add();
+        assert!(named.is_dir());
+        sandbox.del();
+        assert_nothing_attached(node);
+        Cgroup::remove(&named).unwrap();
+    });
+}
+
+#[test]
+fn a_path_outside_kubepods_is_never_made() {
+    kernel_test(|node| {
+        let pod = node.pod("web");
+        let mut sandbox = Sandbox::new(node, &pod, "c0ffee");
+        for path in ["/redirect-test-nowhere/pod1", "/", "/../../etc"] {
+            sandbox.conf["runtimeConfig"]["cgroupPath"] = json!(path);
+            assert!(sandbox.call("ADD").run().refused(104).contains(path));
+        }
+        assert_nothing_attached_yet(node);
+    });
+}
+
+#[test]
+fn an_add_that_fails_leaves_nothing() {
+    kernel_test(|node| {
+        let pod = node.pod("web");
+        let sandbox = Sandbox::new(node, &pod, "c0ffee");
+        let no_netns = node.dir().join("file");
+        std::fs::write(&no_netns, "").unwrap();
+        let table: [(Sandbox, u64, &str); 4] = [
+            (sandbox.clone().with("bpffsRoot", json!(node.dir())), 105, "is not a bpf file system"),
+            (sandbox.clone().with("stateDir", json!("/proc/nowhere")), 105, "/proc/nowhere"),
+            (Sandbox { netns: Some(no_netns.clone()), ..sandbox.clone() }, 105, "file"),
+            (Sandbox { netns: Some(PathBuf::from("/nonexistent")), ..sandbox.clone() }, 8, "/nonexistent"),
+        ];
+        for (failing, code, part) in table {
+            let details = failing.call("ADD").run().refused(code);
+            assert!(details.contains(part), "{details}");
+            failing.call("DEL").run();
+            assert_nothing_attached_yet(node);
+        }
+        sandbox.call("ADD").unprivileged().run().error();
+        assert_nothing_attached_yet(node);
+    });
+}
+
+#[test]
+fn the_annotations_become_the_policy() {
+    kernel_test(|node| {
+        let pod = node.pod("web");
+        let sandbox = Sandbox::new(node, &pod, "c0ffee")
+            .annotated(&[
+                ("traffic.sidecar.istio.io/excludeOutboundIPRanges", "10.96.0.0/12,fd00:96::/112"),
+                ("traffic.sidecar.istio.io/excludeOutboundPorts", "25"),
+                ("traffic.sidecar.istio.io/includeInboundPorts", "8080"),
+                ("traffic.sidecar.istio.io/excludeInboundPorts", "3306"),
+            ])
+            .with("proxy", json!({ "uid": 2000, "gid": 2001, "dnsPort": 15054 }))
+            .with("dnsCapture", json!(true));
+        sandbox.add();
+        let list = node.json(&["list"]);
+        let record = &list[0];
+        let policy = &record["policy"];
+        assert_eq!(policy["excludeOutboundIpRanges"], json!(["10.96.0.0/12", "fd00:96::/112"]), "{policy}");
+        assert_eq!(policy["excludeOutboundPorts"], json!([25]), "{policy}");
+        assert_eq!(policy["includeInboundPorts"], json!({ "list": [8080] }), "{policy}");
+        assert_eq!(policy["excludeInboundPorts"], json!([3306, 15020, 15021, 15090]), "{policy}");
+        assert_eq!(policy["dnsCapture"], true, "{policy}");
+        let proxy = &policy["proxy"];
+        assert_eq!(
+            (&proxy["uid"], &proxy["gid"], &proxy["dnsPort"]),
+            (&json!(2000), &json!(2001), &json!(15054))
+        );
+        assert_eq!(record["pod"], json!({ "namespace": "shop", "name": "web-0", "uid": sandbox.uid }));
+        assert_eq!(record["network"], "mesh");
+        sandbox.del();
+        assert_nothing_attached(node);
+    });
+}
+
+#[test]
+fn groups_of_the_environment_reach_the_policy() {
+    kernel_test(|node| {
+        let pod = node.pod("web");
+        let sandbox = Sandbox::new(node, &pod, "c0ffee");
+        let call = sandbox.call("ADD").env("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE", "root,202");
+        assert_eq!(call.run().success(), PREV_RESULT);
+        let list: Value = node.json(&["list"]);
+        assert_eq!(list[0]["policy"]["ownerGroups"], json!({ "allBut": [0, 202] }), "{list}");
+        sandbox.del();
+    });
+}
+
+/// As [`assert_nothing_attached`], where the programs may not even have been installed.
+#[track_caller]
+fn assert_nothing_attached_yet(node: &harness::Node) {
+    assert_eq!(node.attached(), Vec::<String>::new());
+    let pins = node.bpffs().join("redirect-cni");
+    if pins.exists() {
+        assert_nothing_attached(node);
+    }
+}

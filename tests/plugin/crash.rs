@@ -1,0 +1,180 @@
+//! The plugin killed, as by `kill -9`, at every step: the repeated call converges, and a pod that runs meanwhile never
+//! sends in clear.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use harness::{Node, Pod, Process, Service, kernel_test};
+use redirect_user::hook::Hook;
+
+use crate::sandbox::{Sandbox, assert_nothing_attached, assert_redirected, processes_in};
+
+/// Steps of the first ADD on a node only.
+const INSTALL: [&str; 2] = ["install-maps", "install-rename"];
+
+/// Steps of every ADD.
+fn add_steps() -> Vec<String> {
+    let before = ["add-cgroup", "attach-record", "attach-netns", "attach-tables", "attach-folder"];
+    let links = Hook::ALL.iter().map(|hook| format!("attach-{hook}"));
+    before.map(str::to_owned).into_iter().chain(links).chain(["add-attached".to_owned()]).collect()
+}
+
+/// Steps of every DEL.
+fn del_steps() -> Vec<String> {
+    let links = Hook::ALL.iter().rev().map(|hook| format!("detach-{hook}"));
+    links.chain(["detach-links".to_owned(), "detach-tables".to_owned()]).collect()
+}
+
+/// Runs a verb that must die at the step.
+#[track_caller]
+fn kill_at(sandbox: &Sandbox, verb: &str, step: &str) {
+    let reply = sandbox.clone().fault(step).call(verb).run();
+    assert_eq!(
+        (reply.signal, reply.stdout.as_str()),
+        (Some(libc::SIGKILL), ""),
+        "{verb} at {step}: {reply:?}"
+    );
+}
+
+#[test]
+fn every_step_of_the_sources_is_in_the_lists() {
+    let mut known: BTreeSet<String> = INSTALL.iter().map(|step| (*step).to_owned()).collect();
+    known.extend(add_steps());
+    known.extend(del_steps());
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
+    let mut found = BTreeSet::new();
+    for file in
+        ["redirect-user/src/attach.rs", "redirect-user/src/install.rs", "cni/src/add.rs", "cni/src/del.rs"]
+    {
+        let source = std::fs::read_to_string(root.join(file)).expect("a source file");
+        for call in source.split("fault::point(").skip(1) {
+            let step = call.split('"').nth(1).expect("a step is a literal");
+            match step.strip_suffix("{hook}") {
+                Some(verb) => found.extend(Hook::ALL.iter().map(|hook| format!("{verb}{hook}"))),
+                None => found.extend([step.to_owned()]),
+            }
+        }
+    }
+    assert_eq!(found, known);
+}
+
+#[test]
+fn an_add_that_dies_converges_when_it_is_repeated() {
+    kernel_test(|node| {
+        let pod = node.pod("web");
+        let sandbox = Sandbox::new(node, &pod, "c0ffee");
+        let _sidecar = pod.sidecar();
+        let app = pod.app();
+        for step in INSTALL.map(str::to_owned).into_iter().chain(add_steps()) {
+            kill_at(&sandbox, "ADD", &step);
+            sandbox.add();
+            assert_eq!(sandbox.check().success(), "", "after {step}");
+            assert_redirected(&app);
+            sandbox.del();
+            assert_nothing_attached(node);
+        }
+    });
+}
+
+#[test]
+fn an_add_that_dies_is_undone_by_del() {
+    kernel_test(|node| {
+        let pod = node.pod("web");
+        let sandbox = Sandbox::new(node, &pod, "c0ffee");
+        sandbox.add();
+        sandbox.del();
+        for step in add_steps() {
+            kill_at(&sandbox, "ADD", &step);
+            // A runtime sends DEL after an ADD that failed.
+            sandbox.del();
+            assert_nothing_attached(node);
+        }
+    });
+}
+
+#[test]
+fn a_del_that_dies_converges_when_it_is_repeated() {
+    kernel_test(|node| {
+        let pod = node.pod("web");
+        let sandbox = Sandbox::new(node, &pod, "c0ffee");
+        for step in del_steps() {
+            sandbox.add();
+            kill_at(&sandbox, "DEL", &step);
+            sandbox.del();
+            assert_nothing_attached(node);
+        }
+    });
+}
+
+#[test]
+fn a_running_pod_never_sends_in_clear_while_its_add_is_repeated_and_dies() {
+    kernel_test(|node| {
+        let pod = node.pod("web");
+        let sandbox = Sandbox::new(node, &pod, "c0ffee");
+        sandbox.add();
+        let _sidecar = pod.sidecar();
+        let app = pod.app();
+        let trap = Trap::new(node);
+        for step in add_steps() {
+            kill_at(&sandbox, "ADD", &step);
+            trap.assert_avoided_by(&app, &step);
+        }
+        sandbox.add();
+        assert_redirected(&app);
+        sandbox.del();
+        assert_nothing_attached(node);
+    });
+}
+
+#[test]
+fn a_new_sandbox_converges_after_the_takeover_died() {
+    kernel_test(|node| {
+        let (pod, new_netns) = (node.pod("old"), node.pod("new"));
+        let old = Sandbox::new(node, &pod, "old");
+        let new = old.again("new", new_netns.netns().path());
+        let (proxy, app) = processes_in(&pod, &new_netns);
+        let any = ["0.0.0.0:15001", "[::]:15001"].map(|text| text.parse::<SocketAddr>().expect("an address"));
+        proxy.serve(&any, Service::Tell).unwrap();
+        for step in add_steps() {
+            old.add();
+            kill_at(&new, "ADD", &step);
+            // The old sandbox's DEL may come before the new one's ADD is repeated.
+            old.del();
+            new.add();
+            assert_redirected(&app);
+            assert_eq!(new.check().success(), "", "after {step}");
+            new.del();
+            assert_nothing_attached(node);
+        }
+    });
+}
+
+/// A server at the address that the application dials: what arrives there came past the sidecar.
+struct Trap<'a> {
+    _server: Process,
+    _pod: Pod,
+    node: std::marker::PhantomData<&'a Node>,
+    address: SocketAddr,
+}
+
+impl<'a> Trap<'a> {
+    fn new(node: &'a Node) -> Trap<'a> {
+        let pod = node.pod("trap");
+        let server = pod.process("server", harness::User::APP);
+        let address = pod.at(false, 8080);
+        server.serve(&[address], Service::Tell).unwrap();
+        // It works: somebody who is not enrolled gets there.
+        let stranger = node.pod("stranger");
+        assert_eq!(stranger.app().connect(address).unwrap().seen().listener, 8080);
+        Trap { _server: server, _pod: pod, node: std::marker::PhantomData, address }
+    }
+
+    /// The application is refused or gets its sidecar.
+    #[track_caller]
+    fn assert_avoided_by(&self, app: &Process, step: &str) {
+        if let Ok(socket) = app.connect(self.address) {
+            assert_eq!(socket.seen().listener, 15001, "in clear after {step}");
+        }
+    }
+}
