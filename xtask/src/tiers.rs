@@ -65,24 +65,19 @@ pub(crate) const TIERS: &[Tier] = &[
         &["toolchain", "mesh"],
         &[Job::Tests(&["--test", "datapath", "--", ONE_BY_ONE])],
     ),
-    tier(
-        "plugin",
-        "the plugin as a process, called as a runtime would",
-        &["toolchain", "mesh"],
-        &[Job::Tests(&["--test", "plugin", "--", ONE_BY_ONE])],
-    ),
-    tier(
-        "envoy",
-        "real Envoys as sidecars, and the demo",
-        &["toolchain", "mesh"],
-        &[Job::Tests(&["--test", "envoy", "--", ONE_BY_ONE])],
-    ),
-    tier(
-        "plugin",
-        "the plugin as a process, called as a runtime would",
-        &["toolchain", "mesh"],
-        &[Job::Tests(&["--test", "plugin", "--", ONE_BY_ONE])],
-    ),
+    Tier {
+        minutes: 15,
+        ..tier(
+            "plugin",
+            "the plugin as a process, called as a runtime would",
+            &["toolchain", "mesh"],
+            &[
+                Job::Tests(&["--test", "plugin", "--", ONE_BY_ONE, "--skip", "fuzz::"]),
+                // Each of these goes on for a time of its own; side by side that is the time of one.
+                Job::Tests(&["--test", "plugin", "--", "--test-threads=8", "fuzz::"]),
+            ],
+        )
+    },
     tier(
         "envoy",
         "real Envoys as sidecars, and the demo",
