@@ -62,21 +62,15 @@ fn conntrack(pods: &[&Pod]) -> Result<Check> {
     Ok(Check::nothing("no tracked connection (conntrack) in either pod".into(), &tracked))
 }
 
-/// The sets from which a process may take a capability now or later.
+/// What the processes may do, and what they could make themselves able to do.
 fn capabilities(pods: &[&Pod]) -> Result<Check> {
     let mut processes = 0;
     let mut having = Vec::new();
     for pod in pods {
         for pid in pod.processes()? {
             let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-            let sets = status.lines().filter_map(|line| line.split_once(":\t"));
-            for (set, value) in
-                sets.filter(|(set, _)| ["CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb"].contains(set))
-            {
-                if u64::from_str_radix(value.trim(), 16)? >> CAP_NET_ADMIN & 1 == 1 {
-                    having.push(format!("{set} of process {pid} in the {}: {value}", pod.name));
-                }
-            }
+            let sets = sets_with_net_admin(&status)?;
+            having.extend(sets.iter().map(|set| format!("{set} of process {pid} in the {}", pod.name)));
             processes += 1;
         }
     }
@@ -84,6 +78,23 @@ fn capabilities(pods: &[&Pod]) -> Result<Check> {
     let found = if having.is_empty() { format!("none of {processes}") } else { excerpt(&having) };
     // An application and a sidecar in each pod: fewer would mean that nothing was looked at.
     Ok(Check { promise: promise.into(), found, ok: having.is_empty() && processes >= 2 * pods.len() })
+}
+
+/// The capability sets with NET_ADMIN in a process' status. What is only in the bounding set can be had by starting a
+/// privileged program, but not with no_new_privs.
+fn sets_with_net_admin(status: &str) -> Result<Vec<&'static str>> {
+    let field = |name: &str| {
+        let mut values = status.lines().filter_map(|line| line.split_once(":\t"));
+        let value = values.find(|(field, _)| *field == name).map(|(_, value)| value.trim());
+        value.with_context(|| format!("`{name}` is missing in a process' status"))
+    };
+    let confined = field("NoNewPrivs")? == "1";
+    let mut sets = Vec::new();
+    for set in ["CapEff", "CapPrm", "CapInh", "CapAmb", "CapBnd"] {
+        let has = u64::from_str_radix(field(set)?, 16)? >> CAP_NET_ADMIN & 1 == 1;
+        sets.extend((has && !(confined && set == "CapBnd")).then_some(set));
+    }
+    Ok(sets)
 }
 
 /// What ran in the pods: each container has a cgroup below the pod's.

@@ -4,8 +4,8 @@
 //! Table of contents, in reading order: [`kernel_test`] runs one test on a [`Node`]; a [`Pod`] is made on its
 //! [`Wire`]; a [`Process`] runs in a pod and makes [`Socket`]s; [`Sidecar`] is a process that listens as Envoy
 //! does; [`envoy`] is a real one; `redirect` is driven by [`cli`], chained CNI plugins by [`chain`]; [`Residue`] is what
-//! must be gone afterwards. Below them: [`netns`], [`cgroup`], [`unprivileged`] programs, and the [`protocol`] between a
-//! test and its [`agent`].
+//! must be gone afterwards; demonstrations run on a [`stage`]. Below them: [`netns`], [`cgroup`], [`unprivileged`]
+//! programs, and the [`protocol`] between a test and its [`agent`].
 
 pub mod agent;
 pub mod cgroup;
@@ -21,6 +21,7 @@ pub mod protocol;
 mod residue;
 pub mod sidecar;
 mod sockets;
+pub mod stage;
 pub mod unprivileged;
 mod wire;
 

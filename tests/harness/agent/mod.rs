@@ -12,6 +12,7 @@ use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
 use nix::errno::Errno;
+use nix::sys::prctl::set_no_new_privs;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use serde::Serialize;
@@ -45,13 +46,14 @@ pub fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Takes all the descriptors that the limit allows, then gives up being root.
+/// Takes all the descriptors that the limit allows, then gives up being root, and every way back.
 fn become_user(uid: Uid, gid: Gid) -> nix::Result<()> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     setgroups(&[])?;
     setresgid(gid, gid, gid)?;
-    setresuid(uid, uid, uid)
+    setresuid(uid, uid, uid)?;
+    set_no_new_privs()
 }
 
 /// What the agent holds for its test.
