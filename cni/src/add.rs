@@ -55,8 +55,6 @@ fn redirect(
 ) -> Result<(), Error> {
     policy.owner_groups = Variables::from_env().parse()?;
     check_netns(&sandbox.netns)?;
-    let node = conf.node()?;
-    let lock = NodeLock::acquire(&node)?;
     let cgroup = pod_cgroup(conf, &pod)?;
     fault::point("add-cgroup");
     let request = Request {
@@ -68,11 +66,16 @@ fn redirect(
         network: conf.network()?,
         addresses: prev.addresses.clone(),
     };
-    if let Err(error) = attach::attach(&node, &lock, &request) {
-        cgroup.undo();
-        return Err(error.into());
-    }
+    attach(conf, &request).inspect_err(|_| cgroup.undo())?;
     fault::point("add-attached");
+    Ok(())
+}
+
+/// The part that only one process does at a time: whatever can be found out before is known by now.
+fn attach(conf: &Conf, request: &Request) -> Result<(), Error> {
+    let node = conf.node()?;
+    let lock = NodeLock::acquire(&node)?;
+    attach::attach(&node, &lock, request)?;
     Ok(())
 }
 
