@@ -46,6 +46,26 @@ fn connections_reset_before_the_sidecar_accepts_them_leave_no_handshake_behind()
     });
 }
 
+#[test]
+fn handshakes_that_the_sidecar_never_finishes_are_forgotten() {
+    kernel_test(|node| {
+        let pod = enrolled(node, "pod");
+        let (app, proxy) = (pod.app(), pod.proxy());
+        for v6 in FAMILIES {
+            // The client believes it is connected; the sidecar's kernel waits for data before it makes a socket. A full
+            // accept queue has the same effect.
+            let listener = proxy.tcp(v6);
+            listener.set_option(libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 5).unwrap();
+            listener.bind(crate::any(v6, 15001)).unwrap();
+            listener.listen().unwrap();
+            assert_eq!(app.open_many(&[far_away(v6, 80)], 10).error, None);
+            assert_eq!(node.handshakes().len(), 10);
+            app.close_many();
+            assert_eq!(node.handshakes(), []);
+        }
+    });
+}
+
 /// How many connections are open at once in the test below; more than one range of ephemeral ports (28,232).
 const MANY: usize = 40_000;
 /// Processes that share them on each side, because each may have 20,000 descriptors.
