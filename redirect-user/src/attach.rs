@@ -7,7 +7,6 @@
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -17,13 +16,13 @@ use crate::attachment::{self, Attachment, AttachmentId, NetnsChanges, PodRef};
 use crate::fault;
 use crate::hook::Hook;
 use crate::install;
+use crate::links;
 use crate::lock::NodeLock;
 use crate::netns::{self, Address, Netns};
 use crate::node::Node;
-use crate::object;
 use crate::pins;
 use crate::policy::Policy;
-use crate::sys::{self, SyscallError};
+use crate::sys::SyscallError;
 use crate::tables::{self, Entries, Surroundings, Tables};
 use crate::userns;
 
@@ -269,10 +268,10 @@ fn carry_out(
     let mut maps = Tables::open(node)?;
     maps.write(attachment.cookie, &config, &entries)?;
     fault::point("attach-tables");
-    make_folder(node, attachment)?;
+    links::make_folder(node, attachment)?;
     fault::point("attach-folder");
     for hook in Hook::needed(&attachment.policy) {
-        link(node, attachment, hook, cgroup, netns)?;
+        links::link(node, attachment, hook, cgroup, netns)?;
         fault::point(&format!("attach-{hook}"));
     }
     Ok(())
@@ -297,95 +296,6 @@ fn surroundings(attachment: &Attachment) -> Surroundings {
     }
 }
 
-fn make_folder(node: &Node, attachment: &Attachment) -> Result<(), Error> {
-    let folder = pins::attachment(node, &attachment.id.container_id, &attachment.id.ifname);
-    let path = folder.join(pins::cookie_name(attachment.cookie));
-    fs::create_dir_all(&path).map_err(|source| Error::Pin { what: "make", path, source })
-}
-
-/// Puts one link in its place. It may be there already: our own from a repeated call, another interface's of the same
-/// container, or, on the pod's cgroup, a leftover of the pod's previous sandbox.
-fn link(
-    node: &Node,
-    attachment: &Attachment,
-    hook: Hook,
-    cgroup: &fs::File,
-    netns: &Netns,
-) -> Result<(), Error> {
-    let id = &attachment.id;
-    let pin = pins::attachment(node, &id.container_id, &id.ifname).join(hook.name());
-    let target = if hook.on_cgroup() { attachment.cgroup_id } else { inode(netns.file()) };
-    if let Some(own) = find_link(&list(&pins::container(node, &id.container_id))?, hook, target) {
-        return take_over(&own, &pin);
-    }
-    remove_pin(&pin)?;
-    match create_link(node, attachment, hook, cgroup, netns) {
-        Ok(link) => sys::obj_pin(link.as_fd(), &pin).map_err(|source| link_error(attachment, hook, source)),
-        // The kernel links a program to a cgroup once.
-        Err(source) => match find_link(&attachment_folders(node)?, hook, target) {
-            Some(leftover) if hook.on_cgroup() => take_over(&leftover, &pin),
-            _ => Err(link_error(attachment, hook, source)),
-        },
-    }
-}
-
-fn create_link(
-    node: &Node,
-    attachment: &Attachment,
-    hook: Hook,
-    cgroup: &fs::File,
-    netns: &Netns,
-) -> Result<OwnedFd, SyscallError> {
-    if hook.on_cgroup() {
-        sys::link_create(sys::obj_get(&pins::program(node, hook))?, cgroup, hook)
-    } else {
-        sys::link_create(object::load_inbound(node, attachment.cookie)?, netns.file(), hook)
-    }
-}
-
-fn link_error(attachment: &Attachment, hook: Hook, source: SyscallError) -> Error {
-    let target = if hook.on_cgroup() { attachment.cgroup.clone() } else { attachment.netns.clone() };
-    Error::Link { hook, target, source }
-}
-
-/// Files an existing link under this attachment; the program never stops running.
-fn take_over(from: &Path, to: &Path) -> Result<(), Error> {
-    if from == to {
-        return Ok(());
-    }
-    fs::rename(from, to).map_err(|source| Error::Pin { what: "take over", path: from.into(), source })
-}
-
-fn inode(file: &fs::File) -> u64 {
-    file.metadata().map(|metadata| metadata.ino()).unwrap_or(0)
-}
-
-/// A pinned link of this hook on this very target in one of the folders.
-fn find_link(folders: &[PathBuf], hook: Hook, target: u64) -> Option<PathBuf> {
-    folders
-        .iter()
-        .map(|folder| folder.join(hook.name()))
-        .find(|pin| sys::obj_get(pin).and_then(sys::link_info).is_ok_and(|info| info.target == target))
-}
-
-/// `pods/<container>/<ifname>` of all attachments.
-pub(crate) fn attachment_folders(node: &Node) -> Result<Vec<PathBuf>, Error> {
-    let mut folders = Vec::new();
-    for container in list(&pins::pods(node))? {
-        folders.extend(list(&container)?);
-    }
-    Ok(folders)
-}
-
-/// The entries of a folder; none when it is gone.
-pub(crate) fn list(folder: &Path) -> Result<Vec<PathBuf>, Error> {
-    match fs::read_dir(folder) {
-        Ok(entries) => Ok(entries.flatten().map(|entry| entry.path()).collect()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(source) => Err(Error::Pin { what: "list", path: folder.into(), source }),
-    }
-}
-
 /// Takes back what attach did, in reverse, whatever of it is there.
 fn undo(node: &Node, attachment: &Attachment) -> Result<(), Error> {
     let id = &attachment.id;
@@ -396,9 +306,9 @@ fn undo(node: &Node, attachment: &Attachment) -> Result<(), Error> {
     let folder = pins::attachment(node, &id.container_id, &id.ifname);
     if let Some(sibling) = siblings.first() {
         // Another interface of the same pod stays attached: the links are its links now.
-        hand_over(node, &folder, sibling)?;
+        links::hand_over(node, &folder, sibling)?;
     } else {
-        remove_links(&folder)?;
+        links::remove_links(&folder)?;
         fault::point("detach-links");
         if attachment.of_this_boot() {
             forget_pod(node, attachment)?;
@@ -408,38 +318,6 @@ fn undo(node: &Node, attachment: &Attachment) -> Result<(), Error> {
     remove_empty(&pins::container(node, &id.container_id));
     attachment.forget(node)?;
     Ok(())
-}
-
-/// Moves the links to another interface's folder.
-fn hand_over(node: &Node, folder: &Path, sibling: &Attachment) -> Result<(), Error> {
-    make_folder(node, sibling)?;
-    let target = pins::attachment(node, &sibling.id.container_id, &sibling.id.ifname);
-    for hook in Hook::ALL {
-        let (from, to) = (folder.join(hook.name()), target.join(hook.name()));
-        if from.exists() && !to.exists() {
-            fs::rename(&from, &to).map_err(|source| Error::Pin { what: "hand over", path: from, source })?;
-        }
-    }
-    remove_links(folder)
-}
-
-fn remove_links(folder: &Path) -> Result<(), Error> {
-    // Producers first: no connect() may be rewritten when nobody answers SO_ORIGINAL_DST any more.
-    for hook in Hook::ALL.iter().rev() {
-        remove_pin(&folder.join(hook.name()))?;
-        fault::point(&format!("detach-{hook}"));
-    }
-    install::remove_tree(folder)?;
-    Ok(())
-}
-
-fn remove_pin(path: &Path) -> Result<(), Error> {
-    match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(Error::Pin { what: "remove", path: path.into(), source })
-        }
-        _ => Ok(()),
-    }
 }
 
 fn remove_empty(folder: &Path) {
@@ -477,7 +355,7 @@ fn remove_entries(node: &Node, cookie: u64, entries: &Entries) -> Result<(), Err
 fn remove_unrecorded(node: &Node, container_id: &str, ifname: Option<&str>) -> Result<bool, Error> {
     let container = pins::container(node, container_id);
     let mut found = false;
-    for folder in list(&container)? {
+    for folder in links::list(&container)? {
         if ifname
             .is_some_and(|name| folder.file_name().is_none_or(|file| file != pins::encode(name).as_str()))
         {
@@ -489,11 +367,11 @@ fn remove_unrecorded(node: &Node, container_id: &str, ifname: Option<&str>) -> R
         if recorded {
             continue;
         }
-        let cookies: Vec<u64> = list(&folder)?
+        let cookies: Vec<u64> = links::list(&folder)?
             .iter()
             .filter_map(|path| pins::parse_cookie_name(path.file_name()?.to_str()?))
             .collect();
-        remove_links(&folder)?;
+        links::remove_links(&folder)?;
         for cookie in cookies {
             Tables::open(node)?.sweep(cookie)?;
         }

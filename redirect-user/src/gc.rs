@@ -8,6 +8,7 @@ use crate::attach::{self, Error, detach};
 use crate::attachment::{self, Attachment};
 use crate::hook::Hook;
 use crate::install;
+use crate::links;
 use crate::lock::NodeLock;
 use crate::netns::Netns;
 use crate::node::Node;
@@ -47,7 +48,7 @@ pub fn collect(
             recorded.insert(id);
         }
     }
-    for folder in attach::list(&pins::pods(node))? {
+    for folder in links::list(&pins::pods(node))? {
         let name = folder.file_name().and_then(|name| pins::decode(name.to_str()?));
         let Some(id) = name.filter(|id| !recorded.contains(id)) else { continue };
         if linked(&folder)? && keep(None) {
@@ -76,7 +77,7 @@ fn alive(attachment: &Attachment) -> bool {
 
 /// Whether a container's pins hold a link whose cgroup or namespace is still there.
 fn linked(container: &Path) -> Result<bool, Error> {
-    for folder in attach::list(container)? {
+    for folder in links::list(container)? {
         let alive =
             |pin: PathBuf| sys::obj_get(&pin).and_then(sys::link_info).is_ok_and(|info| info.target != 0);
         if Hook::ALL.iter().any(|hook| alive(folder.join(hook.name()))) {
@@ -90,8 +91,8 @@ fn linked(container: &Path) -> Result<bool, Error> {
 fn claimed(node: &Node) -> Result<BTreeSet<u64>, Error> {
     let mut cookies: BTreeSet<u64> =
         attachment::all(node)?.into_iter().map(|attachment| attachment.cookie).collect();
-    for folder in attach::attachment_folders(node)? {
-        let names = attach::list(&folder)?;
+    for folder in links::attachment_folders(node)? {
+        let names = links::list(&folder)?;
         cookies.extend(names.iter().filter_map(|path| pins::parse_cookie_name(path.file_name()?.to_str()?)));
     }
     Ok(cookies)

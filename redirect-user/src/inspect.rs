@@ -9,6 +9,7 @@ use crate::attach::{self, Error};
 use crate::attachment::{self, Attachment, AttachmentId};
 use crate::hook::Hook;
 use crate::install;
+use crate::links;
 use crate::node::{Node, is_bpffs};
 use crate::pins;
 use crate::sys;
@@ -100,7 +101,7 @@ pub fn find(node: &Node, container_id: &str) -> Result<Vec<Attachment>, Error> {
 /// A folder cannot be read.
 pub fn links(node: &Node, attachment: &Attachment) -> Result<Vec<LinkState>, Error> {
     // Of several interfaces of a container, one holds the links.
-    let folders = attach::list(&pins::container(node, &attachment.id.container_id))?;
+    let folders = links::list(&pins::container(node, &attachment.id.container_id))?;
     Ok(Hook::needed(&attachment.policy).map(|hook| link_state(node, attachment, hook, &folders)).collect())
 }
 

@@ -1,7 +1,7 @@
 //! The library behind the plugin and the operator's tool.
 //!
 //! Table of contents, in reading order: [`policy`] says what is captured in a pod; [`hook`] lists the programs; [`attach`]
-//! is the heart of ADD and DEL, with [`netns`], [`userns`], [`tables`], [`pins`] and [`attachment`] as its hands;
+//! is the heart of ADD and DEL, with `links`, [`netns`], [`userns`], [`tables`], [`pins`] and [`attachment`] as its hands;
 //! [`install`] puts programs and maps on the node from [`object`]; [`inspect`] reports, [`explain`]
 //! answers as the kernel would, [`gc`] collects, [`upgrade`] replaces programs in place, [`doctor`] examines the node; [`sys`] is bpf(2) itself.
 //!
@@ -21,6 +21,7 @@ pub mod grammar;
 pub mod hook;
 pub mod inspect;
 pub mod install;
+mod links;
 pub mod lock;
 pub mod netns;
 pub mod node;

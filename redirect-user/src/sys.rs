@@ -44,7 +44,21 @@ mod command {
 }
 
 /// Runs one command of bpf(2) on an attribute struct and returns its non-negative result.
+///
+/// `BPF_PROG_LOAD` answers EAGAIN when a signal is pending while the verifier works (`signal_pending()` in `do_check()`,
+/// since Linux 5.0); that is tried again a few times.
 fn bpf<A>(command: i32, call: &'static str, attr: &mut A) -> Result<i32> {
+    const TRIES: usize = 5;
+    for _ in 1..TRIES {
+        match bpf_once(command, call, attr) {
+            Err(error) if command == command::PROG_LOAD && error.errno() == Some(libc::EAGAIN) => {}
+            done => return done,
+        }
+    }
+    bpf_once(command, call, attr)
+}
+
+fn bpf_once<A>(command: i32, call: &'static str, attr: &mut A) -> Result<i32> {
     // SAFETY: `attr` is a repr(C) prefix of `union bpf_attr`, its size is passed along, and pointers in it outlive the
     // call because every caller keeps what they point to in a local.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<A>()) };

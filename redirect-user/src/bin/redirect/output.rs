@@ -35,8 +35,12 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> Result<()> {
     Ok(())
 }
 
-/// The attachments of the one container whose id begins with `id`.
+/// The attachments of the container with this id, or of the one whose id begins with it.
 pub(crate) fn resolve(node: &Node, id: &str) -> Result<Vec<Attachment>> {
+    let exact = inspect::find(node, id)?;
+    if !exact.is_empty() {
+        return Ok(exact);
+    }
     let mut found = inspect::list(node)?;
     found.retain(|attachment| attachment.id.container_id.starts_with(id));
     let Some(first) = found.first().map(|attachment| attachment.id.container_id.clone()) else {

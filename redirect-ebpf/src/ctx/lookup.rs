@@ -1,0 +1,78 @@
+//! The context of sk_lookup.
+
+use aya_ebpf::bindings::bpf_sk_lookup;
+use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release};
+use aya_ebpf::programs::SkLookupContext;
+use redirect_common::{Endpoint, ListenerKey};
+
+use super::{AF_INET, TCP};
+use crate::maps;
+
+/// The index of `lo`, the first interface of every network namespace (`loopback_net_init()`).
+const LOOPBACK_IFINDEX: u32 = 1;
+
+/// The context of sk_lookup.
+pub(crate) struct Lookup {
+    ctx: *mut bpf_sk_lookup,
+}
+
+impl Lookup {
+    #[inline(always)]
+    pub(crate) fn new(ctx: &SkLookupContext) -> Self {
+        Self { ctx: ctx.lookup }
+    }
+
+    /// Whether the packet is TCP.
+    #[inline(always)]
+    pub(crate) fn is_tcp(&self) -> bool {
+        field!(self.ctx, protocol) == TCP
+    }
+
+    /// Whether the packet came over `lo` to an address that belongs to `lo` (field since Linux 5.17).
+    #[inline(always)]
+    pub(crate) fn over_lo(&self) -> bool {
+        self.interface() == LOOPBACK_IFINDEX
+    }
+
+    /// Index of the interface on which the packet arrived.
+    #[inline(always)]
+    pub(crate) fn interface(&self) -> u32 {
+        field!(self.ctx, ingress_ifindex)
+    }
+
+    /// Whether the packet is IPv4.
+    #[inline(always)]
+    pub(crate) fn is_v4(&self) -> bool {
+        field!(self.ctx, family) == AF_INET
+    }
+
+    /// The destination. `local_port` is in host byte order.
+    #[inline(always)]
+    pub(crate) fn local(&self) -> Endpoint {
+        let ip = address!(self.ctx, family, local_ip4, local_ip6);
+        Endpoint { ip, port: field!(self.ctx, local_port) }
+    }
+
+    /// The source.
+    #[inline(always)]
+    pub(crate) fn remote(&self) -> Endpoint {
+        let ip = address!(self.ctx, family, remote_ip4, remote_ip6);
+        Endpoint { ip, port: u32::from(u16::from_be(field!(self.ctx, remote_port))) }
+    }
+
+    /// Gives the connection to the listener in a slot; false when the slot is empty or the listener cannot take it (an
+    /// IPv6-only socket and an IPv4 packet).
+    #[inline(always)]
+    pub(crate) fn assign(&self, key: &ListenerKey) -> bool {
+        // SAFETY: a sockhash look-up returns a referenced socket or null; it is released below.
+        let sk = unsafe { bpf_map_lookup_elem(maps::listeners_ptr(), core::ptr::from_ref(key).cast()) };
+        if sk.is_null() {
+            return false;
+        }
+        // SAFETY: sk is the socket found above.
+        let assigned = unsafe { bpf_sk_assign(self.ctx.cast(), sk, 0) } == 0;
+        // SAFETY: the reference taken by the look-up above.
+        unsafe { bpf_sk_release(sk) };
+        assigned
+    }
+}

@@ -1,0 +1,175 @@
+//! The context of connect, getpeername, sendmsg and recvmsg.
+
+use core::ptr::write_volatile;
+
+use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_addr};
+use aya_ebpf::helpers::generated::{
+    bpf_bind, bpf_get_current_uid_gid, bpf_get_netns_cookie, bpf_set_retval, bpf_sk_storage_get,
+};
+use aya_ebpf::programs::SockAddrContext;
+use redirect_common::{Caller, DnsPending, Endpoint, Ip, Origin, Protocol};
+
+use super::{AF_INET, AF_INET6, MPTCP, SockaddrIn, SockaddrIn6, TCP, UDP, record};
+use crate::maps;
+
+/// The context of connect4/6, getpeername4/6, sendmsg4/6 and recvmsg4/6.
+pub(crate) struct SockAddr {
+    ctx: *mut bpf_sock_addr,
+}
+
+impl SockAddr {
+    #[inline(always)]
+    pub(crate) fn new(ctx: &SockAddrContext) -> Self {
+        Self { ctx: ctx.sock_addr }
+    }
+
+    /// Which pod: the cookie of the socket's network namespace.
+    #[inline(always)]
+    pub(crate) fn cookie(&self) -> u64 {
+        // SAFETY: allowed in sock_addr programs since Linux 5.7.
+        unsafe { bpf_get_netns_cookie(self.ctx.cast()) }
+    }
+
+    /// TCP or UDP; `None` for what is never captured.
+    #[inline(always)]
+    pub(crate) fn protocol(&self) -> Option<Protocol> {
+        match field!(self.ctx, protocol) {
+            TCP | MPTCP => Some(Protocol::Tcp),
+            UDP => Some(Protocol::Udp),
+            _ => None,
+        }
+    }
+
+    /// Who calls, as the initial user namespace sees it.
+    #[inline(always)]
+    pub(crate) fn caller(&self) -> Caller {
+        // SAFETY: the helper has no argument; these hooks run in the caller's context.
+        let ids = unsafe { bpf_get_current_uid_gid() };
+        Caller { uid: ids as u32, gid: (ids >> 32) as u32 }
+    }
+
+    /// The address in the context of an IPv4 hook.
+    #[inline(always)]
+    pub(crate) fn address4(&self) -> Endpoint {
+        Endpoint { ip: Ip::v4_word(field!(self.ctx, user_ip4)), port: self.port() }
+    }
+
+    /// The address in the context of an IPv6 hook (IPv4-mapped for an IPv4 flow on a dual-stack socket).
+    #[inline(always)]
+    pub(crate) fn address6(&self) -> Endpoint {
+        Endpoint { ip: words!(self.ctx, user_ip6), port: self.port() }
+    }
+
+    #[inline(always)]
+    fn port(&self) -> u32 {
+        u32::from(u16::from_be(field!(self.ctx, user_port) as u16))
+    }
+
+    /// Rewrites the address in the context of an IPv4 hook.
+    #[inline(always)]
+    pub(crate) fn set_address4(&self, to: &Endpoint) {
+        set_field!(self.ctx, user_ip4, to.ip.words[3]);
+        self.set_port(to.port);
+    }
+
+    /// Rewrites the address in the context of an IPv6 hook.
+    #[inline(always)]
+    pub(crate) fn set_address6(&self, to: &Endpoint) {
+        // SAFETY: as in `set_field!`; four words, one store each.
+        unsafe {
+            write_volatile(&raw mut (*self.ctx).user_ip6[0], to.ip.words[0]);
+            write_volatile(&raw mut (*self.ctx).user_ip6[1], to.ip.words[1]);
+            write_volatile(&raw mut (*self.ctx).user_ip6[2], to.ip.words[2]);
+            write_volatile(&raw mut (*self.ctx).user_ip6[3], to.ip.words[3]);
+        }
+        self.set_port(to.port);
+    }
+
+    #[inline(always)]
+    fn set_port(&self, port: u32) {
+        set_field!(self.ctx, user_port, u32::from((port as u16).to_be()));
+    }
+
+    #[inline(always)]
+    fn sk(&self) -> *mut bpf_sock {
+        field!(self.ctx, __bindgen_anon_1.sk)
+    }
+
+    /// The IPv4 address that the socket is bound to; 0.0.0.0 when it is not.
+    #[inline(always)]
+    pub(crate) fn bound4(&self) -> Ip {
+        let sk = self.sk();
+        if sk.is_null() { Ip::NONE } else { Ip::v4_word(field!(sk, src_ip4)) }
+    }
+
+    /// The IPv6 address that the socket is bound to; `::` when it is not.
+    #[inline(always)]
+    pub(crate) fn bound6(&self) -> Ip {
+        let sk = self.sk();
+        if sk.is_null() { Ip::NONE } else { words!(sk, src_ip6) }
+    }
+
+    /// The socket's record, if it has one.
+    #[inline(always)]
+    pub(crate) fn record(&self) -> Option<&'static mut Origin> {
+        record(self.sk().cast(), None)
+    }
+
+    /// Writes the socket's record; false when the kernel has no memory for it.
+    #[inline(always)]
+    pub(crate) fn set_record(&self, mut origin: Origin) -> bool {
+        let Some(record) = record(self.sk().cast(), Some(&mut origin)) else { return false };
+        *record = origin;
+        true
+    }
+
+    /// The questions noted for a UDP socket, if any.
+    #[inline(always)]
+    pub(crate) fn dns_pending(&self) -> Option<&'static mut DnsPending> {
+        // SAFETY: the map is a socket storage map of DnsPending and sk is the context's socket.
+        unsafe {
+            bpf_sk_storage_get(maps::dns_pending(), self.sk().cast(), core::ptr::null_mut(), 0)
+                .cast::<DnsPending>()
+                .as_mut()
+        }
+    }
+
+    /// As [`Self::dns_pending`], made when there is none; `None` when the kernel has no memory for it.
+    #[inline(always)]
+    pub(crate) fn make_dns_pending(&self) -> Option<&'static mut DnsPending> {
+        // SAFETY: as above; a new entry is all zero, which is `DnsPending::NONE`.
+        unsafe {
+            let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
+            bpf_sk_storage_get(maps::dns_pending(), self.sk().cast(), core::ptr::null_mut(), flags)
+                .cast::<DnsPending>()
+                .as_mut()
+        }
+    }
+
+    /// Binds the socket to an address of the pod and any port; a failure (the socket has a port already) is harmless.
+    #[inline(always)]
+    pub(crate) fn bind(&self, ip: &Ip) {
+        if ip.is_v4() {
+            let address = SockaddrIn { family: AF_INET as u16, port: 0, address: ip.words[3], zero: 0 };
+            // SAFETY: the helper reads one sockaddr of the given length; allowed in connect hooks since Linux 4.17.
+            unsafe {
+                bpf_bind(self.ctx, (&raw const address).cast_mut().cast(), size_of::<SockaddrIn>() as i32)
+            };
+        } else {
+            let address =
+                SockaddrIn6 { family: AF_INET6 as u16, port: 0, flowinfo: 0, address: ip.words, scope_id: 0 };
+            // SAFETY: as above.
+            unsafe {
+                bpf_bind(self.ctx, (&raw const address).cast_mut().cast(), size_of::<SockaddrIn6>() as i32)
+            };
+        }
+    }
+
+    /// Makes a refusing hook's `connect()` fail with ECONNREFUSED, as if the sidecar had refused.
+    #[inline(always)]
+    pub(crate) fn fail_with_refused(&self) {
+        const ECONNREFUSED: i32 = 111;
+        // SAFETY: allowed in these programs since Linux 5.18.
+        let _ = unsafe { bpf_set_retval(-ECONNREFUSED) };
+    }
+}

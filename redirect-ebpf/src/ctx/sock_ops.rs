@@ -1,0 +1,94 @@
+//! The context of sock_ops.
+
+use aya_ebpf::bindings::{BPF_NOEXIST, BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sock, bpf_sock_ops};
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sock_ops_cb_flags_set};
+use aya_ebpf::programs::SockOpsContext;
+use redirect_common::{Endpoint, ListenerKey, Origin};
+
+use super::{AF_INET, record};
+use crate::maps;
+
+/// The context of sock_ops.
+pub(crate) struct SockOps {
+    ctx: *mut bpf_sock_ops,
+}
+
+impl SockOps {
+    #[inline(always)]
+    pub(crate) fn new(ctx: &SockOpsContext) -> Self {
+        Self { ctx: ctx.ops }
+    }
+
+    /// Which callback, `BPF_SOCK_OPS_*`.
+    #[inline(always)]
+    pub(crate) fn op(&self) -> u32 {
+        field!(self.ctx, op)
+    }
+
+    /// Which pod: the cookie of the socket's network namespace.
+    #[inline(always)]
+    pub(crate) fn cookie(&self) -> u64 {
+        // SAFETY: allowed in sock_ops programs since Linux 5.15.
+        unsafe { bpf_get_netns_cookie(self.ctx.cast()) }
+    }
+
+    /// Whether the socket is an IPv4 socket.
+    #[inline(always)]
+    pub(crate) fn is_v4(&self) -> bool {
+        field!(self.ctx, family) == AF_INET
+    }
+
+    /// The socket's own address. `local_port` is in host byte order.
+    #[inline(always)]
+    pub(crate) fn local(&self) -> Endpoint {
+        let ip = address!(self.ctx, family, local_ip4, local_ip6);
+        Endpoint { ip, port: field!(self.ctx, local_port) }
+    }
+
+    /// The peer's address. `remote_port` holds the port in network byte order in the upper half of the word.
+    #[inline(always)]
+    pub(crate) fn remote(&self) -> Endpoint {
+        let ip = address!(self.ctx, family, remote_ip4, remote_ip6);
+        Endpoint { ip, port: u32::from_be(field!(self.ctx, remote_port)) & 0xffff }
+    }
+
+    #[inline(always)]
+    fn sk(&self) -> *mut bpf_sock {
+        field!(self.ctx, __bindgen_anon_2.sk)
+    }
+
+    /// The socket's record, if it has one.
+    #[inline(always)]
+    pub(crate) fn record(&self) -> Option<&'static mut Origin> {
+        record(self.sk().cast(), None)
+    }
+
+    /// Writes the socket's record; false when the kernel has no memory for it.
+    #[inline(always)]
+    pub(crate) fn set_record(&self, mut origin: Origin) -> bool {
+        let Some(record) = record(self.sk().cast(), Some(&mut origin)) else { return false };
+        *record = origin;
+        true
+    }
+
+    /// Asks for `BPF_SOCK_OPS_STATE_CB` on this socket.
+    #[inline(always)]
+    pub(crate) fn watch_state(&self) {
+        let flags = field!(self.ctx, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG;
+        // SAFETY: the context is valid; the call fails only for sockets that are not full, which have no callbacks.
+        let _ = unsafe { bpf_sock_ops_cb_flags_set(self.ctx, flags as i32) };
+    }
+
+    /// In `BPF_SOCK_OPS_STATE_CB`, the state that the socket enters.
+    #[inline(always)]
+    pub(crate) fn new_state(&self) -> u32 {
+        field!(self.ctx, __bindgen_anon_1.args[1])
+    }
+
+    /// Puts the listening socket into a slot; false when the slot is taken or the kernel refuses the socket.
+    #[inline(always)]
+    pub(crate) fn register(&self, mut key: ListenerKey) -> bool {
+        // SAFETY: the context is valid, and the kernel locks the socket around TCP_LISTEN_CB.
+        maps::listeners().update(&mut key, unsafe { &mut *self.ctx }, BPF_NOEXIST.into()).is_ok()
+    }
+}

@@ -1,0 +1,87 @@
+//! The context of getsockopt.
+
+use aya_ebpf::bindings::bpf_sockopt;
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_set_retval};
+use aya_ebpf::programs::SockoptContext;
+use redirect_common::{Endpoint, Origin};
+
+use super::record;
+
+/// The context of getsockopt.
+pub(crate) struct Sockopt {
+    ctx: *mut bpf_sockopt,
+}
+
+impl Sockopt {
+    #[inline(always)]
+    pub(crate) fn new(ctx: &SockoptContext) -> Self {
+        Self { ctx: ctx.sockopt }
+    }
+
+    /// Option level and name.
+    #[inline(always)]
+    pub(crate) fn option(&self) -> (i32, i32) {
+        (field!(self.ctx, level), field!(self.ctx, optname))
+    }
+
+    /// The length of the caller's buffer.
+    #[inline(always)]
+    pub(crate) fn len(&self) -> i32 {
+        field!(self.ctx, optlen)
+    }
+
+    /// Tells the kernel that the program did not look at the value. Needed when the buffer is larger than a page, of
+    /// which the program sees the first page only; the kernel's answer would otherwise be cut off.
+    #[inline(always)]
+    pub(crate) fn leave_untouched(&self) {
+        set_field!(self.ctx, optlen, 0);
+    }
+
+    /// Which pod: the cookie of the socket's network namespace.
+    #[inline(always)]
+    pub(crate) fn cookie(&self) -> u64 {
+        // SAFETY: allowed in sockopt programs since Linux 5.15.
+        unsafe { bpf_get_netns_cookie(self.ctx.cast()) }
+    }
+
+    /// The socket's record, if it has one.
+    #[inline(always)]
+    pub(crate) fn record(&self) -> Option<&'static mut Origin> {
+        record(field!(self.ctx, __bindgen_anon_1.sk).cast(), None)
+    }
+
+    /// The connection's two ends, client and own, as [`SockOps`] saw them in the handshake.
+    #[inline(always)]
+    pub(crate) fn ends(&self) -> Option<(Endpoint, Endpoint)> {
+        let sk = field!(self.ctx, __bindgen_anon_1.sk);
+        if sk.is_null() {
+            return None;
+        }
+        let peer = address!(sk, family, dst_ip4, dst_ip6);
+        let own = address!(sk, family, src_ip4, src_ip6);
+        let peer_port = u32::from(u16::from_be(field!(sk, dst_port)));
+        Some((Endpoint { ip: peer, port: peer_port }, Endpoint { ip: own, port: field!(sk, src_port) }))
+    }
+
+    /// Answers with a value and success; the caller has checked that the buffer holds them.
+    #[inline(always)]
+    pub(crate) fn answer<T: Copy>(&self, value: T) {
+        let start = field!(self.ctx, __bindgen_anon_2.optval).cast::<T>();
+        let end = field!(self.ctx, __bindgen_anon_3.optval_end).cast::<T>();
+        if start.wrapping_add(1) > end {
+            return;
+        }
+        // SAFETY: bounds checked above, and T is plain integers.
+        unsafe { start.write_unaligned(value) };
+        set_field!(self.ctx, optlen, size_of::<T>() as i32);
+        set_field!(self.ctx, retval, 0);
+    }
+
+    /// Makes the call fail with EINVAL, the kernel's answer to a buffer that is too small.
+    #[inline(always)]
+    pub(crate) fn fail_with_invalid(&self) {
+        const EINVAL: i32 = 22;
+        // SAFETY: allowed in these programs since Linux 5.18.
+        let _ = unsafe { bpf_set_retval(-EINVAL) };
+    }
+}

@@ -1,0 +1,224 @@
+//! DNS capture: whatever way a resolver asks, the proxy answers, and the resolver sees the server that it asked.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+
+use harness::{Event, Node, Pod, User, kernel_test};
+
+use crate::server::{ANSWER, DnsServer, answers, question};
+use crate::{in_pod, output};
+
+fn captured(node: &Node) -> Pod {
+    let pod = node.pod("client");
+    node.attach(&pod, &["--dns-capture"]);
+    pod
+}
+
+fn server(address: &str) -> SocketAddr {
+    address.parse().expect("an address")
+}
+
+/// Nobody's addresses: an answer can only come from the proxy.
+const SERVERS4: [&str; 3] = ["10.96.0.10:53", "192.0.2.53:53", "198.51.100.53:53"];
+const SERVERS6: [&str; 2] = ["[2001:db8::53]:53", "[2001:db8::54]:53"];
+
+#[test]
+fn unconnected_datagrams_to_several_servers_on_one_socket() {
+    kernel_test(|node| {
+        let pod = captured(node);
+        let proxy = DnsServer::proxy(&pod);
+        let app = pod.app();
+        for (v6, servers) in [(false, &SERVERS4[..]), (true, &SERVERS6[..])] {
+            let socket = app.udp(v6);
+            for (id, to) in servers.iter().enumerate() {
+                socket.send_to(&question(id as u16), server(to)).unwrap();
+            }
+            for (id, from) in servers.iter().enumerate() {
+                let datagram = socket.receive(512).unwrap();
+                assert!(answers(&datagram.data, id as u16), "{datagram:?}");
+                assert_eq!(datagram.from, Some(server(from)));
+            }
+            // One after the other as well.
+            for to in servers {
+                socket.send_to(&question(9), server(to)).unwrap();
+                assert_eq!(socket.receive(512).unwrap().from, Some(server(to)));
+            }
+            assert_eq!(proxy.take_questions(), 2 * servers.len());
+        }
+        assert_eq!(node.count(&pod, Event::DnsRedirected), 10);
+    });
+}
+
+#[test]
+fn a_dual_stack_socket_asks_servers_of_both_families() {
+    kernel_test(|node| {
+        let pod = captured(node);
+        let _proxy = DnsServer::proxy(&pod);
+        let socket = pod.app().udp(true);
+        for to in ["[::ffff:192.0.2.53]:53", "[2001:db8::53]:53", "[::ffff:192.0.2.54]:53"] {
+            socket.send_to(&question(1), server(to)).unwrap();
+            assert_eq!(socket.receive(512).unwrap().from, Some(server(to)));
+        }
+    });
+}
+
+#[test]
+fn a_connected_socket_believes_it_is_connected_to_its_server() {
+    kernel_test(|node| {
+        let pod = captured(node);
+        let proxy = DnsServer::proxy(&pod);
+        let app = pod.app();
+        for to in [SERVERS4[0], SERVERS6[0]].map(server) {
+            let socket = app.udp(to.is_ipv6());
+            socket.connect(to).unwrap();
+            assert_eq!(socket.peername(), Ok(to));
+            assert_eq!(socket.sockname().ip(), pod.ip(to.is_ipv6()));
+            socket.send(&question(3)).unwrap();
+            let datagram = socket.receive(512).unwrap();
+            assert!(answers(&datagram.data, 3));
+            assert_eq!(datagram.from, Some(to));
+            // The socket can be used for something else afterwards.
+            let elsewhere = crate::server::answer(&question(0)).len() as u16;
+            let gateway = SocketAddr::new(pod.ip(to.is_ipv6()), 1000 + elsewhere);
+            socket.connect(gateway).unwrap();
+            assert_eq!(socket.peername(), Ok(gateway));
+        }
+        assert_eq!(proxy.take_questions(), 2);
+    });
+}
+
+#[test]
+fn dns_over_tcp() {
+    kernel_test(|node| {
+        let pod = captured(node);
+        let proxy = DnsServer::proxy(&pod);
+        let app = pod.app();
+        for to in [SERVERS4[0], SERVERS6[0]].map(server) {
+            let socket = app.connect(to).unwrap();
+            assert_eq!(socket.peername(), Ok(to));
+            assert_eq!(socket.sockname().ip(), pod.ip(to.is_ipv6()));
+            let question = question(4);
+            socket.send(&[&(question.len() as u16).to_be_bytes(), &question[..]].concat()).unwrap();
+            let answer = socket.receive(512).unwrap().data;
+            let answer = if answer.len() == 2 { socket.receive(512).unwrap().data } else { answer[2..].to_vec() };
+            assert!(answers(&answer, 4), "{answer:?}");
+        }
+        assert_eq!(proxy.take_questions(), 2);
+    });
+}
+
+#[test]
+fn the_proxys_own_questions_go_to_the_server() {
+    kernel_test(|node| {
+        let (pod, upstream) = (captured(node), node.pod("upstream"));
+        let proxy = DnsServer::proxy(&pod);
+        let addresses = [upstream.at(false, 53), upstream.at(true, 53)].map(|address| address.to_string());
+        let real = DnsServer::listen(&upstream, &addresses.each_ref().map(String::as_str));
+        for user in [User::PROXY, User { uid: 1000, gid: 1337 }] {
+            let process = pod.process("istio-proxy", user);
+            for to in addresses.each_ref().map(|address| server(address)) {
+                let socket = process.udp(to.is_ipv6());
+                socket.send_to(&question(5), to).unwrap();
+                assert_eq!(socket.receive(512).unwrap().from, Some(to));
+            }
+        }
+        assert_eq!((proxy.take_questions(), real.take_questions()), (0, 4));
+    });
+}
+
+#[test]
+fn without_capture_and_with_53_excluded_dns_is_left_alone() {
+    kernel_test(|node| {
+        let upstream = node.pod("upstream");
+        let to = upstream.at(false, 53);
+        let real = DnsServer::listen(&upstream, &[&to.to_string()]);
+        for (name, flags) in
+            [("plain", &[][..]), ("excluded", &["--dns-capture", "--exclude-outbound-ports", "53"][..])]
+        {
+            let pod = node.pod(name);
+            node.attach(&pod, flags);
+            let proxy = DnsServer::proxy(&pod);
+            let socket = pod.app().udp(false);
+            socket.send_to(&question(6), to).unwrap();
+            assert_eq!(socket.receive(512).unwrap().from, Some(to), "{name}");
+            assert_eq!((proxy.take_questions(), real.take_questions()), (0, 1), "{name}");
+        }
+    });
+}
+
+#[test]
+fn no_proxy_means_no_answer_from_elsewhere() {
+    kernel_test(|node| {
+        let (pod, upstream) = (captured(node), node.pod("upstream"));
+        let to = upstream.at(false, 53);
+        let real = DnsServer::listen(&upstream, &[&to.to_string()]);
+        let socket = pod.app().udp(false);
+        socket.send_to(&question(7), to).unwrap();
+        assert!(socket.receive_within(512, 300).is_err());
+        assert_eq!(real.take_questions(), 0);
+    });
+}
+
+/// The resolver of the machine's C library, with a resolv.conf of its own. glibc sends the questions for A and AAAA from
+/// one connected socket with sendmmsg().
+#[test]
+fn the_c_library_resolves() {
+    kernel_test(|node| {
+        let pod = captured(node);
+        let proxy = DnsServer::proxy(&pod);
+        let text = output(&mut resolver(node, &pod, "nameserver 10.96.0.10\n", "getent ahosts a.test"));
+        assert!(text.contains(&ANSWER.to_string()), "{text}");
+        assert!(proxy.take_questions() >= 2);
+    });
+}
+
+#[test]
+fn dig_resolves_over_udp_and_tcp_in_both_families() {
+    kernel_test(|node| {
+        let pod = captured(node);
+        let proxy = DnsServer::proxy(&pod);
+        for options in ["@10.96.0.10", "@10.96.0.10 +tcp", "@2001:db8::53", "@2001:db8::53 +tcp"] {
+            let dig = format!("dig {options} +time=3 +tries=1 a.test");
+            let text = output(&mut resolver(node, &pod, "", &dig));
+            let asked = options.split(' ').next().unwrap_or_default().trim_start_matches('@');
+            assert!(text.contains(&ANSWER.to_string()), "{dig}: {text}");
+            assert!(text.contains(&format!("SERVER: {asked}#53")), "{dig}: {text}");
+        }
+        assert_eq!(proxy.take_questions(), 4);
+    });
+}
+
+/// A shell line in the pod, in a mount namespace where /etc/resolv.conf is what the test says.
+fn resolver(node: &Node, pod: &Pod, resolv_conf: &str, line: &str) -> Command {
+    let file = node.dir().join("resolv.conf");
+    std::fs::write(&file, resolv_conf).expect("write resolv.conf");
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "--", "sh", "-ec"]);
+    command.arg(format!(
+        "mount --bind {} /etc/resolv.conf; exec setpriv --reuid=1000 --regid=1000 --clear-groups -- {line}",
+        file.display()
+    ));
+    pod.netns().enter(&mut command, Some(&pod.container("app")));
+    command
+}
+
+/// What musl does: all servers are asked at once from one unbound socket, A and AAAA interleaved, and the first answers
+/// from any of them count.
+#[test]
+fn parallel_questions_to_all_servers_with_sendmmsg() {
+    kernel_test(|node| {
+        let pod = captured(node);
+        let proxy = DnsServer::proxy(&pod);
+        let mut command = in_pod(&pod, Path::new(&harness::binary("pod-oddities")), User::APP);
+        let text = output(command.arg("sendmmsg").args(SERVERS4));
+        let sources: Vec<&str> = text.lines().collect();
+        // Two questions to each server, in one sendmmsg(); the answers read by one recvmmsg().
+        let mut expected: Vec<&str> = SERVERS4.iter().flat_map(|server| [*server, *server]).collect();
+        expected.sort_unstable();
+        let mut sorted = sources.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, expected);
+        assert_eq!(proxy.take_questions(), 6);
+    });
+}

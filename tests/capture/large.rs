@@ -1,0 +1,54 @@
+//! Policies without small limits.
+
+use harness::kernel_test;
+use redirect_user::attach::{Request, attach};
+use redirect_user::attachment::AttachmentId;
+use redirect_user::lock::NodeLock;
+use redirect_user::policy::Policy;
+
+use crate::output;
+
+/// 10,000 excluded ranges, IPv4 and IPv6, and 1,000 ports: an address inside one is direct, its neighbour is not, and
+/// detach leaves no entry behind. (Through the library: the list is longer than one argument of a command may be.)
+#[test]
+fn ten_thousand_excluded_ranges() {
+    kernel_test(|node| {
+        let pod = node.pod("pod");
+        let v4 = (0..8_000_u32).map(|n| format!("100.{}.{}.0/26", n >> 8, n & 0xff));
+        let v6 = (0..2_000_u32).map(|n| format!("2001:db8:{n:x}::/48"));
+        let policy = Policy {
+            exclude_outbound_ip_ranges: v4.chain(v6).map(|range| range.parse().unwrap()).collect(),
+            exclude_outbound_ports: (20_000..21_000).collect(),
+            ..Policy::default()
+        };
+        let ours = redirect_user::node::Node::new(node.bpffs(), node.state_dir());
+        let request = Request {
+            id: AttachmentId { container_id: pod.name().into(), ifname: "eth0".into() },
+            cgroup: pod.cgroup().into(),
+            netns: pod.netns().path().into(),
+            policy,
+            pod: None,
+            network: None,
+            addresses: Vec::new(),
+        };
+        attach(&ours, &NodeLock::acquire(&ours).unwrap(), &request).unwrap();
+        let _sidecar = pod.sidecar();
+        let app = pod.app();
+        for inside in ["100.0.0.1:80", "100.31.63.62:80", "[2001:db8:7cf::1]:80", "192.0.2.1:20999"] {
+            let explained = output(node.redirect().args(["explain", pod.name(), "--dst", inside]));
+            assert!(explained.starts_with("direct"), "{inside}: {explained}");
+            // Nobody is there: what matters is that the sidecar does not answer.
+            let socket = app.tcp_nonblocking(inside.starts_with('['));
+            let _ = socket.connect(inside.parse().unwrap());
+        }
+        for outside in ["100.0.0.65:80", "100.32.0.1:80", "[2001:db8:7d0::1]:80", "192.0.2.1:21000"] {
+            let outside = outside.parse().unwrap();
+            assert_eq!(app.connect(outside).unwrap().seen().original_dst, Ok(outside));
+        }
+        assert_eq!(node.count(&pod, harness::Event::ExcludedDirect), 4);
+        node.detach(&pod);
+        for (map, entries) in node.map_entries() {
+            assert_eq!(entries, 0, "{map}");
+        }
+    });
+}

@@ -1,0 +1,121 @@
+//! A DNS proxy as small as can be: every A question is answered with one address, whatever the name, over UDP and TCP. It
+//! counts, so that a test can tell whether a question reached it.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use harness::Pod;
+
+/// What every name resolves to.
+pub(crate) const ANSWER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 77);
+
+/// The proxy: threads in a namespace, until dropped. Its sockets do not belong to a pod's cgroup, as little as those of a
+/// sidecar would be captured.
+pub(crate) struct DnsServer {
+    questions: Arc<AtomicUsize>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl DnsServer {
+    /// Listens on 127.0.0.1:15053 and [::1]:15053 in the pod, as the agent's DNS proxy does.
+    pub(crate) fn proxy(pod: &Pod) -> DnsServer {
+        DnsServer::listen(pod, &["127.0.0.1:15053", "[::1]:15053"])
+    }
+
+    /// Listens somewhere else, for instance as the server of another pod.
+    pub(crate) fn listen(pod: &Pod, addresses: &[&str]) -> DnsServer {
+        let (questions, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let mut threads = Vec::new();
+        for address in addresses {
+            let address: SocketAddr = address.parse().expect("an address");
+            let (udp, tcp) = pod.netns().run(|| {
+                (UdpSocket::bind(address).expect("bind UDP"), TcpListener::bind(address).expect("bind TCP"))
+            });
+            udp.set_read_timeout(Some(Duration::from_millis(50))).expect("a timeout");
+            tcp.set_nonblocking(true).expect("non-blocking");
+            let (count, end) = (Arc::clone(&questions), Arc::clone(&stop));
+            threads.push(std::thread::spawn(move || serve_udp(&udp, &count, &end)));
+            let (count, end) = (Arc::clone(&questions), Arc::clone(&stop));
+            threads.push(std::thread::spawn(move || serve_tcp(&tcp, &count, &end)));
+        }
+        DnsServer { questions, stop, threads }
+    }
+
+    /// How many questions came since the last call.
+    pub(crate) fn take_questions(&self) -> usize {
+        self.questions.swap(0, Ordering::Relaxed)
+    }
+}
+
+impl Drop for DnsServer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn serve_udp(socket: &UdpSocket, questions: &AtomicUsize, stop: &AtomicBool) {
+    let mut buffer = [0; 1500];
+    while !stop.load(Ordering::Relaxed) {
+        let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
+        questions.fetch_add(1, Ordering::Relaxed);
+        let _ = socket.send_to(&answer(&buffer[..length]), from);
+    }
+}
+
+fn serve_tcp(listener: &TcpListener, questions: &AtomicUsize, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        let Ok((mut stream, _)) = listener.accept() else {
+            std::thread::sleep(Duration::from_millis(20));
+            continue;
+        };
+        let _ = stream.set_nonblocking(false);
+        let mut length = [0; 2];
+        if stream.read_exact(&mut length).is_err() {
+            continue;
+        }
+        let mut question = vec![0; usize::from(u16::from_be_bytes(length))];
+        if stream.read_exact(&mut question).is_ok() {
+            questions.fetch_add(1, Ordering::Relaxed);
+            let answer = answer(&question);
+            let _ = stream.write_all(&(answer.len() as u16).to_be_bytes());
+            let _ = stream.write_all(&answer);
+        }
+    }
+}
+
+/// A question for the address of `a.test` with an id, RFC 1035.
+pub(crate) fn question(id: u16) -> Vec<u8> {
+    let mut message = id.to_be_bytes().to_vec();
+    message.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+    message.extend(b"\x01a\x04test\x00\x00\x01\x00\x01");
+    message
+}
+
+/// The answer to a question: the same, marked as answer, with one address for type A and none for others.
+pub(crate) fn answer(question: &[u8]) -> Vec<u8> {
+    let name_end = question.iter().skip(12).position(|byte| *byte == 0).map_or(12, |at| 13 + at);
+    let end = (name_end + 4).min(question.len());
+    let is_a = question.get(name_end..name_end + 2) == Some(&[0, 1]);
+    let mut message = question[..end].to_vec();
+    message[2] |= 0x80;
+    message[3] = 0x80;
+    message[6..12].copy_from_slice(&[0, u8::from(is_a), 0, 0, 0, 0]);
+    if is_a {
+        message.extend(b"\xc0\x0c\x00\x01\x00\x01\x00\x00\x00\x3c\x00\x04");
+        message.extend(ANSWER.octets());
+    }
+    message
+}
+
+/// Whether these bytes are the answer to the question with this id.
+pub(crate) fn answers(message: &[u8], id: u16) -> bool {
+    message.starts_with(&id.to_be_bytes()) && message.ends_with(&ANSWER.octets())
+}

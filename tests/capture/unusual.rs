@@ -1,0 +1,111 @@
+//! Ways to connect that are not the ordinary one: MPTCP, TCP Fast Open, io_uring, a socket from another process, users of
+//! another user namespace. None of them is a way around the sidecar.
+
+use std::path::Path;
+use std::process::Command;
+
+use harness::{Event, Pod, Seen, Service, User, kernel_test};
+
+use crate::{in_pod, output};
+
+const FAR: &str = "192.0.2.10:80";
+const FAR6: &str = "[2001:db8::10]:80";
+
+fn oddity(pod: &Pod, user: User, arguments: &[&str]) -> String {
+    output(in_pod(pod, Path::new(&harness::binary("pod-oddities")), user).args(arguments))
+}
+
+fn meant_for(seen: &[Seen], to: &str) {
+    assert_eq!(seen.len(), 1, "{seen:?}");
+    assert_eq!(seen[0].original_dst, Ok(to.parse().expect("an address")));
+    assert_eq!(seen[0].listener, 15001);
+}
+
+#[test]
+fn mptcp_is_not_to_be_had_and_detach_gives_it_back() {
+    kernel_test(|node| {
+        let pod = node.pod("pod");
+        let before = oddity(&pod, User::APP, &["mptcp"]);
+        node.attach(&pod, &[]);
+        let _sidecar = pod.sidecar();
+        // ENOPROTOOPT is what a kernel with MPTCP switched off says; programs fall back to TCP on it.
+        assert_eq!(oddity(&pod, User::APP, &["mptcp"]).trim(), format!("errno {}", libc::ENOPROTOOPT));
+        assert_eq!(oddity(&pod, User::PROXY, &["mptcp"]).trim(), format!("errno {}", libc::ENOPROTOOPT));
+        node.detach(&pod);
+        assert_eq!(oddity(&pod, User::APP, &["mptcp"]), before);
+    });
+}
+
+#[test]
+fn a_kernel_that_allows_mptcp_all_the_same_leaks_nothing() {
+    kernel_test(|node| {
+        let (pod, server) = (node.pod("pod"), node.pod("server"));
+        node.attach(&pod, &[]);
+        pod.netns().sysctl("net/mptcp/enabled", "1");
+        let sidecar = pod.sidecar();
+        let real = server.app();
+        real.serve(&[server.at(false, 8080)], Service::Tell).unwrap();
+        let to = server.at(false, 8080).to_string();
+        let mut command = in_pod(&pod, Path::new(&harness::binary("pod-oddities")), User::APP);
+        let _ = command.args(["mptcp", &to]).output().expect("start pod-oddities");
+        assert_eq!(real.take_seen(), [], "the connection went around the sidecar");
+        drop(sidecar);
+    });
+}
+
+#[test]
+fn fast_open_when_the_sidecar_does_not_offer_it() {
+    kernel_test(|node| {
+        let pod = node.pod("pod");
+        node.attach(&pod, &[]);
+        let sidecar = pod.sidecar();
+        for to in [FAR, FAR6] {
+            oddity(&pod, User::APP, &["fastopen", to]);
+            meant_for(&sidecar.take_seen(), to);
+        }
+    });
+}
+
+#[test]
+fn fast_open_when_the_sidecar_offers_it() {
+    kernel_test(|node| {
+        let pod = node.pod("pod");
+        // Both sides, without cookies, for every listener.
+        pod.netns().sysctl("net/ipv4/tcp_fastopen", "1027");
+        node.attach(&pod, &[]);
+        let sidecar = pod.sidecar();
+        for to in [FAR, FAR6] {
+            oddity(&pod, User::APP, &["fastopen", to]);
+            meant_for(&sidecar.take_seen(), to);
+        }
+        assert_eq!(node.handshakes(), []);
+    });
+}
+
+#[test]
+fn connect_through_io_uring() {
+    kernel_test(|node| {
+        let pod = node.pod("pod");
+        node.attach(&pod, &[]);
+        let sidecar = pod.sidecar();
+        if oddity(&pod, User::APP, &["io-uring", FAR]).contains("not available") {
+            return;
+        }
+        meant_for(&sidecar.take_seen(), FAR);
+    });
+}
+
+#[test]
+fn a_socket_passed_to_another_process_is_judged_by_who_connects() {
+    kernel_test(|node| {
+        let pod = node.pod("pod");
+        node.attach(&pod, &[]);
+        let sidecar = pod.sidecar();
+        // Made by uid 0, connected by uid 1000.
+        let mut command = Command::new(harness::binary("pod-oddities"));
+        pod.netns().enter(&mut command, Some(&pod.container("app")));
+        output(command.args(["pass-socket", FAR, "1000"]));
+        meant_for(&sidecar.take_seen(), FAR);
+        assert_eq!(node.count(&pod, Event::ProxyDirect), 0);
+    });
+}
