@@ -1,0 +1,140 @@
+//! Differences from iptables that are meant: the one table, which the documentation repeats with reasons.
+//!
+//! A difference that is not in it fails the test, and so does an entry that the fixed scenarios never meet.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use harness::Errno;
+
+use crate::outcome::{Field, Outcome, Reached, Server};
+use crate::scenario::{Connection, Listens, Setup, Who};
+
+/// The pod's addresses on its two interfaces.
+const ETH0: (Ipv4Addr, Ipv6Addr) = (Ipv4Addr::new(10, 77, 0, 2), Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2));
+const ETH1: (Ipv4Addr, Ipv6Addr) = (Ipv4Addr::new(10, 88, 0, 2), Ipv6Addr::new(0xfd88, 0, 0, 0, 0, 0, 0, 2));
+
+/// One meant difference.
+pub(crate) struct Difference {
+    /// Its name in the documentation.
+    pub(crate) id: &'static str,
+    /// Where it shows.
+    pub(crate) fields: &'static [Field],
+    /// Exactly when.
+    pub(crate) holds: fn(&Case<'_>) -> bool,
+}
+
+/// What a difference is judged by.
+pub(crate) struct Case<'a> {
+    pub(crate) setup: &'a Setup,
+    pub(crate) connection: &'a Connection,
+    pub(crate) iptables: &'a Outcome,
+    pub(crate) ours: &'a Outcome,
+}
+
+impl Case<'_> {
+    /// What was seen in both worlds, where somebody got the connection in both.
+    fn reached(&self) -> Option<(&Reached, &Reached)> {
+        match (self.iptables, self.ours) {
+            (Outcome::Reached(iptables), Outcome::Reached(ours)) => Some((iptables, ours)),
+            _ => None,
+        }
+    }
+
+    /// Whether the connection was taken to the sidecar or the DNS proxy in the pod of ours.
+    fn redirected(&self) -> bool {
+        let Outcome::Reached(ours) = self.ours else { return false };
+        match ours.server {
+            Server::DnsProxy => true,
+            Server::Sidecar(_) => ours.original_dst.as_ref().is_some_and(Result::is_ok),
+            Server::Pod(_) | Server::Peer(_) => false,
+        }
+    }
+}
+
+/// All of them.
+pub(crate) const DIFFERENCES: &[Difference] = &[
+    Difference {
+        id: "accepted-address",
+        fields: &[Field::Local],
+        holds: |case| {
+            case.redirected()
+                && case.reached().is_some_and(|(iptables, _)| iptables.local != Some(case.connection.to))
+        },
+    },
+    Difference {
+        id: "direct-original-dst",
+        fields: &[Field::OriginalDst],
+        holds: |case| {
+            case.reached().is_some_and(|(iptables, ours)| {
+                ours.server != Server::DnsProxy
+                    && iptables.original_dst == Some(Ok(case.connection.to))
+                    && iptables.local == Some(case.connection.to)
+                    && ours.original_dst == Some(Err(Errno::ENOENT))
+            })
+        },
+    },
+    Difference {
+        id: "dns-original-dst",
+        fields: &[Field::OriginalDst],
+        holds: |case| {
+            case.reached().is_some_and(|(iptables, ours)| {
+                ours.server == Server::DnsProxy
+                    && iptables.original_dst == Some(Ok(case.connection.to))
+                    && ours.original_dst == Some(Err(Errno::ENOENT))
+            })
+        },
+    },
+    Difference {
+        id: "inbound-to-localhost-sidecar",
+        fields: &[Field::Ending],
+        holds: |case| {
+            case.connection.who == Who::Peer
+                && case.setup.sidecar == Listens::OnLocalhost
+                && *case.iptables == Outcome::Failed(Errno::ECONNREFUSED)
+                && matches!(case.ours, Outcome::Reached(Reached { server: Server::Sidecar(15006), .. }))
+        },
+    },
+    Difference {
+        id: "loopback-source",
+        fields: &[Field::Ending],
+        holds: |case| {
+            case.connection.source.is_some_and(|source| source.is_ipv4() && source.is_loopback())
+                && *case.iptables == Outcome::Failed(Errno::EINVAL)
+                && match case.ours {
+                    Outcome::Reached(ours) => ours.server == Server::Sidecar(15001),
+                    ours => *ours == Outcome::Failed(Errno::ECONNREFUSED),
+                }
+        },
+    },
+    Difference {
+        id: "nat-port",
+        fields: &[Field::Client],
+        holds: |case| {
+            case.reached().is_some_and(|(iptables, ours)| {
+                !iptables.port_kept && ours.port_kept && iptables.client == ours.client
+            })
+        },
+    },
+    Difference {
+        id: "other-interface",
+        fields: &[Field::Client, Field::Own],
+        holds: |case| {
+            case.connection.source.is_none()
+                && case.redirected()
+                && case.reached().is_some_and(|(iptables, ours)| {
+                    [IpAddr::from(ETH1.0), ETH1.1.into()].contains(&iptables.client)
+                        && [IpAddr::from(ETH0.0), ETH0.1.into()].contains(&ours.client)
+                        && ours.port_kept
+                })
+        },
+    },
+];
+
+/// The differences that explain each differing field, or the field that none explains.
+pub(crate) fn explain(case: &Case<'_>) -> Result<Vec<&'static str>, Field> {
+    let explain = |field: Field| {
+        let entry = DIFFERENCES.iter().find(|entry| entry.fields.contains(&field) && (entry.holds)(case));
+        entry.map(|entry| entry.id).ok_or(field)
+    };
+    crate::outcome::differing(case.iptables, case.ours).into_iter().map(explain).collect()
+}

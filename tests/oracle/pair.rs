@@ -1,0 +1,46 @@
+//! Both worlds side by side: every connection is tried in both, and what is not meant to differ must not.
+
+use std::collections::BTreeSet;
+
+use harness::Node;
+
+use crate::differences::{Case, explain};
+use crate::enforce::Enforcer;
+use crate::outcome::{Field, Outcome};
+use crate::scenario::{Connection, Setup};
+use crate::world::World;
+
+/// The two worlds, set up in the same way.
+pub(crate) struct Pair<'n> {
+    iptables: World<'n>,
+    ours: World<'n>,
+    setup: Option<Setup>,
+}
+
+/// What a connection came to in both worlds.
+#[derive(Debug)]
+pub(crate) struct Comparison {
+    pub(crate) iptables: Outcome,
+    pub(crate) ours: Outcome,
+    /// The meant differences that were met, or a field whose difference is not meant.
+    pub(crate) verdict: Result<BTreeSet<&'static str>, Field>,
+}
+
+impl<'n> Pair<'n> {
+    pub(crate) fn new(node: &'n Node) -> Pair<'n> {
+        let iptables = World::new(node, Enforcer::Iptables);
+        Pair { iptables, ours: World::new(node, Enforcer::Ours), setup: None }
+    }
+
+    /// Tries one connection in pods that are set up like this.
+    pub(crate) fn compare(&mut self, setup: &Setup, connection: &Connection) -> Comparison {
+        if self.setup.as_ref() != Some(setup) {
+            self.iptables.set_up(setup);
+            self.ours.set_up(setup);
+            self.setup = Some(setup.clone());
+        }
+        let (iptables, ours) = (self.iptables.attempt(connection), self.ours.attempt(connection));
+        let verdict = explain(&Case { setup, connection, iptables: &iptables, ours: &ours });
+        Comparison { verdict: verdict.map(BTreeSet::from_iter), iptables, ours }
+    }
+}
