@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use crate::attach::{self, Error, detach};
+use crate::attach::{Error, detach};
 use crate::attachment::{self, Attachment};
 use crate::hook::Hook;
 use crate::install;
