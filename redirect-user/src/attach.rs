@@ -264,15 +264,25 @@ fn carry_out(
         netns.add_spread_route(*source)?;
     }
     fault::point("attach-netns");
-    let (config, entries) = compiled(attachment);
-    let mut maps = Tables::open(node)?;
-    maps.write(attachment.cookie, &config, &entries)?;
+    write_tables(node, attachment)?;
     fault::point("attach-tables");
     links::make_folder(node, attachment)?;
     fault::point("attach-folder");
     for hook in Hook::needed(&attachment.policy) {
         links::link(node, attachment, hook, cgroup, netns)?;
         fault::point(&format!("attach-{hook}"));
+    }
+    Ok(())
+}
+
+/// Makes the maps hold what this attachment says, and nothing that an earlier one of the same pod said.
+fn write_tables(node: &Node, attachment: &Attachment) -> Result<(), Error> {
+    let (config, entries) = compiled(attachment);
+    let mut maps = Tables::open(node)?;
+    let repeated = maps.config(attachment.cookie)?.is_some();
+    maps.write(attachment.cookie, &config, &entries)?;
+    if repeated {
+        maps.prune(attachment.cookie, &entries)?;
     }
     Ok(())
 }
@@ -307,6 +317,9 @@ fn undo(node: &Node, attachment: &Attachment) -> Result<(), Error> {
     if let Some(sibling) = siblings.first() {
         // Another interface of the same pod stays attached: the links are its links now.
         links::hand_over(node, &folder, sibling)?;
+        if attachment.of_this_boot() && install::installed(node) {
+            write_tables(node, sibling)?;
+        }
     } else {
         links::remove_links(&folder)?;
         fault::point("detach-links");
@@ -329,7 +342,7 @@ fn remove_empty(folder: &Path) {
 fn forget_pod(node: &Node, attachment: &Attachment) -> Result<(), Error> {
     if install::installed(node) {
         let (_, entries) = compiled(attachment);
-        remove_entries(node, attachment.cookie, &entries)?;
+        Tables::open(node)?.remove(attachment.cookie, &entries)?;
     }
     if let Ok(mut netns) = Netns::open(&attachment.netns)
         && netns.cookie() == attachment.cookie
@@ -345,10 +358,6 @@ fn forget_pod(node: &Node, attachment: &Attachment) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-fn remove_entries(node: &Node, cookie: u64, entries: &Entries) -> Result<(), Error> {
-    Ok(Tables::open(node)?.remove(cookie, entries)?)
 }
 
 /// Pins of a container without a record: the state directory was lost. The folder's name says which entries are its.

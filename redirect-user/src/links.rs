@@ -40,14 +40,33 @@ pub(crate) fn link(
         return take_over(&own, &pin);
     }
     remove_pin(&pin)?;
-    match create_link(node, attachment, hook, cgroup, netns) {
-        Ok(link) => sys::obj_pin(link.as_fd(), &pin).map_err(|source| link_error(attachment, hook, source)),
-        // The kernel links a program to a cgroup once.
-        Err(source) => match find_link(&attachment_folders(node)?, hook, target) {
-            Some(leftover) if hook.on_cgroup() => take_over(&leftover, &pin),
-            _ => Err(link_error(attachment, hook, source)),
-        },
+    if let Some(leftover) = leftover(node, attachment, hook, cgroup)? {
+        return take_over(&leftover, &pin);
     }
+    let failed = |source| link_error(attachment, hook, source);
+    let link = create_link(node, attachment, hook, cgroup, netns).map_err(failed)?;
+    sys::obj_pin(link.as_fd(), &pin).map_err(failed)
+}
+
+/// The link of another container to this very cgroup. The kernel links a program to a cgroup as often as it is asked
+/// (seen on Linux 6.18), and one that runs twice takes its own rewriting of a destination for what the application
+/// dialled, so the cgroup is asked first; only where it runs the program already are the pins searched for the link.
+fn leftover(
+    node: &Node,
+    attachment: &Attachment,
+    hook: Hook,
+    cgroup: &fs::File,
+) -> Result<Option<PathBuf>, Error> {
+    if !hook.on_cgroup() {
+        return Ok(None);
+    }
+    let failed = |source| link_error(attachment, hook, source);
+    let program = sys::obj_get(&pins::program(node, hook)).and_then(sys::program_id).map_err(failed)?;
+    let (attached, _) = sys::cgroup_programs(cgroup, hook).map_err(failed)?;
+    if !attached.contains(&program) {
+        return Ok(None);
+    }
+    Ok(find_link(&attachment_folders(node)?, hook, attachment.cgroup_id))
 }
 
 fn create_link(

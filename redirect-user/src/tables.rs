@@ -1,5 +1,6 @@
 //! A pod's entries in the maps: what a policy becomes, and how it is written and taken out again.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -203,6 +204,11 @@ impl Tables {
     /// A map is not writable.
     pub fn remove(&mut self, cookie: u64, entries: &Entries) -> Result<(), Error> {
         change_optional("remove from", "PODS", self.pods.remove(&cookie))?;
+        self.remove_entries(cookie, entries)?;
+        change_optional("remove from", "STATS", self.stats.remove(&cookie)).map(drop)
+    }
+
+    fn remove_entries(&mut self, cookie: u64, entries: &Entries) -> Result<(), Error> {
         for (list, range) in &entries.ranges {
             change_optional("remove from", "RANGES", self.ranges.remove(&range_key(cookie, *list, range)))?;
         }
@@ -213,7 +219,7 @@ impl Tables {
         for ip in &entries.own {
             change_optional("remove from", "OWN", self.own.remove(&AddrKey { cookie, ip: (*ip).into() }))?;
         }
-        change_optional("remove from", "STATS", self.stats.remove(&cookie)).map(drop)
+        Ok(())
     }
 
     /// Takes out everything that belongs to a pod whose entries are not known any more, by looking at every key.
@@ -221,6 +227,26 @@ impl Tables {
     /// # Errors
     /// A map is not readable or writable.
     pub fn sweep(&mut self, cookie: u64) -> Result<(), Error> {
+        let entries = self.entries(cookie)?;
+        self.remove(cookie, &entries)
+    }
+
+    /// Takes out what a pod has besides `wanted`: entries of a policy that it had before. Looks at every key.
+    ///
+    /// # Errors
+    /// A map is not readable or writable.
+    pub fn prune(&mut self, cookie: u64, wanted: &Entries) -> Result<(), Error> {
+        let mut stale = self.entries(cookie)?;
+        let ranges: BTreeSet<_> = wanted.ranges.iter().collect();
+        stale.ranges.retain(|entry| !ranges.contains(entry));
+        let sets: BTreeSet<_> = wanted.sets.iter().collect();
+        stale.sets.retain(|entry| !sets.contains(entry));
+        stale.own.retain(|entry| !wanted.own.contains(entry));
+        self.remove_entries(cookie, &stale)
+    }
+
+    /// What the maps hold for a pod.
+    fn entries(&self, cookie: u64) -> Result<Entries, Error> {
         let mut entries = Entries::default();
         for key in self.ranges.keys() {
             let key = change("read", "RANGES", key)?;
@@ -242,7 +268,7 @@ impl Tables {
                 entries.own.push(key.ip.into());
             }
         }
-        self.remove(cookie, &entries)
+        Ok(entries)
     }
 
     /// The pod's configuration, if it is enrolled.
