@@ -138,3 +138,32 @@ pub(crate) fn explain(case: &Case<'_>) -> Result<Vec<&'static str>, Field> {
     };
     crate::outcome::differing(case.iptables, case.ours).into_iter().map(explain).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::DIFFERENCES;
+
+    const HEADING: &str = "## Differences from iptables";
+
+    /// The first column of the table under [`HEADING`], wherever that is.
+    fn documented() -> BTreeSet<String> {
+        let root =
+            Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace is above this package");
+        let texts =
+            ["ARCHITECTURE.md", "docs/DIFFERENCES.md"].map(|file| std::fs::read_to_string(root.join(file)));
+        let text =
+            texts.into_iter().flatten().find(|text| text.contains(HEADING)).expect("the table is documented");
+        let (_, table) = text.split_once(HEADING).expect("the heading was just found");
+        let section = table.split("\n## ").next().unwrap_or(table);
+        let names = section.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` |"));
+        names.map(|(name, _)| name.to_owned()).collect()
+    }
+
+    #[test]
+    fn the_documentation_has_the_same_table() {
+        assert_eq!(documented(), DIFFERENCES.iter().map(|entry| entry.id.to_owned()).collect());
+    }
+}

@@ -140,13 +140,13 @@ fn policy() -> impl Strategy<Value = Policy> {
 }
 
 fn connection() -> impl Strategy<Value = Connection> {
-    let outbound = prop_oneof![1 => select(&LOCAL[..]), 1 => select(&REMOTE[..])];
+    let outbound = prop_oneof![2 => select(&LOCAL[..]), 3 => select(&REMOTE[..])];
     let who = prop_oneof![3 => Just(Who::App), 2 => select(&Who::IN_POD[..])];
     let ends = prop_oneof![4 => (who, outbound), 1 => (Just(Who::Peer), select(&FROM_PEER[..]))];
     let source = prop::option::weighted(0.3, any::<prop::sample::Index>());
     let kind =
         prop_oneof![6 => Just(Kind::Tcp), 1 => Just(Kind::UdpConnected), 1 => Just(Kind::UdpUnconnected)];
-    let port = (tcp_port(), select(&SERVED_UDP[..]));
+    let port = (tcp_port(), prop_oneof![1 => Just(53), 1 => select(&SERVED_UDP[..])]);
     (ends, source, kind, port, prop::bool::weighted(0.2)).prop_map(
         |((who, ip), source, kind, (tcp, udp), mapped)| {
             let ip: IpAddr = ip.parse().expect("an address");
@@ -160,8 +160,9 @@ fn connection() -> impl Strategy<Value = Connection> {
 
 fn tcp_port() -> impl Strategy<Value = u16> {
     prop_oneof![
-        8 => select(&SERVED[..]),
+        7 => select(&SERVED[..]),
         1 => select(&[15001, 15006][..]),
+        1 => Just(53),
         1 => Just(UNSERVED),
     ]
 }

@@ -51,6 +51,7 @@ impl<'n> World<'n> {
         let wire = node.new_wire(&name);
         let (pod, peer) = (wire.pod(&name), wire.pod("peer"));
         lay_out(&pod, &peer);
+        greet(&pod, &peer);
         for netns in [pod.netns(), peer.netns()] {
             // As container runtimes have it: everybody may serve port 53.
             netns.sysctl("net/ipv4/ip_unprivileged_port_start", "0");
@@ -173,6 +174,21 @@ fn lay_out(pod: &Pod, peer: &Pod) {
          route add 198.51.100.0/24 via 10.77.0.3\n\
          route add 169.254.169.254/32 via 10.77.0.3\n\
          route add 2001:db8::/32 via fd77::3");
+}
+
+/// The first packet on a new link may be lost, and neighbours have to find each other: none of that is a difference.
+fn greet(pod: &Pod, peer: &Pod) {
+    let (one, other) = (pod.app(), peer.app());
+    for (client, server, addresses) in [
+        (&one, &other, ["10.77.0.3", "10.88.0.3", "fd77::3", "fd88::3"]),
+        (&other, &one, ["10.77.0.2", "10.88.0.2", "fd77::2", "fd88::2"]),
+    ] {
+        for ip in addresses {
+            let at = SocketAddr::new(ip.parse().expect("an address"), UNSERVED);
+            let _listener = server.listen(at).expect("listen for a greeting");
+            drop(client.connect(at).unwrap_or_else(|error| panic!("{at} is not reachable: {error}")));
+        }
+    }
 }
 
 fn all(addresses: [IpAddr; 2], ports: &[u16]) -> Vec<SocketAddr> {

@@ -56,7 +56,7 @@ pub(crate) const TIERS: &[Tier] = &[
             "unit",
             "pure functions, no privileges",
             &["toolchain"],
-            &[Job::Tests(&["--lib", "--bins"]), Job::Tests(&["--doc"])],
+            &[Job::Tests(&["--lib", "--bins", "--test", "decide"]), Job::Tests(&["--doc"])],
         )
     },
     tier(
@@ -78,6 +78,12 @@ pub(crate) const TIERS: &[Tier] = &[
             ],
         )
     },
+    tier(
+        "oracle",
+        "the same connections under iptables and under ours",
+        &["toolchain", "mesh", "oracle"],
+        &[Job::Tests(&["--test", "oracle", "--", ONE_BY_ONE])],
+    ),
     tier(
         "envoy",
         "real Envoys as sidecars, and the demo",
