@@ -216,15 +216,10 @@ pub mod role {
     pub const CLIENT: u32 = 1;
     /// A client socket, TCP or UDP, that talks to the DNS proxy; `dst` is the server that the application dialled.
     pub const DNS_CLIENT: u32 = 2;
-    /// The sidecar's outbound listener; accepted sockets inherit the record (BPF_F_CLONE).
-    pub const OUTBOUND_LISTENER: u32 = 3;
     /// The sidecar's inbound listener; accepted sockets inherit the record (BPF_F_CLONE).
-    pub const INBOUND_LISTENER: u32 = 4;
+    pub const INBOUND_LISTENER: u32 = 3;
     /// An accepted socket of the sidecar; `dst` is the original destination.
-    pub const ACCEPTED: u32 = 5;
-    /// An accepted socket of the sidecar's outbound listener whose destination is not known yet: with TCP Fast Open the
-    /// server's side is established before the client's. It is looked up when the sidecar asks.
-    pub const UNCLAIMED: u32 = 6;
+    pub const ACCEPTED: u32 = 4;
 }
 
 /// How many datagrams to different servers on one socket are told apart.
@@ -270,26 +265,79 @@ impl DnsPending {
     }
 }
 
+/// A slot of the pod's private prefix: the true destination that its address stands for.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SlotKey {
+    /// The pod: cookie of its network namespace.
+    pub cookie: u64,
+    /// The slot, below [`SLOTS`].
+    pub slot: u32,
+    /// 4 or 6: each family has its own prefix.
+    pub family: u32,
+}
+
 /// The prefix that exists only inside a pod, IPv4: a local route `127.72.0.0/16 dev lo src <pod>` makes the kernel
 /// pick the pod's address as source, and gives every destination a port range of its own.
+///
+/// Its lower half are the slots: each stands for one true destination for as long as the pod is attached. The upper half
+/// is for destinations whose slot another one has; which destination a connection there is meant for crosses in HANDOFF.
 pub const SPREAD4: u32 = 0x7f48_0000;
-/// The same for IPv6: `fd72:6564:6972::/64`.
+/// The same for IPv6: `fd72:6564:6972::/64`; the slots have 0, the others 1 in the third word.
 pub const SPREAD6: [u32; 2] = [0xfd72_6564, 0x6972_0000];
+/// How many slots each family has.
+pub const SLOTS: u32 = 1 << 14;
+/// First address of the upper half of [`SPREAD4`].
+const SHARED4: u32 = SPREAD4 | 0x8000;
 
-/// The address in the pod's private prefix at which the sidecar is dialled instead of `dst`.
+/// A hash of a destination, well mixed in its upper bits (Fibonacci hashing).
+#[inline(always)]
+fn hash(dst: &Endpoint) -> u32 {
+    let words = &dst.ip.words;
+    let folded = words[0] ^ words[1].rotate_left(7) ^ words[2].rotate_left(13) ^ words[3] ^ dst.port;
+    folded.wrapping_mul(0x9e37_79b1)
+}
+
+/// The slot in which a destination belongs.
 #[must_use]
 #[inline(always)]
-pub fn spread(dst: &Endpoint) -> Ip {
-    let mut hash = dst.port ^ dst.ip.words[3];
-    if !dst.ip.is_v4() {
-        hash ^= dst.ip.words[0] ^ dst.ip.words[1].rotate_left(7) ^ dst.ip.words[2].rotate_left(13);
-    }
-    // Fibonacci hashing: the high bits of the product depend on all bits of the input.
-    hash = hash.wrapping_mul(0x9e37_79b1);
-    if dst.ip.is_v4() {
-        Ip::v4(SPREAD4 | hash >> 16)
+pub fn slot_of(dst: &Endpoint) -> u32 {
+    hash(dst) >> 18
+}
+
+/// The address of a slot.
+#[must_use]
+#[inline(always)]
+pub fn slot_address(slot: u32, v4: bool) -> Ip {
+    if v4 {
+        Ip::v4(SPREAD4 | slot)
     } else {
-        Ip { words: [SPREAD6[0].to_be(), SPREAD6[1].to_be(), 0, hash.to_be()] }
+        Ip { words: [SPREAD6[0].to_be(), SPREAD6[1].to_be(), 0, slot.to_be()] }
+    }
+}
+
+/// The slot whose address this is.
+#[must_use]
+#[inline(always)]
+pub fn slot_at(ip: &Ip) -> Option<u32> {
+    let number = u32::from_be(ip.words[3]);
+    if in_spread4(ip) && number < SHARED4 {
+        Some(number & (SLOTS - 1))
+    } else if in_spread6(ip) && ip.words[2] == 0 {
+        Some(number & (SLOTS - 1))
+    } else {
+        None
+    }
+}
+
+/// The address for a destination whose slot another one has.
+#[must_use]
+#[inline(always)]
+pub fn shared_address(dst: &Endpoint) -> Ip {
+    if dst.ip.is_v4() {
+        Ip::v4(SHARED4 | hash(dst) >> 17)
+    } else {
+        Ip { words: [SPREAD6[0].to_be(), SPREAD6[1].to_be(), 1_u32.to_be(), hash(dst).to_be()] }
     }
 }
 
@@ -305,7 +353,14 @@ pub fn in_spread4(ip: &Ip) -> bool {
 #[must_use]
 #[inline(always)]
 pub fn in_spread6(ip: &Ip) -> bool {
-    ip.words[0] == SPREAD6[0].to_be() && ip.words[1] == SPREAD6[1].to_be()
+    (ip.words[0] ^ SPREAD6[0].to_be()) | (ip.words[1] ^ SPREAD6[1].to_be()) == 0
+}
+
+/// Whether a connection to this address may come from HANDOFF's users: localhost, or the shared half of the prefix.
+#[must_use]
+#[inline(always)]
+pub fn is_handoff_address(ip: &Ip) -> bool {
+    (ip.is_loopback() || in_spread6(ip)) && slot_at(ip).is_none()
 }
 
 const _: () = {
@@ -317,6 +372,7 @@ const _: () = {
     assert!(size_of::<ListenerKey>() == 16);
     assert!(size_of::<Origin>() == 24);
     assert!(size_of::<DnsPending>() == 168);
+    assert!(size_of::<SlotKey>() == 16);
 };
 
 #[cfg(test)]
@@ -349,20 +405,55 @@ mod tests {
         assert_eq!(pending.answered(), Some(server(20 - DNS_PENDING as u32)));
     }
 
+    fn endpoint(text: &str, port: u32) -> Endpoint {
+        Endpoint { ip: text.parse::<core::net::IpAddr>().unwrap().into(), port }
+    }
+
     #[test]
-    fn destinations_are_spread_inside_the_prefix() {
-        let ip = |text: &str| Ip::from(text.parse::<core::net::IpAddr>().unwrap());
-        for text in ["10.0.0.1", "10.0.0.2", "255.255.255.255", "0.0.0.1"] {
-            let spread: core::net::IpAddr = spread(&Endpoint { ip: ip(text), port: 443 }).into();
-            let core::net::IpAddr::V4(v4) = spread else { panic!("{spread}") };
-            assert_eq!(v4.octets()[..2], [127, 72]);
+    fn a_slot_and_its_address_are_one_to_one() {
+        for v4 in [true, false] {
+            for slot in [0, 1, 4711, SLOTS - 1] {
+                let ip = slot_address(slot, v4);
+                assert_eq!(slot_at(&ip), Some(slot));
+                assert!(!is_handoff_address(&ip));
+                assert!(if v4 { in_spread4(&ip) } else { in_spread6(&ip) });
+            }
         }
-        let a = spread(&Endpoint { ip: ip("fd00::1"), port: 443 });
-        let b = spread(&Endpoint { ip: ip("fd00::2"), port: 443 });
-        assert!(in_spread6(&a) && in_spread6(&b) && a != b);
-        assert_ne!(
-            spread(&Endpoint { ip: ip("10.0.0.1"), port: 443 }),
-            spread(&Endpoint { ip: ip("10.0.0.1"), port: 80 })
-        );
+    }
+
+    #[test]
+    fn what_has_no_slot_of_its_own_is_in_the_other_half() {
+        for text in ["10.0.0.1", "10.0.0.2", "255.255.255.255", "0.0.0.1", "fd00::1", "2001:db8::"] {
+            for port in [1, 443, 65535] {
+                let dst = endpoint(text, port);
+                assert!(slot_of(&dst) < SLOTS);
+                let ip = shared_address(&dst);
+                assert!(in_spread4(&ip) || in_spread6(&ip), "{text}");
+                assert_eq!(slot_at(&ip), None, "{text}");
+                assert!(is_handoff_address(&ip), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn neighbours_get_different_slots() {
+        let slots: [u32; 4] = [("10.0.0.1", 80), ("10.0.0.1", 443), ("10.0.0.2", 80), ("10.0.0.2", 443)]
+            .map(|(ip, port)| slot_of(&endpoint(ip, port)));
+        for (index, slot) in slots.iter().enumerate() {
+            assert!(!slots[..index].contains(slot), "{slots:?}");
+        }
+    }
+
+    #[test]
+    fn only_localhost_and_the_shared_half_are_handed_over() {
+        for (text, handed) in [
+            ("127.0.0.1", true),
+            ("::1", true),
+            ("127.72.128.1", true),
+            ("127.72.0.1", false),
+            ("10.0.0.1", false),
+        ] {
+            assert_eq!(is_handoff_address(&endpoint(text, 1).ip), handed, "{text}");
+        }
     }
 }

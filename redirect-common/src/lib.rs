@@ -7,6 +7,7 @@
 //! | RANGES | LPM trie | [`RangeKey`] -> 1 | attach | connect, sendmsg |
 //! | SETS | hash | [`SetKey`] -> 1 | attach | connect, sendmsg, inbound |
 //! | OWN | hash | [`AddrKey`] -> 1 | attach | connect, sendmsg |
+//! | DESTINATIONS | hash | [`SlotKey`] -> [`Endpoint`] | connect | getsockopt, getpeername |
 //! | ORIGIN | socket storage | socket -> [`Origin`] | connect, sock_ops | sock_ops, getpeername, getsockopt |
 //! | DNS_PENDING | socket storage | socket -> [`DnsPending`] | sendmsg | recvmsg |
 //! | HANDOFF | hash | [`HandoffKey`] -> [`Endpoint`] | sock_ops (client side) | sock_ops (server side) |

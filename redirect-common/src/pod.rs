@@ -5,7 +5,7 @@
 
 use crate::{
     AddrKey, Counters, DnsPending, Endpoint, HandoffKey, Ip, ListenerKey, Origin, PodConfig, RangeKey,
-    SetKey, TraceRecord,
+    SetKey, SlotKey, TraceRecord,
 };
 
 macro_rules! plain_bytes {
@@ -27,5 +27,6 @@ plain_bytes!(
     PodConfig,
     RangeKey,
     SetKey,
+    SlotKey,
     TraceRecord
 );

@@ -1,11 +1,12 @@
-//! 1 of 3: an application calls `connect()`. Decide; remember the true destination in the socket's record; rewrite to
-//! the sidecar. The handshake then continues in `sockops`.
+//! 1 of 3: an application calls `connect()`. Decide, and rewrite to the sidecar at an address that stands for the
+//! true destination. Where there is no such address, remember the destination in the socket's record; the handshake then
+//! continues in `sockops`.
 
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use redirect_common::{
-    Endpoint, Event, Flow, Ip, LISTENER_SLOTS, ListenerKey, Origin, Outbound, PodConfig, Protocol, Target,
-    decide, flags, in_spread4, role, spread,
+    Endpoint, Event, Facts as _, Flow, Ip, LISTENER_SLOTS, ListenerKey, Origin, Outbound, PodConfig,
+    Protocol, SlotKey, Target, decide, flags, role, shared_address, slot_address, slot_of,
 };
 
 use crate::ctx::{SockAddr, listener_address};
@@ -80,6 +81,22 @@ impl Call {
     }
 }
 
+impl Call {
+    /// The address that the client would have without us; [`Ip::NONE`] where the socket has one already, or where the kernel
+    /// chooses localhost by itself. Dialling another address of the pod, the client has that very address.
+    #[inline(always)]
+    pub(crate) fn source(&self) -> Ip {
+        let dst = &self.flow.dst.ip;
+        if !self.flow.src.is_unspecified() || dst.is_loopback() {
+            Ip::NONE
+        } else if self.facts.own_address(dst) {
+            *dst
+        } else {
+            self.facts.pod.source(dst.is_v4())
+        }
+    }
+}
+
 /// What the two hooks do with the call.
 enum Step {
     Leave,
@@ -91,10 +108,7 @@ enum Step {
 fn carry_out(sock: &SockAddr, call: &Call, decision: Outbound) -> Step {
     match decision {
         Outbound::Direct(rule) => {
-            // A second connect() on this socket may follow a redirected one: "no record" means "not redirected".
-            if let Some(record) = sock.record() {
-                record.role = role::NONE;
-            }
+            forget_record(sock);
             count(call.facts.cookie, direct_event(rule));
             Step::Leave
         }
@@ -102,32 +116,32 @@ fn carry_out(sock: &SockAddr, call: &Call, decision: Outbound) -> Step {
     }
 }
 
+/// A second connect() on this socket may follow a redirected one: "no record" means "not redirected".
+#[inline(always)]
+fn forget_record(sock: &SockAddr) {
+    if let Some(record) = sock.record() {
+        record.role = role::NONE;
+    }
+}
+
 #[inline(always)]
 fn redirect(sock: &SockAddr, call: &Call, target: Target) -> Step {
-    let (cookie, pod, dst) = (call.facts.cookie, call.facts.pod, &call.flow.dst);
-    let (role, event) = match target {
-        Target::Outbound => (role::CLIENT, Event::OutboundRedirected),
-        Target::Inbound => (role::CLIENT, Event::SelfCallRedirected),
-        Target::Dns => (role::DNS_CLIENT, Event::DnsRedirected),
-    };
-    if !sock.set_record(Origin { dst: *dst, role }) {
-        count(cookie, Event::NoStorage);
-        return Step::Refuse;
-    }
-    count(cookie, event);
-    let proxy = match target {
-        Target::Outbound => listener(cookie, pod, dst, pod.outbound_port),
-        Target::Inbound => listener(cookie, pod, dst, pod.inbound_port),
-        Target::Dns => dns_proxy(pod, dst),
-    };
-    if proxy.ip.is_loopback() && call.flow.src.is_unspecified() && !in_spread4(&proxy.ip) {
-        // Dialling localhost would make localhost the client's address; it is the pod's.
-        let source = pod.source(dst.ip.is_v4());
-        if !source.is_unspecified() {
-            sock.bind(&source);
+    let pod = call.facts.pod;
+    match target {
+        Target::Outbound => {
+            count(call.facts.cookie, Event::OutboundRedirected);
+            to_listener(sock, call, pod.outbound_port)
+        }
+        Target::Inbound => {
+            count(call.facts.cookie, Event::SelfCallRedirected);
+            to_listener(sock, call, pod.inbound_port)
+        }
+        Target::Dns => {
+            count(call.facts.cookie, Event::DnsRedirected);
+            bind_source(sock, call, false);
+            with_record(sock, call, role::DNS_CLIENT, dns_proxy(pod, &call.flow.dst))
         }
     }
-    Step::Rewrite(proxy)
 }
 
 /// The DNS proxy listens on localhost only.
@@ -136,23 +150,52 @@ pub(crate) fn dns_proxy(pod: &PodConfig, dst: &Endpoint) -> Endpoint {
     Endpoint { ip: localhost(dst.ip.is_v4()), port: pod.dns_port }
 }
 
-/// Where to dial the sidecar's listener: in the pod's private prefix where it listens on the wildcard address, which
-/// keeps the pod's address as the client's; else at the very address it listens on.
+/// Dials one of the sidecar's listeners. Where it listens on the wildcard address: in the pod's private prefix, which keeps
+/// the pod's address as the client's, and at an address that stands for the destination, if there is a slot for it. Else at
+/// the very address it listens on.
 ///
 /// Where it does not listen at all the kernel refuses the connection, which is what the client must see.
 #[inline(always)]
-fn listener(cookie: u64, pod: &PodConfig, dst: &Endpoint, port: u32) -> Endpoint {
+fn to_listener(sock: &SockAddr, call: &Call, port: u32) -> Step {
+    let (cookie, pod, dst) = (call.facts.cookie, call.facts.pod, &call.flow.dst);
     let v4 = dst.ip.is_v4();
-    let ip = match bound_to(cookie, port, v4) {
-        Some(ip) if !ip.is_unspecified() => ip,
-        listens => {
-            if listens.is_none() {
-                count(cookie, Event::NoListener);
-            }
-            if pod.source(v4).is_unspecified() { localhost(v4) } else { spread(dst) }
-        }
-    };
-    Endpoint { ip, port }
+    let bound = bound_to(cookie, port, v4);
+    if bound.is_none() {
+        count(cookie, Event::NoListener);
+    }
+    let localhost_only = matches!(bound, Some(ip) if !ip.is_unspecified());
+    if localhost_only || dst.ip.is_loopback() || pod.source(v4).is_unspecified() {
+        let ip = if let (true, Some(ip)) = (localhost_only, bound) { ip } else { localhost(v4) };
+        bind_source(sock, call, false);
+        return with_record(sock, call, role::CLIENT, Endpoint { ip, port });
+    }
+    bind_source(sock, call, true);
+    let slot = slot_of(dst);
+    if maps::claim_slot(&SlotKey { cookie, slot, family: if v4 { 4 } else { 6 } }, dst) {
+        forget_record(sock);
+        return Step::Rewrite(Endpoint { ip: slot_address(slot, v4), port });
+    }
+    with_record(sock, call, role::CLIENT, Endpoint { ip: shared_address(dst), port })
+}
+
+/// Rewrites to `proxy` and remembers the true destination in the socket.
+#[inline(always)]
+fn with_record(sock: &SockAddr, call: &Call, role: u32, proxy: Endpoint) -> Step {
+    if !sock.set_record(Origin { dst: call.flow.dst, role }) {
+        count(call.facts.cookie, Event::NoStorage);
+        return Step::Refuse;
+    }
+    Step::Rewrite(proxy)
+}
+
+/// Gives the client the address that it would have had without us, where the kernel will not choose it by itself:
+/// `routed` says that the local route's preferred source will be chosen.
+#[inline(always)]
+fn bind_source(sock: &SockAddr, call: &Call, routed: bool) {
+    let source = call.source();
+    if !source.is_unspecified() && !(routed && source.same(&call.facts.pod.source(source.is_v4()))) {
+        sock.bind(&source);
+    }
 }
 
 /// The address of the sidecar's listener; an IPv6 listener may serve IPv4 as well.

@@ -21,6 +21,10 @@ pub(crate) fn sendmsg4(ctx: SockAddrContext) -> i32 {
     if !note_question(&sock, &call) {
         return REFUSE;
     }
+    let source = call.source();
+    if !source.is_unspecified() {
+        sock.choose_source4(&source);
+    }
     sock.set_address4(&dns_proxy(call.facts.pod, &call.flow.dst));
     trace::outbound(&call, decision);
     PROCEED
@@ -35,6 +39,10 @@ pub(crate) fn sendmsg6(ctx: SockAddrContext) -> i32 {
     let Outbound::Redirect(..) = decision else { return PROCEED };
     if !note_question(&sock, &call) {
         return REFUSE;
+    }
+    let source = call.source();
+    if !source.is_unspecified() {
+        sock.choose_source6(&source);
     }
     sock.set_address6(&dns_proxy(call.facts.pod, &call.flow.dst));
     trace::outbound(&call, decision);

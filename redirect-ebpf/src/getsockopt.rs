@@ -1,12 +1,13 @@
 //! 3 of 3: the sidecar asks its accepted socket for SO_ORIGINAL_DST, which without connection tracking the kernel
-//! cannot answer. We answer from the socket's record.
+//! cannot answer. We answer from what its local address stands
+//! for, or from the socket's record.
 //!
 //! The program runs after the kernel's own handler, for every getsockopt of the pod: the first lines are the ones that
 //! matter for everybody else.
 
 use aya_ebpf::macros::cgroup_sockopt;
 use aya_ebpf::programs::SockoptContext;
-use redirect_common::{Endpoint, Event, HandoffKey, Origin, role};
+use redirect_common::{Endpoint, Event, HandoffKey, Origin, SlotKey, is_handoff_address, role, slot_at};
 
 use crate::ctx::{AF_INET, AF_INET6, SockaddrIn, SockaddrIn6, Sockopt};
 use crate::maps;
@@ -31,29 +32,42 @@ pub(crate) fn original_dst(ctx: SockoptContext) -> i32 {
         (SOL_IPV6, ORIGINAL_DST) => false,
         _ => return untouched(&call),
     };
-    let Some(record) = call.record() else { return untouched(&call) };
-    if record.role == role::UNCLAIMED {
-        claim(&call, record);
-    }
     // The level must fit the destination: an IPv4 connection on a dual-stack socket is asked about at SOL_IP.
-    if record.role != role::ACCEPTED || record.dst.ip.is_v4() != v4 {
-        return untouched(&call);
-    }
-    if v4 {
-        answer4(&call, &record.dst)
-    } else {
-        answer6(&call, &record.dst)
+    match destination(&call) {
+        Some(dst) if dst.ip.is_v4() == v4 => answer(&call, &dst),
+        _ => return untouched(&call),
     }
     DONE
 }
 
-/// With TCP Fast Open the client's side of the handshake comes after the server's: look again now.
+/// What a connection accepted by the sidecar was meant for.
 #[inline(always)]
-fn claim(call: &Sockopt, record: &mut Origin) {
-    let Some((client, proxy)) = call.ends() else { return };
-    if let Some(dst) = maps::handoff_take(&HandoffKey { cookie: call.cookie(), client, proxy }) {
-        record.dst = dst;
-        record.role = role::ACCEPTED;
+fn destination(call: &Sockopt) -> Option<Endpoint> {
+    let (client, own) = call.ends()?;
+    if let Some(slot) = slot_at(&own.ip) {
+        let family = if own.ip.is_v4() { 4 } else { 6 };
+        return maps::destination(&SlotKey { cookie: call.cookie(), slot, family }).copied();
+    }
+    if let Some(record) = call.record()
+        && record.role == role::ACCEPTED
+    {
+        return Some(record.dst);
+    }
+    if !is_handoff_address(&own.ip) {
+        return None;
+    }
+    // With TCP Fast Open the client's side of the handshake comes after the server's: look again now.
+    let dst = maps::handoff_take(&HandoffKey { cookie: call.cookie(), client, proxy: own })?;
+    call.set_record(Origin { dst, role: role::ACCEPTED });
+    Some(dst)
+}
+
+#[inline(always)]
+fn answer(call: &Sockopt, dst: &Endpoint) {
+    if dst.ip.is_v4() {
+        answer4(call, dst);
+    } else {
+        answer6(call, dst);
     }
 }
 

@@ -1,14 +1,14 @@
 //! The legend: what is kept where. `redirect_common`'s first page has the same list with keys and values.
 
 use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
-use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC};
+use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{HashMap, LpmTrie, PerCpuHashMap, SockHash};
 use redirect_common::{
     AddrKey, Counters, DnsPending, Endpoint, Facts, HandoffKey, Ip, ListenerKey, Origin, PodConfig, RangeKey,
-    SetKey, flags, list, set,
+    SetKey, SlotKey, flags, list, set,
 };
 
 /// Enrolled pods. Written by attach and detach, read by every program. Full: attach fails and says so.
@@ -28,7 +28,13 @@ static SETS: HashMap<SetKey, u8> = HashMap::with_max_entries(131_072, BPF_F_NO_P
 #[map]
 static OWN: HashMap<AddrKey, u8> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
 
-/// Loopback handshakes under way: written at the client's ACTIVE_ESTABLISHED, taken and deleted at the server's
+/// What the addresses of the pods' private prefixes stand for: one entry for each true destination that a pod has dialled, at
+/// most [`redirect_common::SLOTS`] per pod and family. Written on connect, never changed, removed by detach. Full, or the slot
+/// taken by another destination: the connection goes by ORIGIN and HANDOFF.
+#[map]
+static DESTINATIONS: HashMap<SlotKey, Endpoint> = HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
+
+/// Handshakes under way of connections without a slot: written at the client's ACTIVE_ESTABLISHED, taken and deleted at the server's
 /// PASSIVE_ESTABLISHED, which on loopback comes later, or deleted when the client closes before that. Full: the sidecar does not learn the destination, sends the
 /// connection to its black hole, and `handoff_full` counts it.
 #[map]
@@ -94,6 +100,23 @@ pub(crate) fn dns_pending() -> *mut core::ffi::c_void {
 pub(crate) fn pod(cookie: u64) -> Option<&'static PodConfig> {
     // SAFETY: entries are replaced as a whole by attach, and freed no earlier than a grace period after their removal.
     unsafe { PODS.get(cookie) }
+}
+
+/// The slot's address stands for this destination; false when it stands for another one, or there is no room.
+#[inline(always)]
+pub(crate) fn claim_slot(key: &SlotKey, dst: &Endpoint) -> bool {
+    if let Some(owner) = destination(key) {
+        return owner.port == dst.port && owner.ip.same(&dst.ip);
+    }
+    // Another connection may claim it at the same moment; who comes second finds it taken the next time.
+    DESTINATIONS.insert(key, dst, BPF_NOEXIST.into()).is_ok()
+}
+
+/// What a slot's address stands for.
+#[inline(always)]
+pub(crate) fn destination(key: &SlotKey) -> Option<&'static Endpoint> {
+    // SAFETY: an entry is written once and freed no earlier than a grace period after detach removed it.
+    unsafe { DESTINATIONS.get(key) }
 }
 
 /// Remembers the true destination for the time of one loopback handshake; false when the table is full.

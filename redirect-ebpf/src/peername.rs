@@ -2,16 +2,17 @@
 
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use redirect_common::{Endpoint, role};
+use redirect_common::{Endpoint, SlotKey, role, slot_at};
 
 use crate::connect::PROCEED;
 use crate::ctx::SockAddr;
+use crate::maps;
 
 /// `getpeername()` on an IPv4 socket.
 #[cgroup_sock_addr(getpeername4)]
 pub(crate) fn peername4(ctx: SockAddrContext) -> i32 {
     let sock = SockAddr::new(&ctx);
-    if let Some(dst) = dialled(&sock) {
+    if let Some(dst) = dialled(&sock, &sock.address4()) {
         sock.set_address4(&dst);
     }
     PROCEED
@@ -21,14 +22,19 @@ pub(crate) fn peername4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 pub(crate) fn peername6(ctx: SockAddrContext) -> i32 {
     let sock = SockAddr::new(&ctx);
-    if let Some(dst) = dialled(&sock) {
+    if let Some(dst) = dialled(&sock, &sock.address6()) {
         sock.set_address6(&dst);
     }
     PROCEED
 }
 
+/// What the application dialled: what the peer's address stands for, or what the socket's record says.
 #[inline(always)]
-fn dialled(sock: &SockAddr) -> Option<Endpoint> {
+fn dialled(sock: &SockAddr, peer: &Endpoint) -> Option<Endpoint> {
+    if let Some(slot) = slot_at(&peer.ip) {
+        let family = if peer.ip.is_v4() { 4 } else { 6 };
+        return maps::destination(&SlotKey { cookie: sock.cookie(), slot, family }).copied();
+    }
     let record = sock.record()?;
     matches!(record.role, role::CLIENT | role::DNS_CLIENT).then_some(record.dst)
 }

@@ -1,5 +1,5 @@
-//! 2 of 3: the handshake between application and sidecar over loopback. The client's side puts the true destination
-//! where the accepted socket's side takes it; the sidecar's listeners are learned here too.
+//! 2 of 3: the handshake between application and sidecar over loopback. For a connection without a slot the client's side puts
+//! the true destination where the accepted socket's side takes it. The sidecar's listeners are learned here too.
 //!
 //! Order (seen on Linux 6.18, with SYN cookies too): the client's ACTIVE_ESTABLISHED runs when the SYN-ACK arrives,
 //! before the ACK is sent that brings about the server's PASSIVE_ESTABLISHED.
@@ -10,7 +10,9 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::macros::sock_ops as hook;
 use aya_ebpf::programs::SockOpsContext;
-use redirect_common::{Endpoint, Event, HandoffKey, LISTENER_SLOTS, ListenerKey, Origin, role};
+use redirect_common::{
+    Endpoint, Event, HandoffKey, LISTENER_SLOTS, ListenerKey, Origin, is_handoff_address, role,
+};
 
 use crate::ctx::SockOps;
 use crate::maps;
@@ -59,27 +61,38 @@ fn changed(sock: &SockOps) {
     }
 }
 
-/// The sidecar's side: the record is the one inherited from the listener, and becomes the accepted socket's own.
+/// The server's side. A slot's address says by itself what the connection is meant for; localhost and the shared half of the
+/// prefix do not; everything else has a record only if it was inherited from the sidecar's inbound listener.
 #[inline(always)]
 fn accepted(sock: &SockOps) {
+    let own = sock.local();
+    if is_handoff_address(&own.ip) {
+        return take(sock, own);
+    }
     let Some(record) = sock.record() else { return };
-    let listener = record.role;
-    if listener != role::OUTBOUND_LISTENER && listener != role::INBOUND_LISTENER {
+    if record.role == role::INBOUND_LISTENER {
+        // Steered by `inbound`, which rewrites nothing: the local address is the original destination. Dialled from inside,
+        // the sidecar's port was meant: not redirected, the kernel's own answer stands.
+        let steered = !from_inside(&sock.remote(), &own);
+        *record = Origin { dst: own, role: if steered { role::ACCEPTED } else { role::NONE } };
+    }
+}
+
+/// Takes the destination that the client's side left.
+#[inline(always)]
+fn take(sock: &SockOps, own: Endpoint) {
+    let cookie = sock.cookie();
+    let key = HandoffKey { cookie, client: sock.remote(), proxy: own };
+    if let Some(dst) = maps::handoff_take(&key) {
+        let stored = sock.set_record(Origin { dst, role: role::ACCEPTED });
+        count(cookie, if stored { Event::HandoffTaken } else { Event::NoStorage });
         return;
     }
-    let cookie = sock.cookie();
-    let (client, proxy) = (sock.remote(), sock.local());
-    record.role = role::ACCEPTED;
-    if let Some(dst) = maps::handoff_take(&HandoffKey { cookie, client, proxy }) {
-        record.dst = dst;
-        count(cookie, Event::HandoffTaken);
-    } else if listener == role::INBOUND_LISTENER && !from_inside(&client, &proxy) {
-        // Steered by `inbound`, which rewrites nothing: the local address is the original destination.
-        record.dst = proxy;
-    } else {
-        // Somebody in the pod dialled the sidecar's port itself (then the kernel's own answer stands), or the client used
-        // TCP Fast Open and its side comes later.
-        record.role = role::UNCLAIMED;
+    if let Some(record) = sock.record() {
+        record.role = role::NONE;
+    }
+    if maps::pod(cookie).is_some_and(|pod| own.port == pod.outbound_port || own.port == pod.inbound_port) {
+        // Somebody in the pod dialled the sidecar's port itself, or the client used TCP Fast Open and its side comes later.
         count(cookie, Event::HandoffMissing);
     }
 }
@@ -96,14 +109,12 @@ fn listening(sock: &SockOps) {
     let cookie = sock.cookie();
     let Some(pod) = maps::pod(cookie) else { return };
     let local = sock.local();
-    let role = if local.port == pod.outbound_port {
-        role::OUTBOUND_LISTENER
-    } else if local.port == pod.inbound_port {
-        role::INBOUND_LISTENER
-    } else {
+    if local.port != pod.outbound_port && local.port != pod.inbound_port {
         return;
-    };
-    if !sock.set_record(Origin { dst: Endpoint::NONE, role }) {
+    }
+    // Only connections that `inbound` steers have nothing else by which to be known.
+    let inbound = local.port == pod.inbound_port;
+    if inbound && !sock.set_record(Origin { dst: Endpoint::NONE, role: role::INBOUND_LISTENER }) {
         count(cookie, Event::ListenerRejected);
         return;
     }

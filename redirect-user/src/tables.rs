@@ -8,7 +8,9 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues};
 use aya::util::nr_cpus;
 use ipnet::IpNet;
-use redirect_common::{AddrKey, Counters, Event, Ip, PodConfig, RangeKey, SetKey, flags, list, set};
+use redirect_common::{
+    AddrKey, Counters, Endpoint, Event, Ip, PodConfig, RangeKey, SetKey, SlotKey, flags, list, set,
+};
 
 use crate::node::Node;
 use crate::pins;
@@ -157,6 +159,7 @@ pub struct Tables {
     sets: HashMap<MapData, SetKey, u8>,
     own: HashMap<MapData, AddrKey, u8>,
     stats: PerCpuHashMap<MapData, u64, Counters>,
+    destinations: HashMap<MapData, SlotKey, Endpoint>,
 }
 
 impl Tables {
@@ -171,6 +174,7 @@ impl Tables {
             sets: open(node, "SETS")?,
             own: open(node, "OWN")?,
             stats: open(node, "STATS")?,
+            destinations: open(node, "DESTINATIONS")?,
         })
     }
 
@@ -205,6 +209,7 @@ impl Tables {
     pub fn remove(&mut self, cookie: u64, entries: &Entries) -> Result<(), Error> {
         change_optional("remove from", "PODS", self.pods.remove(&cookie))?;
         self.remove_entries(cookie, entries)?;
+        self.remove_destinations(cookie)?;
         change_optional("remove from", "STATS", self.stats.remove(&cookie)).map(drop)
     }
 
@@ -218,6 +223,16 @@ impl Tables {
         }
         for ip in &entries.own {
             change_optional("remove from", "OWN", self.own.remove(&AddrKey { cookie, ip: (*ip).into() }))?;
+        }
+        Ok(())
+    }
+
+    /// What the programs have written for a pod is found by looking at every key.
+    fn remove_destinations(&mut self, cookie: u64) -> Result<(), Error> {
+        let keys = self.destinations.keys().filter(|key| key.as_ref().is_ok_and(|key| key.cookie == cookie));
+        let keys: Vec<_> = keys.flatten().collect();
+        for key in keys {
+            change_optional("remove from", "DESTINATIONS", self.destinations.remove(&key))?;
         }
         Ok(())
     }

@@ -101,7 +101,8 @@ fn dns_over_tcp() {
             let question = question(4);
             socket.send(&[&(question.len() as u16).to_be_bytes(), &question[..]].concat()).unwrap();
             let answer = socket.receive(512).unwrap().data;
-            let answer = if answer.len() == 2 { socket.receive(512).unwrap().data } else { answer[2..].to_vec() };
+            let answer =
+                if answer.len() == 2 { socket.receive(512).unwrap().data } else { answer[2..].to_vec() };
             assert!(answers(&answer, 4), "{answer:?}");
         }
         assert_eq!(proxy.take_questions(), 2);

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, MultiHeaders, SockFlag, SockType, SockaddrStorage, connect, recvmmsg, sendmmsg, socket,
+    AddressFamily, MsgFlags, MultiHeaders, SockFlag, SockType, SockaddrStorage, connect, recvmmsg, sendmmsg,
+    socket,
 };
 
 fn main() -> ExitCode {
@@ -56,7 +57,8 @@ fn fast_open(to: &str) -> Result<()> {
     let family = if address.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
     let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     let flags = MsgFlags::from_bits_retain(libc::MSG_FASTOPEN);
-    nix::sys::socket::sendto(socket.as_raw_fd(), b"hello", &storage(to)?, flags).context("sendto(MSG_FASTOPEN)")?;
+    nix::sys::socket::sendto(socket.as_raw_fd(), b"hello", &storage(to)?, flags)
+        .context("sendto(MSG_FASTOPEN)")?;
     talk(TcpStream::from(socket))
 }
 
@@ -117,17 +119,21 @@ fn bail_unless_root() -> Result<()> {
 fn send_many(servers: &[&str]) -> Result<()> {
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     socket.set_read_timeout(Some(Duration::from_secs(5)))?;
-    let addresses: Vec<Option<SockaddrStorage>> =
-        servers.iter().flat_map(|server| [*server, *server]).map(|to| storage(to).map(Some)).collect::<Result<_>>()?;
+    let addresses: Vec<Option<SockaddrStorage>> = servers
+        .iter()
+        .flat_map(|server| [*server, *server])
+        .map(|to| storage(to).map(Some))
+        .collect::<Result<_>>()?;
     let question = b"\x00\x07\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01a\x04test\x00\x00\x01\x00\x01";
     let slices = vec![[std::io::IoSlice::new(question)]; addresses.len()];
     let mut headers = MultiHeaders::preallocate(addresses.len(), None);
-    sendmmsg(socket.as_raw_fd(), &mut headers, &slices, &addresses, [], MsgFlags::empty()).context("sendmmsg")?;
+    sendmmsg(socket.as_raw_fd(), &mut headers, &slices, &addresses, [], MsgFlags::empty())
+        .context("sendmmsg")?;
     let mut buffers = vec![[0_u8; 512]; addresses.len()];
     let mut answers: Vec<_> = buffers.iter_mut().map(|buffer| [std::io::IoSliceMut::new(buffer)]).collect();
     let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(addresses.len(), None);
-    let received =
-        recvmmsg(socket.as_raw_fd(), &mut headers, answers.iter_mut(), MsgFlags::empty(), None).context("recvmmsg")?;
+    let received = recvmmsg(socket.as_raw_fd(), &mut headers, answers.iter_mut(), MsgFlags::empty(), None)
+        .context("recvmmsg")?;
     for message in received {
         let from = message.address.context("a source")?;
         println!("{from}");

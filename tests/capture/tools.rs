@@ -16,7 +16,13 @@ fn explain_names_the_rule_and_the_annotation() {
         let pod = node.pod("pod");
         node.attach(
             &pod,
-            &["--exclude-outbound-ports", "3306", "--exclude-outbound-ip-ranges", "10.1.0.0/16", "--dns-capture"],
+            &[
+                "--exclude-outbound-ports",
+                "3306",
+                "--exclude-outbound-ip-ranges",
+                "10.1.0.0/16",
+                "--dns-capture",
+            ],
         );
         let own = pod.at(false, 80).to_string();
         for (arguments, verdict, rule, cause) in [
@@ -90,10 +96,16 @@ fn an_upgrade_loses_no_connection() {
         let far = "192.0.2.10:80".parse().unwrap();
         let before = app.connect(far).unwrap();
         let programs = |value: &Value| -> Vec<u64> {
-            value[0]["links"].as_array().unwrap().iter().map(|link| link["programId"].as_u64().unwrap()).collect()
+            value[0]["links"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|link| link["programId"].as_u64().unwrap())
+                .collect()
         };
         let old = programs(&node.json(&["show", pod.name()]));
-        let mut upgrade = node.redirect().args(["--output", "json", "upgrade"]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut upgrade =
+            node.redirect().args(["--output", "json", "upgrade"]).stdout(Stdio::piped()).spawn().unwrap();
         let mut dialled = 0;
         while upgrade.try_wait().unwrap().is_none() || dialled < 50 {
             assert_eq!(app.connect(far).unwrap().seen().original_dst, Ok(far));

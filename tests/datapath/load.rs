@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use harness::{Event, Node, Pod, Process, Seen, Sidecar, kernel_test};
 
-use crate::{FAMILIES, enrolled, far_away};
+use crate::{FAMILIES, crowded, enrolled, far_away};
 
 #[test]
 fn a_thousand_connections_leave_no_handshake_behind() {
@@ -16,7 +16,8 @@ fn a_thousand_connections_leave_no_handshake_behind() {
         let app = pod.app();
         for v6 in FAMILIES {
             for _ in 0..10 {
-                let opened = app.open_many(&[far_away(v6, 80), far_away(v6, 81)], 100);
+                // Half of them have a slot, the other half goes by HANDOFF.
+                let opened = app.open_many(&crowded(v6), 100);
                 assert_eq!((opened.count, opened.error), (100, None));
                 app.close_many();
             }
@@ -24,7 +25,8 @@ fn a_thousand_connections_leave_no_handshake_behind() {
         // Of most the sidecar saw nothing: they were reset before it accepted them.
         assert!(sidecar.take_seen().iter().all(|seen| seen.original_dst.is_ok()));
         assert_eq!(node.handshakes(), []);
-        assert_eq!(node.count(&pod, Event::HandoffTaken), 2000);
+        assert_eq!(node.count(&pod, Event::OutboundRedirected), 2000);
+        assert_eq!(node.count(&pod, Event::HandoffTaken), 1000);
         assert_eq!(node.count(&pod, Event::HandoffMissing), 0);
     });
 }
@@ -38,7 +40,7 @@ fn connections_reset_before_the_sidecar_accepts_them_leave_no_handshake_behind()
             // It listens, and never accepts.
             let _listener = proxy.listen(crate::any(v6, 15001)).unwrap();
             for _ in 0..5 {
-                assert_eq!(app.open_many(&[far_away(v6, 80)], 100).error, None);
+                assert_eq!(app.open_many(&crowded(v6), 100).error, None);
                 app.close_many();
             }
         }
@@ -58,7 +60,7 @@ fn handshakes_that_the_sidecar_never_finishes_are_forgotten() {
             listener.set_option(libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 5).unwrap();
             listener.bind(crate::any(v6, 15001)).unwrap();
             listener.listen().unwrap();
-            assert_eq!(app.open_many(&[far_away(v6, 80)], 10).error, None);
+            assert_eq!(app.open_many(&crowded(v6), 20).error, None);
             assert_eq!(node.handshakes().len(), 10);
             app.close_many();
             assert_eq!(node.handshakes(), []);
@@ -75,8 +77,9 @@ const PROCESSES: usize = 4;
 fn forty_thousand_connections_at_once_to_several_destinations() {
     kernel_test(|node| {
         let pod = enrolled(node, "pod");
-        let destinations: Vec<_> =
-            (0..8).map(|n| SocketAddr::new(IpAddr::from([192, 0, 2, 10 + n]), 80)).collect();
+        let mut destinations: Vec<_> =
+            (0..6).map(|n| SocketAddr::new(IpAddr::from([192, 0, 2, 10 + n]), 80)).collect();
+        destinations.extend(crowded(false));
         hold_many(node, &pod, &destinations);
     });
 }
@@ -125,7 +128,7 @@ fn hold_many(node: &Node, pod: &Pod, destinations: &[SocketAddr]) {
     let clients: BTreeSet<IpAddr> = seen.iter().map(|seen| seen.client.ip()).collect();
     assert_eq!(clients, BTreeSet::from([pod.ip(destinations[0].is_ipv6())]));
     assert_eq!(node.handshakes(), []);
-    assert_eq!(node.count(pod, Event::HandoffTaken), MANY as u64);
+    assert_eq!(node.count(pod, Event::OutboundRedirected), MANY as u64);
     apps.iter().for_each(Process::close_many);
 }
 

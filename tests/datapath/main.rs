@@ -55,6 +55,23 @@ fn mapped(address: SocketAddr) -> SocketAddr {
     }
 }
 
+/// Two destinations for which the pod's private prefix has one slot: the first to be dialled gets it, connections to the
+/// other one go by HANDOFF.
+fn crowded(v6: bool) -> [SocketAddr; 2] {
+    let slot = |to: SocketAddr| redirect_common::slot_of(&to.into());
+    let first = far_away(v6, 8080);
+    let ip = |n: u32| match v6 {
+        false => std::net::IpAddr::from((0xc633_6400 | n).to_be_bytes()),
+        true => std::net::IpAddr::from((0x2001_0db8_u128 << 96 | u128::from(n)).to_be_bytes()),
+    };
+    let others = (1..255).flat_map(|n| (1..2000).map(move |port| SocketAddr::new(ip(n), port)));
+    let second = others
+        .into_iter()
+        .find(|to| slot(*to) == slot(first))
+        .expect("16,384 slots for 500,000 destinations");
+    [first, second]
+}
+
 /// A pod that is enrolled with the default policy.
 fn enrolled(node: &Node, name: &str) -> Pod {
     let pod = node.pod(name);

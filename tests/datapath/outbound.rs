@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::process::Command;
 
-use harness::{Errno, Process, Seen, Service, Sidecar, Socket, kernel_test};
+use harness::{Errno, Event, Process, Seen, Service, Sidecar, Socket, kernel_test};
 
 use crate::{FAMILIES, any, enrolled, far_away, localhost, mapped};
 
@@ -274,4 +274,55 @@ fn netstat(text: &str, name: &str) -> u64 {
     let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split(' ').collect()).collect();
     let column = lines[0].iter().position(|column| *column == name).expect("a counter of that name");
     lines[1][column].parse().expect("a number")
+}
+
+#[test]
+fn destinations_that_share_a_slot_are_told_apart() {
+    kernel_test(|node| {
+        let pod = enrolled(node, "pod");
+        let _sidecar = pod.sidecar();
+        let app = pod.app();
+        for v6 in FAMILIES {
+            let [first, second] = crate::crowded(v6);
+            for _ in 0..2 {
+                for to in [first, second] {
+                    let socket = app.connect(to).unwrap();
+                    assert_eq!(socket.peername(), Ok(to));
+                    let seen = socket.seen();
+                    assert_eq!(seen.original_dst, Ok(to));
+                    assert_eq!(seen.client, socket.sockname());
+                    assert_eq!(seen.client.ip(), pod.ip(v6));
+                }
+            }
+        }
+        assert_eq!(node.count(&pod, Event::HandoffTaken), 4);
+        assert_eq!(node.handshakes(), []);
+        node.detach(&pod);
+        assert!(node.map_entries().iter().all(|(_, entries)| *entries == 0), "{:?}", node.map_entries());
+    });
+}
+
+/// One socket goes from a destination with a slot to one without, and to one that is direct.
+#[test]
+fn a_socket_that_is_connected_anew_forgets_its_past() {
+    kernel_test(|node| {
+        let (pod, server) = (enrolled(node, "pod"), node.pod("server"));
+        let peer = server.app();
+        peer.serve(&[crate::any(false, 15020)], harness::Service::Tell).unwrap();
+        let app = pod.app();
+        let [first, second] = crate::crowded(false);
+        // Nobody listens yet, so the same socket can dial again.
+        let socket = app.tcp(false);
+        let _owner = app.connect(first).unwrap_err();
+        for to in [first, second, first] {
+            assert_eq!(socket.connect(to), Err(Errno::ECONNREFUSED));
+        }
+        socket.connect(server.at(false, 15020)).unwrap();
+        assert_eq!(socket.peername(), Ok(server.at(false, 15020)));
+        let _sidecar = pod.sidecar();
+        let socket = app.tcp(false);
+        socket.connect(second).unwrap();
+        assert_eq!(socket.peername(), Ok(second));
+        assert_eq!(socket.seen().original_dst, Ok(second));
+    });
 }

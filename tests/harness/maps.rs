@@ -1,7 +1,7 @@
 //! The pinned maps of a node, read by their keys.
 
 use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuHashMap};
-use redirect_common::{AddrKey, Counters, Endpoint, HandoffKey, PodConfig, RangeKey, SetKey};
+use redirect_common::{AddrKey, Counters, Endpoint, HandoffKey, PodConfig, RangeKey, SetKey, SlotKey};
 
 use crate::node::Node;
 
@@ -13,7 +13,7 @@ impl Node {
         map.iter().collect::<Result<_, _>>().expect("read HANDOFF")
     }
 
-    /// How many entries each map has that attach writes.
+    /// How many entries each map has that detach empties.
     #[must_use]
     pub fn map_entries(&self) -> Vec<(&'static str, usize)> {
         vec![
@@ -21,6 +21,7 @@ impl Node {
             ("RANGES", self.pinned_map::<LpmTrie<_, RangeKey, u8>>("RANGES").keys().count()),
             ("SETS", self.pinned_map::<HashMap<_, SetKey, u8>>("SETS").keys().count()),
             ("OWN", self.pinned_map::<HashMap<_, AddrKey, u8>>("OWN").keys().count()),
+            ("DESTINATIONS", self.pinned_map::<HashMap<_, SlotKey, Endpoint>>("DESTINATIONS").keys().count()),
             ("STATS", self.pinned_map::<PerCpuHashMap<_, u64, Counters>>("STATS").keys().count()),
         ]
     }

@@ -146,6 +146,29 @@ impl SockAddr {
         }
     }
 
+    /// In sendmsg4: the datagram's source, where nobody has chosen one.
+    #[inline(always)]
+    pub(crate) fn choose_source4(&self, ip: &Ip) {
+        if field!(self.ctx, msg_src_ip4) == 0 {
+            set_field!(self.ctx, msg_src_ip4, ip.words[3]);
+        }
+    }
+
+    /// In sendmsg6: the datagram's source, where nobody has chosen one.
+    #[inline(always)]
+    pub(crate) fn choose_source6(&self, ip: &Ip) {
+        if !words!(self.ctx, msg_src_ip6).is_unspecified() {
+            return;
+        }
+        // SAFETY: as in `set_field!`; four words, one store each.
+        unsafe {
+            write_volatile(&raw mut (*self.ctx).msg_src_ip6[0], ip.words[0]);
+            write_volatile(&raw mut (*self.ctx).msg_src_ip6[1], ip.words[1]);
+            write_volatile(&raw mut (*self.ctx).msg_src_ip6[2], ip.words[2]);
+            write_volatile(&raw mut (*self.ctx).msg_src_ip6[3], ip.words[3]);
+        }
+    }
+
     /// Binds the socket to an address of the pod and any port; a failure (the socket has a port already) is harmless.
     #[inline(always)]
     pub(crate) fn bind(&self, ip: &Ip) {

@@ -50,6 +50,14 @@ impl Sockopt {
         record(field!(self.ctx, __bindgen_anon_1.sk).cast(), None)
     }
 
+    /// Writes the socket's record, if the kernel has memory for it.
+    #[inline(always)]
+    pub(crate) fn set_record(&self, mut origin: Origin) {
+        if let Some(record) = record(field!(self.ctx, __bindgen_anon_1.sk).cast(), Some(&mut origin)) {
+            *record = origin;
+        }
+    }
+
     /// The connection's two ends, client and own, as [`SockOps`] saw them in the handshake.
     #[inline(always)]
     pub(crate) fn ends(&self) -> Option<(Endpoint, Endpoint)> {
