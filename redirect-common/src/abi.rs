@@ -7,9 +7,6 @@ use crate::addr::{Endpoint, Ip};
 /// Version of the map layouts; pins live under `redirect-cni/v<ABI_VERSION>`.
 pub const ABI_VERSION: u32 = 1;
 
-/// Stands in the one instruction of `inbound` that names the pod, until attach writes the pod's cookie there.
-pub const COOKIE_PLACEHOLDER: u64 = 0x7265_6469_7265_6374;
-
 /// The pod's configuration, keyed by the cookie of its network namespace (`SO_NETNS_COOKIE`; never reused within
 /// a boot).
 #[repr(C)]

@@ -12,6 +12,8 @@
 //! | DNS_PENDING | socket storage | socket -> [`DnsPending`] | sendmsg | recvmsg |
 //! | HANDOFF | hash | [`HandoffKey`] -> [`Endpoint`] | sock_ops (client side) | sock_ops (server side) |
 //! | LISTENERS | sockhash | [`ListenerKey`] -> socket | sock_ops | connect, inbound |
+//! | ENTERED | per-CPU array | 0 -> netns cookie | the pod's own program | inbound |
+//! | INBOUND | program array | 0 -> `inbound` | install, upgrade | the pod's own program |
 //! | STATS | per-CPU hash | netns cookie -> [`Counters`] | every program | `redirect stats` |
 //!
 //! Reading order: [`addr`], [`flow`], [`policy`], [`stats`], [`abi`].

@@ -1,8 +1,9 @@
 //! The other direction: a SYN arrives for any port of the pod. Give it to the sidecar's inbound listener; no header is
 //! rewritten, so the accepted socket's local address is the original destination and the client's address is kept.
 //!
-//! The context of sk_lookup does not say in which network namespace it runs. So every pod gets its own instance of this
-//! small program, loaded at attach with the pod's cookie written into the instruction below.
+//! The context of sk_lookup does not say in which network namespace it runs. So what is linked to a pod's namespace is a
+//! program of a dozen instructions of its own (`redirect_user::object`), which leaves the pod's cookie in ENTERED and goes on
+//! here by a tail call.
 
 use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
 use aya_ebpf::macros::sk_lookup;
@@ -18,23 +19,14 @@ use crate::maps::{self, in_set};
 use crate::stats::count;
 use crate::trace;
 
-/// The cookie of the pod that this instance belongs to.
-#[inline(always)]
-fn own_cookie() -> u64 {
-    let cookie: u64;
-    // SAFETY: loads a constant. The number is `redirect_common::COOKIE_PLACEHOLDER`; attach replaces it.
-    unsafe { core::arch::asm!("{} = 0x7265646972656374 ll", out(reg) cookie) };
-    cookie
-}
-
-/// Runs when no established socket takes an incoming packet.
+/// Runs when no established socket takes an incoming packet, after the pod's own program.
 #[sk_lookup]
 pub(crate) fn inbound(ctx: SkLookupContext) -> u32 {
     let packet = Lookup::new(&ctx);
     if !packet.is_tcp() || packet.over_lo() {
         return SK_PASS;
     }
-    let cookie = own_cookie();
+    let cookie = maps::entered();
     let Some(pod) = maps::pod(cookie) else { return SK_PASS };
     let (client, dst) = (packet.remote(), packet.local());
     if from_inside(cookie, &client.ip, &dst.ip) {

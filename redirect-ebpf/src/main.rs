@@ -6,7 +6,6 @@
 //! through in clear because something of ours failed.
 #![no_std]
 #![no_main]
-#![feature(asm_experimental_arch)]
 
 mod connect;
 mod ctx;

@@ -5,7 +5,7 @@ use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::maps::{HashMap, LpmTrie, PerCpuHashMap, SockHash};
+use aya_ebpf::maps::{HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, ProgramArray, SockHash};
 use redirect_common::{
     AddrKey, Counters, DnsPending, Endpoint, Facts, HandoffKey, Ip, ListenerKey, Origin, PodConfig, RangeKey,
     SetKey, SlotKey, flags, list, set,
@@ -44,6 +44,15 @@ static HANDOFF: HashMap<HandoffKey, Endpoint> = HashMap::with_max_entries(65_536
 /// listener is counted as rejected, and inbound connections are refused.
 #[map]
 static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(16_384, 0);
+
+/// The pod whose packet this CPU is looking at. Written by the program in the pod's namespace, read by `inbound` right after
+/// it on the same CPU: look-ups run with bottom halves disabled, so nothing comes in between.
+#[map]
+static ENTERED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// Where the programs in the pods' namespaces go on: `inbound`. Written at installation and upgrade.
+#[map]
+static INBOUND: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
 /// Counters. The entry is made by attach; a program only adds to it.
 #[map]
@@ -150,6 +159,12 @@ pub(crate) fn listeners() -> &'static SockHash<ListenerKey> {
 #[inline(always)]
 pub(crate) fn listeners_ptr() -> *mut core::ffi::c_void {
     (&raw const LISTENERS).cast_mut().cast()
+}
+
+/// The cookie of the pod whose packet is looked at.
+#[inline(always)]
+pub(crate) fn entered() -> u64 {
+    ENTERED.get(0).copied().unwrap_or(0)
 }
 
 /// This CPU's counters of a pod.

@@ -7,8 +7,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use aya::maps::{Map, MapData, ProgramArray};
 use aya::pin::PinError;
-use aya::programs::{Program, ProgramError};
+use aya::programs::{Program, ProgramError, SkLookup};
 use aya::{Ebpf, EbpfLoader};
 
 use crate::fault;
@@ -58,6 +59,14 @@ pub enum Error {
         path: PathBuf,
         /// Why.
         source: Box<PinError>,
+    },
+    /// The pods' own programs cannot be made to go on in `inbound`.
+    #[error("cannot lead the pods' programs to {path}: {source}")]
+    Lead {
+        /// The pinned program.
+        path: PathBuf,
+        /// Why.
+        source: Box<aya::EbpfError>,
     },
     /// The object has no program for a hook: object and library were not built together.
     #[error("the embedded object has no program {hook}; rebuild with `cargo xtask build-ebpf`")]
@@ -121,7 +130,7 @@ pub fn try_load() -> Result<String, String> {
         error.to_string().lines().next().unwrap_or_default().to_owned()
     };
     let mut object = EbpfLoader::new().load(OBJECT).map_err(|error| text(&error))?;
-    for hook in Hook::ALL.iter().copied().filter(|hook| hook.on_cgroup()) {
+    for hook in Hook::ALL.iter().copied() {
         let program = object.program_mut(hook.name()).ok_or_else(|| text(&Error::Missing { hook }))?;
         load_program(program).map_err(|error| format!("{hook}: {}", text(&error)))?;
     }
@@ -139,7 +148,22 @@ fn prepare(unfinished: &Path) -> Result<(), Error> {
         map.pin(&path).map_err(|source| Error::Pin { path, source: Box::new(source) })?;
     }
     fault::point("install-maps");
-    load_all(&mut object, &unfinished.join("progs"))
+    load_all(&mut object, &unfinished.join("progs"))?;
+    lead_to_inbound(&unfinished.join("maps").join("INBOUND"), &unfinished.join("progs"))
+}
+
+/// Makes the programs in the pods' namespaces go on in the `inbound` of a folder of programs: one step for all pods.
+///
+/// # Errors
+/// The map or the program is not pinned.
+pub(crate) fn lead_to_inbound(map: &Path, programs: &Path) -> Result<(), Error> {
+    let program = programs.join(Hook::Inbound.name());
+    let set = || -> Result<(), aya::EbpfError> {
+        let mut array = ProgramArray::try_from(Map::from_map_data(MapData::from_pin(map)?)?)?;
+        let inbound = SkLookup::from_pin(&program)?;
+        Ok(array.set(0, inbound.fd()?, 0)?)
+    };
+    set().map_err(|source| Error::Lead { path: program.clone(), source: Box::new(source) })
 }
 
 /// Loads the programs of this binary onto the node's maps and pins them in a folder, for an upgrade.
@@ -169,7 +193,7 @@ pub(crate) fn prepare_programs(node: &Node, _lock: &NodeLock, folder: &Path) -> 
 }
 
 fn load_all(object: &mut Ebpf, folder: &Path) -> Result<(), Error> {
-    for hook in Hook::ALL.iter().copied().filter(|hook| hook.on_cgroup()) {
+    for hook in Hook::ALL.iter().copied() {
         load(object, hook, folder.join(hook.name()))?;
     }
     Ok(())
@@ -187,6 +211,7 @@ fn load_program(program: &mut Program) -> Result<(), ProgramError> {
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSockopt(program) => program.load(),
         Program::SockOps(program) => program.load(),
+        Program::SkLookup(program) => program.load(),
         other => unreachable!("hook.rs lists no program of type {:?}", other.prog_type()),
     }
 }

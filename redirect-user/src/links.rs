@@ -79,7 +79,7 @@ fn create_link(
     if hook.on_cgroup() {
         sys::link_create(sys::obj_get(&pins::program(node, hook))?, cgroup, hook)
     } else {
-        sys::link_create(object::load_inbound(node, attachment.cookie)?, netns.file(), hook)
+        sys::link_create(object::load_entry(node, attachment.cookie)?, netns.file(), hook)
     }
 }
 

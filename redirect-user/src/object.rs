@@ -1,8 +1,6 @@
-//! The kernel programs, embedded: the whole object for the installation, and `inbound` as prepared instructions.
+//! The kernel programs: the embedded object, and the few instructions that every pod has of its own.
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
-
-use redirect_common::COOKIE_PLACEHOLDER;
 
 use crate::node::Node;
 use crate::pins;
@@ -11,81 +9,55 @@ use crate::sys::{self, SyscallError};
 /// The ELF object that the loader parses; aligned as it demands.
 pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/redirect-ebpf.o"));
 
-/// `inbound` as the build script prepared it.
-static INBOUND: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/inbound.insns"));
-
-/// The maps that the instructions refer to by index.
-static INBOUND_MAPS: &[&str] = include!(concat!(env!("OUT_DIR"), "/inbound_maps.rs"));
-
-/// `BPF_LD | BPF_IMM | BPF_DW`, the only instruction of two slots.
-const LD_IMM64: u8 = 0x18;
-/// Bytes per instruction slot: code, registers, offset (2), immediate (4).
-const SLOT: usize = 8;
-
-/// Loads an instance of `inbound` for one pod.
+/// Loads the program that is linked to a pod's namespace: it leaves the pod's cookie in ENTERED and goes on in `inbound`.
+///
+/// The verifier walks a dozen instructions here instead of all of `inbound` for every pod.
 ///
 /// # Errors
 /// A map is not pinned, or the kernel refuses the program.
-pub(crate) fn load_inbound(node: &Node, cookie: u64) -> Result<OwnedFd, SyscallError> {
-    let used = used_maps(INBOUND);
-    let mut fds: Vec<Option<OwnedFd>> = INBOUND_MAPS.iter().map(|_| None).collect();
-    for index in used {
-        fds[index] = Some(sys::obj_get(&pins::map(node, INBOUND_MAPS[index]))?);
-    }
-    let fd_of = |index: usize| fds[index].as_ref().map_or(-1, OwnedFd::as_raw_fd);
-    sys::load_sk_lookup(&instance(INBOUND, cookie, fd_of), "inbound")
+pub(crate) fn load_entry(node: &Node, cookie: u64) -> Result<OwnedFd, SyscallError> {
+    let entered = sys::obj_get(&pins::map(node, "ENTERED"))?;
+    let inbound = sys::obj_get(&pins::map(node, "INBOUND"))?;
+    sys::load_sk_lookup(&entry(cookie, entered.as_raw_fd(), inbound.as_raw_fd()), "inbound")
 }
 
-/// Indices of the maps that the program refers to.
-fn used_maps(program: &[u8]) -> std::collections::BTreeSet<usize> {
-    wide_loads(program)
-        .filter(|at| refers_to_map(program, *at))
-        .map(|at| immediate(program, at) as usize)
-        .collect()
-}
-
-/// Offsets of the two-slot loads.
-fn wide_loads(program: &[u8]) -> impl Iterator<Item = usize> {
-    let mut at = 0;
-    std::iter::from_fn(move || {
-        while at < program.len() {
-            let here = at;
-            let wide = program[at] == LD_IMM64;
-            at += if wide { 2 * SLOT } else { SLOT };
-            if wide {
-                return Some(here);
-            }
-        }
-        None
-    })
-}
-
-/// Whether the source register says `BPF_PSEUDO_MAP_FD` (1) or `BPF_PSEUDO_MAP_VALUE` (2).
-fn refers_to_map(program: &[u8], at: usize) -> bool {
-    matches!(program[at + 1] >> 4, 1 | 2)
-}
-
-fn immediate(program: &[u8], at: usize) -> u32 {
-    u32::from_ne_bytes([program[at + 4], program[at + 5], program[at + 6], program[at + 7]])
-}
-
-/// The program with file descriptors for map indices and the pod's cookie for the placeholder.
-fn instance(template: &[u8], cookie: u64, fd_of: impl Fn(usize) -> i32) -> Vec<u8> {
-    let mut program = template.to_vec();
-    for at in wide_loads(template) {
-        let mut set = |slot: usize, value: u32| {
-            program[at + slot * SLOT + 4..at + (slot + 1) * SLOT].copy_from_slice(&value.to_ne_bytes());
-        };
-        let low = immediate(template, at);
-        let high = immediate(template, at + SLOT);
-        if refers_to_map(template, at) {
-            set(0, fd_of(low as usize) as u32);
-        } else if u64::from(low) | u64::from(high) << 32 == COOKIE_PLACEHOLDER {
-            set(0, cookie as u32);
-            set(1, (cookie >> 32) as u32);
-        }
-    }
-    program
+/// The instructions, 8 bytes each: code, registers (source in the upper half), offset, immediate; `linux/bpf.h` and
+/// Documentation/bpf/standardization/instruction-set.rst have the numbers.
+fn entry(cookie: u64, entered: i32, inbound: i32) -> Vec<u8> {
+    const MAP_LOOKUP_ELEM: i32 = 1;
+    const TAIL_CALL: i32 = 12;
+    let mut code = Vec::new();
+    let mut insn = |op: u8, dst: u8, src: u8, offset: i16, immediate: i32| {
+        code.extend([op, dst | src << 4]);
+        code.extend(offset.to_ne_bytes());
+        code.extend(immediate.to_ne_bytes());
+    };
+    // r6 = the context
+    insn(0xbf, 6, 1, 0, 0);
+    // *(u32 *)(r10 - 4) = 0, the key in ENTERED; r2 = r10 - 4
+    insn(0x62, 10, 0, -4, 0);
+    insn(0xbf, 2, 10, 0, 0);
+    insn(0x07, 2, 0, 0, -4);
+    // r0 = bpf_map_lookup_elem(ENTERED, r2); the 1 marks the immediate as a map's descriptor
+    insn(0x18, 1, 1, 0, entered);
+    insn(0, 0, 0, 0, 0);
+    insn(0x85, 0, 0, 0, MAP_LOOKUP_ELEM);
+    // if r0 is null (an array element never is) go to the end
+    insn(0x15, 0, 0, 8, 0);
+    // *(u64 *)r0 = cookie
+    insn(0x18, 1, 0, 0, cookie as i32);
+    insn(0, 0, 0, 0, (cookie >> 32) as i32);
+    insn(0x7b, 0, 1, 0, 0);
+    // bpf_tail_call(r6, INBOUND, 0)
+    insn(0xbf, 1, 6, 0, 0);
+    insn(0x18, 2, 1, 0, inbound);
+    insn(0, 0, 0, 0, 0);
+    insn(0xb7, 3, 0, 0, 0);
+    insn(0x85, 0, 0, 0, TAIL_CALL);
+    // Nowhere to go on: the node is not installed. return SK_DROP, closed.
+    insn(0xb7, 0, 0, 0, 0);
+    insn(0x95, 0, 0, 0, 0);
+    code
 }
 
 #[cfg(test)]
@@ -93,27 +65,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_prepared_program_has_one_placeholder_and_only_known_maps() {
-        let placeholders = wide_loads(INBOUND)
-            .filter(|at| !refers_to_map(INBOUND, *at))
-            .map(|at| u64::from(immediate(INBOUND, at)) | u64::from(immediate(INBOUND, at + SLOT)) << 32)
-            .filter(|value| *value == COOKIE_PLACEHOLDER)
-            .count();
-        assert_eq!(placeholders, 1);
-        let used: Vec<_> = used_maps(INBOUND).into_iter().map(|index| INBOUND_MAPS[index]).collect();
-        for map in ["PODS", "LISTENERS", "STATS", "SETS"] {
-            assert!(used.contains(&map), "{map} not in {used:?}");
-        }
-    }
-
-    #[test]
-    fn an_instance_names_its_pod() {
-        let program = instance(INBOUND, 0x1122_3344_5566_7788, |index| 100 + index as i32);
-        let values: Vec<_> = wide_loads(&program)
-            .filter(|at| !refers_to_map(&program, *at))
-            .map(|at| u64::from(immediate(&program, at)) | u64::from(immediate(&program, at + SLOT)) << 32)
-            .collect();
-        assert!(values.contains(&0x1122_3344_5566_7788));
-        assert!(used_maps(&program).into_iter().all(|fd| fd >= 100));
+    fn the_entry_holds_the_cookie_and_jumps_to_its_end() {
+        let code = entry(0x1122_3344_5566_7788, 7, 9);
+        assert_eq!(code.len() % 8, 0);
+        let at = |slot: usize| &code[slot * 8..slot * 8 + 8];
+        assert_eq!(at(8)[4..], 0x5566_7788_u32.to_ne_bytes());
+        assert_eq!(at(9)[4..], 0x1122_3344_u32.to_ne_bytes());
+        // The jump at slot 7 skips 8 slots: to `r0 = 0` at slot 16, the last but one.
+        assert_eq!((at(7)[0], at(16)[0], code.len() / 8), (0x15, 0xb7, 18));
     }
 }

@@ -70,6 +70,7 @@ pub fn upgrade(node: &Node, lock: &NodeLock) -> Result<usize, Error> {
     install::prepare_programs(node, lock, &new)?;
     fault::point("upgrade-exchange");
     exchange(&pins::programs(node), &new)?;
+    install::lead_to_inbound(&pins::map(node, "INBOUND"), &pins::programs(node))?;
     fault::point("upgrade-links");
     let mut replaced = 0;
     for attachment in attachment::all(node)? {
@@ -113,7 +114,7 @@ fn swap(node: &Node, attachment: &Attachment, hook: Hook, pin: &PathBuf) -> Resu
         }
         new
     } else {
-        object::load_inbound(node, attachment.cookie)?
+        object::load_entry(node, attachment.cookie)?
     };
     sys::link_update(link, new, old).map(|()| true)
 }
