@@ -9,7 +9,7 @@
 //! * `net.mptcp.enabled=0`: an MPTCP socket's subflows would meet the sidecar without their socket's record.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -61,13 +61,14 @@ pub enum Error {
     },
 }
 
-/// A pod's network namespace, entered once: its netlink socket keeps belonging to it.
+/// A pod's network namespace, entered once: sockets and settings that were opened inside keep belonging to it.
 pub struct Netns {
     path: PathBuf,
     file: File,
     cookie: u64,
     netlink: Socket,
     sequence: u32,
+    mptcp: Option<File>,
 }
 
 /// An address of the pod.
@@ -98,15 +99,15 @@ impl Netns {
     pub fn open(path: &Path) -> Result<Netns, Error> {
         let enter = |source| Error::Enter { path: path.into(), source };
         let file = File::open(path).map_err(enter)?;
-        let (probe, netlink) = inside(&file, || -> io::Result<(OwnedFd, Socket)> {
+        let (probe, netlink, mptcp) = inside(&file, || -> io::Result<(OwnedFd, Socket, Option<File>)> {
             let probe = socket(Af::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-            Ok((probe, Socket::new(NETLINK_ROUTE)?))
+            Ok((probe, Socket::new(NETLINK_ROUTE)?, open_setting(MPTCP)?))
         })
-        .and_then(|sockets| sockets)
+        .and_then(|opened| opened)
         .map_err(enter)?;
         let cookie =
             sys::netns_cookie(&probe).map_err(|source| Error::Cookie { path: path.into(), source })?;
-        Ok(Netns { path: path.into(), file, cookie, netlink, sequence: 0 })
+        Ok(Netns { path: path.into(), file, cookie, netlink, sequence: 0, mptcp })
     }
 
     /// Its cookie, never reused within a boot.
@@ -194,11 +195,15 @@ impl Netns {
     /// Whether sockets of the namespace may use MPTCP; `false` also where the kernel does not know it.
     ///
     /// # Errors
-    /// The namespace cannot be entered.
+    /// The setting cannot be read.
     pub fn mptcp(&self) -> Result<bool, Error> {
-        let read = inside(&self.file, || std::fs::read_to_string(MPTCP))
-            .map_err(|source| self.failed("enter", source))?;
-        Ok(read.is_ok_and(|text| text.trim() == "1"))
+        let Some(mut setting) = self.mptcp.as_ref() else { return Ok(false) };
+        let mut text = String::new();
+        setting
+            .seek(SeekFrom::Start(0))
+            .and_then(|_| setting.read_to_string(&mut text))
+            .map_err(|source| self.failed("read whether MPTCP is on", source))?;
+        Ok(text.trim() == "1")
     }
 
     /// Allows or forbids MPTCP in the namespace.
@@ -206,9 +211,11 @@ impl Netns {
     /// # Errors
     /// The setting cannot be written.
     pub fn set_mptcp(&self, allowed: bool) -> Result<(), Error> {
-        let value = if allowed { "1" } else { "0" };
-        inside(&self.file, || std::fs::write(MPTCP, value))
-            .and_then(|written| written)
+        let Some(mut setting) = self.mptcp.as_ref() else { return Ok(()) };
+        let value: &[u8] = if allowed { b"1" } else { b"0" };
+        setting
+            .seek(SeekFrom::Start(0))
+            .and_then(|_| setting.write_all(value))
             .map_err(|source| self.failed("switch MPTCP off or on", source))
     }
 
@@ -292,6 +299,16 @@ fn inside<T: Send>(netns: &File, work: impl FnOnce() -> T + Send) -> io::Result<
         });
         thread.join().map_err(|_| io::Error::other("the thread in the namespace panicked"))?
     })
+}
+
+/// Opens a setting to be read and written; `None` when the kernel does not have it.
+fn open_setting(path: &str) -> io::Result<Option<File>> {
+    match File::options().read(true).write(true).open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        // Where /proc/sys is read-only it can still be known that nothing has to be written.
+        Err(_) => File::open(path).map(Some),
+    }
 }
 
 /// A setting of the network namespace of whoever opens it.
