@@ -1,0 +1,178 @@
+//! Section 5: what grows with the number of pods, of excluded ranges and of open connections.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use anyhow::{Context as _, Result};
+use harness::{Node, Pod};
+use ipnet::{IpNet, Ipv4Net};
+
+use crate::Scale;
+use crate::memory::Memory;
+use crate::plugin;
+use crate::results::{Measure, Results, Unit};
+use crate::rules::Backend;
+use crate::scene::{Direction, Mode, Stage, interleaved};
+use crate::worker::{Order, Timing, Worker};
+
+/// Open connections of one worker: two sockets each, and 20,000 descriptors are all that some hosts allow a process.
+const PER_WORKER: usize = 8400;
+
+/// More and more enrolled pods; the connection is made in the pod that was enrolled first.
+pub(crate) fn pods(
+    node: &Node,
+    stages: &mut [Stage],
+    fleet: &[Pod],
+    scale: &Scale,
+    results: &mut Results,
+) -> Result<()> {
+    let (mut adds, mut connects, mut calls) = (Vec::new(), Vec::new(), Vec::new());
+    let mut enrolled = 0;
+    let mut memory = Vec::new();
+    for count in scale.fleet {
+        let mut walls = Vec::new();
+        while enrolled < *count {
+            let wall = plugin::add(node, &fleet[enrolled], &[])?.wall;
+            enrolled += 1;
+            if *count - enrolled < 10 {
+                walls.push(wall);
+            }
+        }
+        memory.push((*count, Memory::now()?));
+        adds.push((count.to_string(), walls));
+        // The unredirected pod runs along, to tell growth from the machine's mood.
+        let mut both: Vec<_> =
+            stages.iter_mut().filter(|stage| !matches!(stage.mode, Mode::Iptables(_))).collect();
+        let mut rounds = Vec::new();
+        for _ in 0..scale.rounds {
+            let none = both[0].set_up(Direction::Outbound, false, scale.connections)?.whole[0];
+            rounds.push((none, both[1].set_up(Direction::Outbound, false, scale.connections)?.whole[0]));
+        }
+        connects.push((count.to_string(), rounds.iter().map(|(_, ours)| ours / 1e3).collect()));
+        calls.push((count.to_string(), rounds.iter().map(|(none, ours)| (ours - none) / 1e3).collect()));
+    }
+    for pod in &fleet[..enrolled] {
+        plugin::del(node, pod)?;
+    }
+    results.add(Measure::new("pods-add", "ADD by pods enrolled on the node", Unit::Millis, adds));
+    results.add(Measure::new("pods-connect", "Outbound connection by pods enrolled", Unit::Micros, connects));
+    results.add(Measure::new(
+        "pods-added",
+        "Added to the unredirected pod by pods enrolled",
+        Unit::Micros,
+        calls,
+    ));
+    report_memory(&memory, results);
+    Ok(())
+}
+
+/// The first entry is the node with next to no pods.
+fn report_memory(memory: &[(usize, Memory)], results: &mut Results) {
+    let [(few, first), .., (many, last)] = memory else { return };
+    let per_pod = |read: fn(&Memory) -> f64| (read(last) - read(first)) / (many - few) as f64;
+    let series = [
+        ("maps", vec![per_pod(|m| m.maps)]),
+        ("programs", vec![per_pod(|m| m.programs)]),
+        ("slab, per-CPU and vmalloc, all causes", vec![per_pod(|m| m.kernel)]),
+    ];
+    results.add(Measure::new("pods-memory", "Kernel memory per enrolled pod", Unit::Kibibytes, series));
+    let fixed = [("maps", vec![first.maps]), ("programs", vec![first.programs])];
+    results.add(Measure::new("node-memory", "Kernel memory per node", Unit::Kibibytes, fixed));
+}
+
+/// More and more excluded ranges, none of which is dialled.
+pub(crate) fn ranges(node: &Node, peer: &Pod, scale: &Scale, results: &mut Results) -> Result<()> {
+    for mode in [Mode::Ours, Mode::Iptables(Backend::Legacy), Mode::Iptables(Backend::Nft)] {
+        let mut stages: Vec<Stage> = scale
+            .ranges
+            .iter()
+            .map(|count| {
+                let name = format!("ranges-{}-{count}", mode.word());
+                Stage::new(node, &name, mode, peer, &some_ranges(*count))
+                    .with_context(|| format!("{count} ranges"))
+            })
+            .collect::<Result<_>>()?;
+        for stage in &mut stages {
+            stage.open(Direction::Outbound, false)?;
+        }
+        let times = interleaved(&mut stages, scale.rounds, |stage| {
+            Ok(stage.set_up(Direction::Outbound, false, scale.connections / 4)?.whole[0] / 1e3)
+        })?;
+        let title = format!("Outbound connection by excluded ranges, {}", mode.label());
+        let labels = scale.ranges.iter().map(ToString::to_string);
+        results.add(Measure::new(
+            &format!("ranges-{}", mode.word()),
+            &title,
+            Unit::Micros,
+            labels.zip(times),
+        ));
+        if mode == Mode::Ours {
+            stages.iter().try_for_each(|stage| plugin::del(node, &stage.pod).map(drop))?;
+        }
+    }
+    Ok(())
+}
+
+/// Networks of 256 addresses, none of which is the peer's.
+fn some_ranges(count: usize) -> Vec<IpNet> {
+    (0..count as u32)
+        .map(|index| Ipv4Net::new_assert(Ipv4Addr::from(0x1400_0000 + (index << 8)), 24).into())
+        .collect()
+}
+
+/// More and more open connections on the node, redirected ones, while others are set up.
+pub(crate) fn open_connections(
+    node: &Node,
+    stages: &mut [Stage],
+    scale: &Scale,
+    results: &mut Results,
+) -> Result<()> {
+    let mut holders: Vec<(Worker, Pod)> = Vec::new();
+    let (mut costs, mut added) = (Vec::new(), Vec::new());
+    for target in [0, scale.open / 2, scale.open] {
+        let mut open = holders.len() * PER_WORKER.min(scale.open);
+        while open < target {
+            let pod = node.pod(&format!("holder-{}", holders.len()));
+            plugin::add(node, &pod, &[])?;
+            let worker = hold(&pod, PER_WORKER.min(scale.open))?;
+            open += PER_WORKER.min(scale.open);
+            holders.push((worker, pod));
+        }
+        let mut rounds = Vec::new();
+        for _ in 0..scale.rounds {
+            let mut of = |mode| {
+                let stage =
+                    stages.iter_mut().find(|stage| stage.mode == mode).context("a stage is missing")?;
+                anyhow::Ok(stage.set_up(Direction::Outbound, false, scale.connections)?.whole[0] / 1e3)
+            };
+            rounds.push((of(Mode::None)?, of(Mode::Ours)?));
+        }
+        costs.push((open.to_string(), rounds.iter().map(|(_, ours)| *ours).collect()));
+        added.push((open.to_string(), rounds.iter().map(|(none, ours)| ours - none).collect()));
+    }
+    for (worker, pod) in holders {
+        drop(worker);
+        plugin::del(node, &pod)?;
+    }
+    results.add(Measure::new(
+        "open-connect",
+        "Outbound connection by redirected connections open",
+        Unit::Micros,
+        costs,
+    ));
+    results.add(Measure::new(
+        "open-added",
+        "Added to the unredirected pod by connections open",
+        Unit::Micros,
+        added,
+    ));
+    Ok(())
+}
+
+/// Opens connections to eight destinations; the worker checks the original destination of each.
+fn hold(pod: &Pod, count: usize) -> Result<Worker> {
+    let mut worker = Worker::start(pod, None)?;
+    let _: Timing = worker.run(&Order::Listen((Ipv4Addr::UNSPECIFIED, 15001).into()))?;
+    let to = (1..=8).map(|host| SocketAddr::from((Ipv4Addr::new(198, 51, 100, host), 80))).collect();
+    let _: Timing = worker.run(&Order::Hold { to, listener: 0, count })?;
+    Ok(worker)
+}

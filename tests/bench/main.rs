@@ -1,0 +1,213 @@
+//! `cargo xtask bench`: what redirection costs, side by side in one run: none, Istio's iptables rules on both
+//! backends, and this project.
+//!
+//! A [`worker`] in each pod of the [`scene`] runs the loops of [`load`]. The sections, in the order of the report:
+//! [`setup`] of connections, [`steady`] ones, [`proxied`] by a real Envoy, [`add`] and delete of pods, [`growth`], and
+//! [`unrelated`] cost. [`goals`] says what was to be reached, [`report`] writes it all down.
+
+mod add;
+mod chart;
+mod goals;
+mod growth;
+mod load;
+mod machine;
+mod memory;
+mod plugin;
+mod programs;
+mod proxied;
+mod report;
+mod results;
+mod rules;
+mod sample;
+mod scene;
+mod setup;
+mod steady;
+mod unrelated;
+mod worker;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+use harness::{MachineLock, Node, Pod, binary};
+
+use crate::machine::Machine;
+use crate::programs::Share;
+use crate::report::Report;
+use crate::results::Results;
+
+/// Measure redirect-cni against iptables and against no redirection
+#[derive(Parser)]
+#[command(name = "cargo xtask bench")]
+struct Options {
+    /// A short run that shows that everything works; its numbers say little
+    #[arg(long)]
+    quick: bool,
+    /// Only these sections (repeat or separate by commas)
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Section>,
+    /// Where report.md, report.json and the charts go
+    #[arg(long, default_value = "target/bench")]
+    out: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Section {
+    /// New connections
+    Setup,
+    /// Round trips and throughput of kept connections
+    Steady,
+    /// wrk through Envoy to nginx
+    Proxied,
+    /// The plugin and the iptables commands
+    Add,
+    /// Pods, ranges and open connections
+    Growth,
+    /// What others pay
+    Unrelated,
+}
+
+/// How much is measured.
+#[derive(Debug)]
+pub(crate) struct Scale {
+    /// How often everything is repeated.
+    pub(crate) rounds: usize,
+    /// Connections of one measurement.
+    pub(crate) connections: usize,
+    /// Round trips of one measurement.
+    pub(crate) round_trips: usize,
+    /// Pieces of 64 KiB of one measurement.
+    pub(crate) chunks: usize,
+    /// System calls of one measurement.
+    pub(crate) calls: usize,
+    /// Repetitions of a load by wrk.
+    pub(crate) loads: usize,
+    /// Seconds of one load by wrk.
+    pub(crate) seconds: u64,
+    /// Pods that are added one by one.
+    pub(crate) adds: usize,
+    /// Pods that are added at once.
+    pub(crate) burst: usize,
+    /// Repetitions of that.
+    pub(crate) bursts: usize,
+    /// Calls of VERSION.
+    pub(crate) versions: usize,
+    /// Numbers of enrolled pods.
+    pub(crate) fleet: &'static [usize],
+    /// Numbers of excluded ranges.
+    pub(crate) ranges: &'static [usize],
+    /// Open connections.
+    pub(crate) open: usize,
+}
+
+const FULL: Scale = Scale {
+    rounds: 60,
+    connections: 400,
+    round_trips: 2000,
+    chunks: 400,
+    calls: 20_000,
+    loads: 7,
+    seconds: 1,
+    adds: 60,
+    burst: 110,
+    bursts: 5,
+    versions: 200,
+    fleet: &[1, 50, 110, 175, 250],
+    ranges: &[0, 10, 100, 1000, 10_000],
+    open: 100_800,
+};
+
+const QUICK: Scale = Scale {
+    rounds: 4,
+    connections: 60,
+    round_trips: 100,
+    chunks: 20,
+    calls: 500,
+    loads: 1,
+    adds: 3,
+    burst: 10,
+    bursts: 1,
+    versions: 10,
+    fleet: &[1, 12],
+    ranges: &[0, 100],
+    open: 800,
+    ..FULL
+};
+
+fn main() -> ExitCode {
+    let outcome = match std::env::args().collect::<Vec<_>>().as_slice() {
+        [_, word, wire] if word == worker::SUBCOMMAND => {
+            wire.parse().map_err(Into::into).and_then(worker::main)
+        }
+        _ => bench(&Options::parse()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bench(options: &Options) -> Result<()> {
+    let scale = if options.quick { QUICK } else { FULL };
+    let start = Instant::now();
+    let mut machine = Machine::look();
+    let mut results = Results::default();
+    let lock = MachineLock::take();
+    let programs = sections(&Node::new(&lock), options, &scale, &mut results)?;
+    results.plugin_bytes = Some(std::fs::metadata(binary("redirect-cni"))?.len());
+    machine.note_end();
+    let report = Report {
+        machine: &machine,
+        seconds: start.elapsed().as_secs_f64(),
+        goals: goals::all(&results),
+        programs: &programs,
+        results: &results,
+    };
+    report.write(&options.out)?;
+    for goal in &report.goals {
+        let verdict = if goal.met { "met   " } else { "MISSED" };
+        println!("{verdict} {:>9} (at most {}) {}", chart::figures(goal.value), goal.at_most, goal.what);
+    }
+    println!("{}", options.out.join("report.md").display());
+    Ok(())
+}
+
+fn sections(node: &Node, options: &Options, scale: &Scale, results: &mut Results) -> Result<Vec<Share>> {
+    let wanted = |section| options.only.is_empty() || options.only.contains(&section);
+    // First, because it also measures a node with nothing attached.
+    if wanted(Section::Unrelated) {
+        unrelated::run(node, scale, results)?;
+    }
+    let peer = node.pod("peer");
+    let mut stages = scene::stages(node, &peer)?;
+    let mut shares = Vec::new();
+    if wanted(Section::Setup) {
+        setup::run(&mut stages, scale, results)?;
+        shares = programs::run(&mut stages, scale)?;
+    }
+    if wanted(Section::Steady) {
+        steady::run(&mut stages, scale, results)?;
+    }
+    if wanted(Section::Proxied) {
+        proxied::run(node, scale, results)?;
+    }
+    let most = scale.fleet.iter().copied().max().unwrap_or(0).max(scale.adds + scale.burst);
+    let fleet: Vec<Pod> = match wanted(Section::Add) || wanted(Section::Growth) {
+        true => (0..most).map(|number| node.pod(&format!("pod{number}"))).collect(),
+        false => Vec::new(),
+    };
+    if wanted(Section::Add) {
+        add::run(node, &fleet, scale, results)?;
+    }
+    if wanted(Section::Growth) {
+        growth::pods(node, &mut stages, &fleet, scale, results)?;
+        growth::ranges(node, &peer, scale, results)?;
+        growth::open_connections(node, &mut stages, scale, results)?;
+    }
+    Ok(shares)
+}

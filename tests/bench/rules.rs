@@ -1,0 +1,139 @@
+//! The rules that Istio gives a pod when it captures everything, and the commands with which its CNI plugin puts
+//! them in place.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+use harness::netns::NetNs;
+use ipnet::IpNet;
+
+/// The two implementations of the iptables commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Backend {
+    Legacy,
+    Nft,
+}
+
+impl Backend {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Backend::Legacy => "legacy",
+            Backend::Nft => "nft",
+        }
+    }
+
+    /// `ip6tables-legacy-save` and so on.
+    pub(crate) fn command(self, v6: bool, suffix: &str) -> String {
+        format!("{}-{}{suffix}", if v6 { "ip6tables" } else { "iptables" }, self.name())
+    }
+}
+
+/// The input of `iptables-restore`: capture everything, with these ranges excluded.
+pub(crate) fn text(v6: bool, excluded: &[IpNet]) -> String {
+    let (passthrough, localhost) = if v6 { ("::6/128", "::1/128") } else { ("127.0.0.6/32", "127.0.0.1/32") };
+    let mut rules = String::from(
+        "*nat\n:ISTIO_INBOUND - [0:0]\n:ISTIO_REDIRECT - [0:0]\n:ISTIO_IN_REDIRECT - [0:0]\n:ISTIO_OUTPUT - [0:0]\n",
+    );
+    let mut append = |rule: &str| rules.push_str(&format!("-A {rule}\n"));
+    append("ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001");
+    append("ISTIO_IN_REDIRECT -p tcp -j REDIRECT --to-ports 15006");
+    append("PREROUTING -p tcp -j ISTIO_INBOUND");
+    for port in [15008, 15090, 15021, 15020] {
+        append(&format!("ISTIO_INBOUND -p tcp --dport {port} -j RETURN"));
+    }
+    append("ISTIO_INBOUND -p tcp -j ISTIO_IN_REDIRECT");
+    append("OUTPUT -j ISTIO_OUTPUT");
+    append(&format!("ISTIO_OUTPUT -o lo -s {passthrough} -j RETURN"));
+    for owner in ["--uid-owner 1337", "--gid-owner 1337"] {
+        let own = format!("! -d {localhost} -p tcp ! --dport 15008 -m owner {owner}");
+        append(&format!("ISTIO_OUTPUT -o lo {own} -j ISTIO_IN_REDIRECT"));
+        append(&format!("ISTIO_OUTPUT -o lo -m owner ! {owner} -j RETURN"));
+        append(&format!("ISTIO_OUTPUT -m owner {owner} -j RETURN"));
+    }
+    append(&format!("ISTIO_OUTPUT -d {localhost} -j RETURN"));
+    for range in excluded.iter().filter(|range| matches!(range.addr(), IpAddr::V6(_)) == v6) {
+        append(&format!("ISTIO_OUTPUT -d {range} -j RETURN"));
+    }
+    append("ISTIO_OUTPUT -p tcp -j ISTIO_REDIRECT");
+    let _ = writeln!(rules, "COMMIT");
+    rules
+}
+
+/// One command of the plugin: its line, and what it reads.
+#[derive(Debug)]
+pub(crate) struct Step {
+    program: String,
+    arguments: Vec<String>,
+    input: String,
+}
+
+impl Step {
+    fn new(program: String, arguments: &[&str]) -> Step {
+        let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        Step { program, arguments, input: String::new() }
+    }
+
+    /// The command, with its rules on standard input and nothing seen of its output. The lock is the pod's own, as
+    /// Istio has it, so that pods do not wait for each other.
+    pub(crate) fn command(&self, netns: &NetNs) -> Result<Command> {
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments).env("XTABLES_LOCKFILE", netns.path());
+        command.stdin(input_of(&self.input)?).stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(command)
+    }
+}
+
+/// A file without a name that holds `text`, to be read from its start.
+pub(crate) fn input_of(text: &str) -> Result<Stdio> {
+    use std::io::{Seek as _, Write as _};
+    if text.is_empty() {
+        return Ok(Stdio::null());
+    }
+    let mut file = tempfile::tempfile().context("making a file for a command's input")?;
+    file.write_all(text.as_bytes())?;
+    file.rewind()?;
+    Ok(file.into())
+}
+
+/// What Istio's plugin runs for one pod, in its order: for each family it looks for the implementation that works
+/// (save, version, a rule added and deleted) and for rules that are there already (save), restores its own, and saves
+/// once more for its log.
+pub(crate) fn steps(backend: Backend) -> Vec<Step> {
+    const PROBE: [&str; 8] = ["-t", "filter", "INPUT", "-p", "255", "-j", "DROP", "-A"];
+    let save = |v6| Step::new(backend.command(v6, "-save"), &[]);
+    let rule = |v6, verb| {
+        let [t, filter, chain, rest @ .., _] = PROBE;
+        Step::new(backend.command(v6, ""), &[&[t, filter, verb, chain], &rest[..]].concat())
+    };
+    let mut steps = Vec::new();
+    for v6 in [false, true] {
+        let version = Step::new(backend.command(v6, "-save"), &["--version"]);
+        steps.extend([save(v6), version, rule(v6, "-A"), rule(v6, "-D")]);
+    }
+    steps.extend([save(false), save(true)]);
+    steps.extend([false, true].map(|v6| restore(backend, v6, &[])));
+    steps.extend([save(false), save(true)]);
+    steps
+}
+
+fn restore(backend: Backend, v6: bool, excluded: &[IpNet]) -> Step {
+    let arguments: &[&str] = match backend {
+        Backend::Legacy => &["--noflush", "--wait=30"],
+        Backend::Nft => &["--noflush"],
+    };
+    Step { input: text(v6, excluded), ..Step::new(backend.command(v6, "-restore"), arguments) }
+}
+
+/// Gives a namespace the rules of both families, and nothing else.
+pub(crate) fn apply(netns: &NetNs, backend: Backend, excluded: &[IpNet]) -> Result<()> {
+    for v6 in [false, true] {
+        let mut command = restore(backend, v6, excluded).command(netns)?;
+        netns.enter(&mut command, None);
+        let output = command.stderr(Stdio::piped()).output().context("starting iptables-restore")?;
+        let problem = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{}: {problem}", backend.command(v6, "-restore"));
+    }
+    Ok(())
+}
