@@ -261,7 +261,7 @@ fn carry_out(
         netns.set_mptcp(false)?;
     }
     for source in &attachment.changes.spread_routes {
-        netns.add_spread_route(*source)?;
+        netns.add_spread_routes(*source)?;
     }
     fault::point("attach-netns");
     write_tables(node, attachment)?;
@@ -354,7 +354,7 @@ fn forget_pod(node: &Node, attachment: &Attachment) -> Result<(), Error> {
             netns.set_mptcp(true)?;
         }
         for source in &attachment.changes.spread_routes {
-            netns.remove_spread_route(*source)?;
+            netns.remove_spread_routes(*source)?;
         }
     }
     Ok(())

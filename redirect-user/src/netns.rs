@@ -6,6 +6,7 @@
 //! * `local 127.72.0.0/16 dev lo src <pod IPv4>` and `local fd72:6564:6972::/64 dev lo src <pod IPv6>`: the addresses at
 //!   which the application's connections meet the sidecar. The preferred source makes the kernel choose the pod's
 //!   address as the client's without a bind, and every destination has a port range of its own;
+//! * `local <pod IPv4> dev lo`, in front of the kernel's own route to that address: see `spread_routes`;
 //! * `net.mptcp.enabled=0`: an MPTCP socket's subflows would meet the sidecar without their socket's record.
 
 use std::fs::File;
@@ -174,22 +175,31 @@ impl Netns {
         self.change(RouteNetlinkMessage::DelAddress(passthrough6()), 0, "remove ::6/128 from lo")
     }
 
-    /// Adds the local route over which the sidecar is dialled, with `source` as the client's address.
+    /// Adds the local routes over which the sidecar is dialled, with `source` as the client's address.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn add_spread_route(&mut self, source: IpAddr) -> Result<bool, Error> {
-        let request = RouteNetlinkMessage::NewRoute(spread_route(source));
-        self.change(request, NLM_F_CREATE | NLM_F_EXCL, "add the local route to the sidecar")
+    pub fn add_spread_routes(&mut self, source: IpAddr) -> Result<(), Error> {
+        for route in spread_routes(source) {
+            // Without NLM_F_EXCL the own address's route goes in front of the kernel's.
+            self.change(
+                RouteNetlinkMessage::NewRoute(route),
+                NLM_F_CREATE,
+                "add the local route to the sidecar",
+            )?;
+        }
+        Ok(())
     }
 
-    /// Removes that route; `false` when it was not there.
+    /// Removes those routes; fine when they are not there.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn remove_spread_route(&mut self, source: IpAddr) -> Result<bool, Error> {
-        let request = RouteNetlinkMessage::DelRoute(spread_route(source));
-        self.change(request, 0, "remove the local route to the sidecar")
+    pub fn remove_spread_routes(&mut self, source: IpAddr) -> Result<(), Error> {
+        for route in spread_routes(source) {
+            self.change(RouteNetlinkMessage::DelRoute(route), 0, "remove the local route to the sidecar")?;
+        }
+        Ok(())
     }
 
     /// Whether sockets of the namespace may use MPTCP; `false` also where the kernel does not know it.
@@ -329,19 +339,30 @@ fn passthrough6() -> AddressMessage {
     message
 }
 
-fn spread_route(source: IpAddr) -> RouteMessage {
-    let (family, prefix, destination, preferred) = match source {
-        IpAddr::V4(source) => {
-            (AddressFamily::Inet, 16, RouteAddress::Inet(Ipv4Addr::from(SPREAD4)), RouteAddress::Inet(source))
+/// The route to the private prefix and, for IPv4, one to the pod's own address: the kernel caches the route of the sidecar's
+/// answers only if it leads to `lo` by name (`do_cache` in `__mkroute_output()`), which saves 0.5 us per connection.
+fn spread_routes(source: IpAddr) -> Vec<RouteMessage> {
+    match source {
+        IpAddr::V4(v4) => {
+            let prefix = RouteAddress::Inet(Ipv4Addr::from(SPREAD4));
+            let own = RouteAddress::Inet(v4);
+            vec![local_route(prefix, 16, own.clone()), local_route(own.clone(), 32, own)]
         }
-        IpAddr::V6(source) => {
+        IpAddr::V6(v6) => {
             let bits = u128::from(SPREAD6[0]) << 96 | u128::from(SPREAD6[1]) << 64;
-            (AddressFamily::Inet6, 64, RouteAddress::Inet6(Ipv6Addr::from(bits)), RouteAddress::Inet6(source))
+            vec![local_route(RouteAddress::Inet6(Ipv6Addr::from(bits)), 64, RouteAddress::Inet6(v6))]
         }
-    };
+    }
+}
+
+/// `local <destination>/<length> dev lo src <source>`
+fn local_route(destination: RouteAddress, length: u8, source: RouteAddress) -> RouteMessage {
     let mut message = RouteMessage::default();
-    message.header.address_family = family;
-    message.header.destination_prefix_length = prefix;
+    message.header.address_family = match source {
+        RouteAddress::Inet6(_) => AddressFamily::Inet6,
+        _ => AddressFamily::Inet,
+    };
+    message.header.destination_prefix_length = length;
     message.header.table = TABLE_LOCAL;
     message.header.protocol = RouteProtocol::Static;
     message.header.scope = RouteScope::Host;
@@ -349,7 +370,7 @@ fn spread_route(source: IpAddr) -> RouteMessage {
     message.attributes = vec![
         RouteAttribute::Destination(destination),
         RouteAttribute::Oif(LOOPBACK),
-        RouteAttribute::PrefSource(preferred),
+        RouteAttribute::PrefSource(source),
     ];
     message
 }
