@@ -7,6 +7,7 @@
 mod apt;
 mod bench;
 mod build;
+mod chroot;
 mod cmd;
 mod demo;
 mod dist;

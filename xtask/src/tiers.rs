@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::workspace::Workspace;
-use crate::{lint, tidy};
+use crate::{chroot, lint, tidy};
 
 /// Tests that need the same things and are run together.
 pub(crate) struct Tier {
@@ -75,6 +75,7 @@ pub(crate) const TIERS: &[Tier] = &[
                 Job::Tests(&["--test", "plugin", "--", ONE_BY_ONE, "--skip", "fuzz::"]),
                 // Each of these goes on for a time of its own; side by side that is the time of one.
                 Job::Tests(&["--test", "plugin", "--", "--test-threads=8", "fuzz::"]),
+                Job::Check(chroot::check),
             ],
         )
     },
