@@ -32,7 +32,7 @@ static OWN: HashMap<AddrKey, u8> = HashMap::with_max_entries(16_384, BPF_F_NO_PR
 /// most [`redirect_common::SLOTS`] per pod and family. Written on connect, never changed, removed by detach. Full, or the slot
 /// taken by another destination: the connection goes by ORIGIN and HANDOFF.
 #[map]
-static DESTINATIONS: HashMap<SlotKey, Endpoint> = HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
+static DESTINATIONS: HashMap<SlotKey, Endpoint> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 
 /// Handshakes under way of connections without a slot: written at the client's ACTIVE_ESTABLISHED, taken and deleted at the server's
 /// PASSIVE_ESTABLISHED, which on loopback comes later, or deleted when the client closes before that. Full: the sidecar does not learn the destination, sends the

@@ -227,8 +227,12 @@ impl Tables {
         Ok(())
     }
 
-    /// What the programs have written for a pod is found by looking at every key.
+    /// What the programs have written for a pod is found by looking at every key; not if they never redirected.
     fn remove_destinations(&mut self, cookie: u64) -> Result<(), Error> {
+        let redirected = [Event::OutboundRedirected, Event::SelfCallRedirected];
+        if self.counters(cookie)?.iter().all(|(event, count)| *count == 0 || !redirected.contains(event)) {
+            return Ok(());
+        }
         let keys = self.destinations.keys().filter(|key| key.as_ref().is_ok_and(|key| key.cookie == cookie));
         let keys: Vec<_> = keys.flatten().collect();
         for key in keys {
