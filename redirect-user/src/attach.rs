@@ -118,7 +118,7 @@ fn link_hint(source: &SyscallError) -> &'static str {
     }
 }
 
-/// Redirects a pod: all or nothing.
+/// Redirects a pod: all or nothing. Only a repeated call that fails leaves what the first one did, for [`detach`].
 ///
 /// A repeated call for the same container and interface converges to the same state. Links that a previous sandbox of
 /// the same pod left on the cgroup are taken over, without a moment in which the cgroup has none.
@@ -130,13 +130,16 @@ pub fn attach(node: &Node, lock: &NodeLock, request: &Request) -> Result<Attachm
     let mut netns = Netns::open(&request.netns)?;
     install::ensure(node, lock)?;
     let mut attachment = plan(request, &cgroup, &mut netns)?;
-    keep_known_changes(node, &mut attachment)?;
+    let repeated = keep_known_changes(node, &mut attachment)?;
     fault::point("attach-record");
     attachment.store(node)?;
     let done = carry_out(node, &mut attachment, &cgroup, &mut netns);
     if let Err(error) = done {
-        // The undo of everything above is what DEL does; its own failure must not hide the reason.
-        let _ = undo(node, &attachment);
+        // The undo of everything above is what DEL does; its own failure must not hide the reason. But a pod that was
+        // attached before may be running, and without its links it would send in clear: it is left to DEL.
+        if !repeated {
+            let _ = undo(node, &attachment);
+        }
         return Err(error);
     }
     Ok(attachment)
@@ -229,10 +232,12 @@ fn primary(preferred: &[IpAddr], addresses: &[Address], v6: bool) -> Option<IpAd
     preferred.iter().copied().find(usable).or_else(|| addresses.iter().map(|a| a.net.addr()).find(usable))
 }
 
-/// A repeated attach finds its own routes in place; they stay its own.
-fn keep_known_changes(node: &Node, attachment: &mut Attachment) -> Result<(), Error> {
+/// A repeated attach finds its own routes in place; they stay its own. Whether it is one.
+fn keep_known_changes(node: &Node, attachment: &mut Attachment) -> Result<bool, Error> {
+    let mut repeated = false;
     for other in attachment::of_container(node, &attachment.id.container_id)? {
         if other.id == attachment.id && other.cookie == attachment.cookie {
+            repeated = true;
             attachment.changes.passthrough6 |= other.changes.passthrough6;
             attachment.changes.mptcp_disabled |= other.changes.mptcp_disabled;
             for route in other.changes.spread_routes {
@@ -245,7 +250,7 @@ fn keep_known_changes(node: &Node, attachment: &mut Attachment) -> Result<(), Er
             undo(node, &other)?;
         }
     }
-    Ok(())
+    Ok(repeated)
 }
 
 fn carry_out(

@@ -15,14 +15,15 @@ use serde_json::{Value, json};
 use crate::call::{Call, PREV_RESULT, Place, Reply, STATUS, hand_over, with_prev_result};
 
 /// `redirect agent` as a process.
-struct Agent {
+pub(crate) struct Agent {
     child: Child,
     socket: PathBuf,
 }
 
 impl Agent {
-    fn start(place: &Place) -> Agent {
-        let (pods, socket) = (place.dir.join("pods"), place.dir.join("agent.sock"));
+    /// Starts it in a folder: manifests in `pods`, socket `agent.sock`.
+    pub(crate) fn start(dir: &Path) -> Agent {
+        let (pods, socket) = (dir.join("pods"), dir.join("agent.sock"));
         std::fs::create_dir_all(&pods).unwrap();
         let child = Command::new(binary("redirect"))
             .arg("agent")
@@ -111,7 +112,7 @@ fn assert_enrolled(reply: &Reply) {
 #[test]
 fn every_condition_that_needs_the_pod_is_decided_from_its_manifest() {
     let place = Place::new();
-    let _agent = Agent::start(&place);
+    let _agent = Agent::start(&place.dir);
     type Change = fn(&mut Value);
     let table: &[(&str, Change)] = &[
         ("enrolled", |_| {}),
@@ -155,7 +156,7 @@ fn every_condition_that_needs_the_pod_is_decided_from_its_manifest() {
 #[test]
 fn a_pod_that_appears_late_is_waited_for_and_one_that_never_does_is_an_error() {
     let place = Place::new();
-    let _agent = Agent::start(&place);
+    let _agent = Agent::start(&place.dir);
     let mut conf = conf(&place);
     let started = Instant::now();
     let details = add(&conf).refused(11);
@@ -175,7 +176,7 @@ fn a_pod_that_appears_late_is_waited_for_and_one_that_never_does_is_an_error() {
 #[test]
 fn another_pod_of_the_same_name_is_not_the_pod() {
     let place = Place::new();
-    let _agent = Agent::start(&place);
+    let _agent = Agent::start(&place.dir);
     manifest(&place, |pod| pod["metadata"]["uid"] = json!("uid-0"));
     assert!(add(&conf(&place)).refused(11).contains("uid-1"));
     // A static pod is known to the runtime by its hash, to the API by another uid.
@@ -189,7 +190,7 @@ fn another_pod_of_the_same_name_is_not_the_pod() {
 #[test]
 fn a_manifest_that_cannot_be_read_is_reported_by_name() {
     let place = Place::new();
-    let _agent = Agent::start(&place);
+    let _agent = Agent::start(&place.dir);
     std::fs::write(place.dir.join("pods/broken.json"), "{").unwrap();
     assert!(add(&conf(&place)).refused(11).contains("broken.json"));
     manifest(&place, |_| {});
@@ -216,7 +217,7 @@ fn an_absent_agent_is_waited_for_and_then_named() {
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| add(&conf));
         std::thread::sleep(Duration::from_millis(300));
-        let _agent = Agent::start(&place);
+        let _agent = Agent::start(&place.dir);
         assert_enrolled(&waiting.join().unwrap());
     });
     // A socket that a dead agent left behind is as good as none.
@@ -315,7 +316,7 @@ fn an_endless_answer_is_cut_off() {
 #[test]
 fn the_socket_is_roots_alone_and_has_one_owner() {
     let place = Place::new();
-    let mut agent = Agent::start(&place);
+    let mut agent = Agent::start(&place.dir);
     let mode = std::fs::metadata(&agent.socket).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let second = Command::new(binary("redirect"))
@@ -332,7 +333,7 @@ fn the_socket_is_roots_alone_and_has_one_owner() {
 #[test]
 fn the_agent_survives_clients_that_misbehave() {
     let place = Place::new();
-    let agent = Agent::start(&place);
+    let agent = Agent::start(&place.dir);
     manifest(&place, |_| {});
     for (question, part) in [
         (&b"nonsense\n"[..], "badRequest"),
@@ -357,7 +358,7 @@ fn the_agent_survives_clients_that_misbehave() {
 #[test]
 fn what_does_not_decide_does_not_travel() {
     let place = Place::new();
-    let agent = Agent::start(&place);
+    let agent = Agent::start(&place.dir);
     manifest(&place, |_| {});
     let mut stream = UnixStream::connect(&agent.socket).unwrap();
     stream.write_all(b"{\"version\":1,\"namespace\":\"shop\",\"name\":\"web-0\"}\n").unwrap();

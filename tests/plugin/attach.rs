@@ -6,7 +6,8 @@ use harness::cgroup::Cgroup;
 use harness::kernel_test;
 use serde_json::{Value, json};
 
-use crate::call::{PREV_RESULT, outcomes};
+use crate::agent::Agent;
+use crate::call::{PREV_RESULT, STATUS, outcomes};
 use crate::sandbox::{Sandbox, assert_nothing_attached, assert_redirected, runtime_path};
 
 #[test]
@@ -129,6 +130,43 @@ fn the_annotations_become_the_policy() {
         );
         assert_eq!(record["pod"], json!({ "namespace": "shop", "name": "web-0", "uid": sandbox.uid }));
         assert_eq!(record["network"], "mesh");
+        sandbox.del();
+        assert_nothing_attached(node);
+    });
+}
+
+#[test]
+fn what_the_agent_says_about_the_proxy_reaches_the_policy() {
+    kernel_test(|node| {
+        let pod = node.pod("web");
+        let sandbox = Sandbox::new(node, &pod, "c0ffee")
+            .with("podSource", json!("kubernetes"))
+            .with("agentSocket", json!(node.dir().join("agent.sock")));
+        let _agent = Agent::start(node.dir());
+        let manifest = json!({
+            "metadata": {
+                "name": "web-0", "namespace": "shop", "uid": sandbox.uid,
+                "annotations": { STATUS.0: STATUS.1 },
+            },
+            "spec": {
+                "initContainers": [{
+                    "name": "istio-proxy", "restartPolicy": "Always", "args": ["proxy", "sidecar"],
+                    "env": [{ "name": "ISTIO_META_DNS_CAPTURE", "value": "true" }],
+                    "securityContext": { "runAsUser": 2000, "runAsGroup": 2001 },
+                }],
+                "containers": [{ "name": "web" }],
+            },
+        });
+        std::fs::write(node.dir().join("pods/web-0.json"), manifest.to_string()).unwrap();
+        sandbox.add();
+        let list = node.json(&["list"]);
+        let policy = &list[0]["policy"];
+        assert_eq!(
+            (&policy["proxy"]["uid"], &policy["proxy"]["gid"]),
+            (&json!(2000), &json!(2001)),
+            "{policy}"
+        );
+        assert_eq!(policy["dnsCapture"], true, "{policy}");
         sandbox.del();
         assert_nothing_attached(node);
     });

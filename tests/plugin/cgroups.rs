@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd as _};
 use std::path::Path;
 
+use harness::cli::Outcome;
 use harness::kernel_test;
 use redirect_user::hook::Hook;
 use redirect_user::{cgroup, node, pins, sys};
@@ -76,6 +77,25 @@ fn an_ancestor_that_is_attached_exclusively_is_named() {
             assert_redirected(&pod.app());
             sandbox.del();
         }
+        assert_nothing_attached(node);
+    });
+}
+
+#[test]
+fn a_running_pod_keeps_its_redirection_when_a_repeated_attach_fails() {
+    kernel_test(|node| {
+        let pod = node.pod("web");
+        node.attach(&pod, &[]);
+        let _sidecar = pod.sidecar();
+        let app = pod.app();
+        // The tool does not look at ancestors beforehand, so this one fails in the middle.
+        let attached = Attached::new(node.cgroup(), node, Hook::Sendmsg4, EXCLUSIVE);
+        let outcome = Outcome::of(node.attach_command(&pod).arg("--dns-capture"));
+        assert_eq!(outcome.code, Some(1), "{outcome:?}");
+        assert!(outcome.stderr.contains("sendmsg4") && outcome.stderr.contains("exclusively"), "{outcome:?}");
+        assert_redirected(&app);
+        drop(attached);
+        node.detach(&pod);
         assert_nothing_attached(node);
     });
 }
