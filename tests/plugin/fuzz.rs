@@ -100,13 +100,17 @@ fn configurations() {
     let strategy = (verb(), proptest::sample::select(keys.to_vec()), any_json(), damage);
     fuzz(&strategy, |(verb, key, value, damage)| {
         let mut conf = place.conf();
+        // Nobody can make anything there, nor where one damaged byte leads from there.
+        for path in ["stateDir", "bpffsRoot", "agentSocket"] {
+            conf[path] = json!("/proc/redirect-cni");
+        }
         conf[key] = value;
         let mut text = conf.to_string().into_bytes();
         let mut call = Call::new(verb).pod("shop", "web-0", "1");
         if let Some((at, byte)) = damage {
             let at = at.index(text.len());
             text[at] = byte;
-            // A damaged path may name something of the machine's own.
+            // A damaged key leaves the machine's own paths in force.
             call = call.unprivileged();
         }
         sane(&call.stdin(text).run())
