@@ -318,13 +318,8 @@ pub fn slot_address(slot: u32, v4: bool) -> Ip {
 #[inline(always)]
 pub fn slot_at(ip: &Ip) -> Option<u32> {
     let number = u32::from_be(ip.words[3]);
-    if in_spread4(ip) && number < SHARED4 {
-        Some(number & (SLOTS - 1))
-    } else if in_spread6(ip) && ip.words[2] == 0 {
-        Some(number & (SLOTS - 1))
-    } else {
-        None
-    }
+    let has_slot = (in_spread4(ip) && number < SHARED4) || (in_spread6(ip) && ip.words[2] == 0);
+    if has_slot { Some(number & (SLOTS - 1)) } else { None }
 }
 
 /// The address for a destination whose slot another one has.

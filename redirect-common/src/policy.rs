@@ -132,7 +132,8 @@ pub fn decide<F: Facts>(flow: &Flow, facts: &F) -> Outbound {
     let ip = &flow.dst.ip;
 
     // UDP matters to DNS capture only; everything else would fall through all rules.
-    if !tcp && !(dns && port == DNS_PORT) {
+    let may_be_captured = tcp || (dns && port == DNS_PORT);
+    if !may_be_captured {
         return Direct(Rule::NoMatch);
     }
     let over_lo = ip.is_loopback() || facts.own_address(ip);

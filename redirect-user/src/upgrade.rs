@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::attach;
 use crate::attachment::{self, Attachment};
@@ -83,10 +83,10 @@ pub fn upgrade(node: &Node, lock: &NodeLock) -> Result<usize, Error> {
 }
 
 /// Two folders change places in one step (bpffs knows RENAME_EXCHANGE since Linux 5.17).
-fn exchange(old: &PathBuf, new: &PathBuf) -> Result<(), Error> {
+fn exchange(old: &Path, new: &Path) -> Result<(), Error> {
     use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
     renameat2(AT_FDCWD, old, AT_FDCWD, new, RenameFlags::RENAME_EXCHANGE)
-        .map_err(|source| Error::Exchange { path: old.clone(), source: source.into() })
+        .map_err(|source| Error::Exchange { path: old.into(), source: source.into() })
 }
 
 /// Replaces one link's program if it is not the installed one; false when there was nothing to do.
@@ -104,7 +104,7 @@ fn replace(node: &Node, attachment: &Attachment, hook: Hook) -> Result<bool, Err
     })
 }
 
-fn swap(node: &Node, attachment: &Attachment, hook: Hook, pin: &PathBuf) -> Result<bool, SyscallError> {
+fn swap(node: &Node, attachment: &Attachment, hook: Hook, pin: &Path) -> Result<bool, SyscallError> {
     let link = sys::obj_get(pin)?;
     let old = sys::program_by_id(sys::link_info(&link)?.program_id)?;
     let new = if hook.on_cgroup() {
