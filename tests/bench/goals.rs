@@ -7,7 +7,6 @@ use crate::add;
 use crate::results::{Measure, Results};
 use crate::sample::{Summary, quantile};
 use crate::scene::Mode;
-use crate::unrelated;
 
 /// One mark.
 #[derive(Debug, Serialize)]
@@ -38,7 +37,6 @@ pub(crate) fn all(results: &Results) -> Vec<Goal> {
     calls(results, &mut goals);
     memory(results, &mut goals);
     growth(results, &mut goals);
-    unrelated(results, &mut goals);
     goals
 }
 
@@ -119,30 +117,12 @@ fn growth(results: &Results, goals: &mut Vec<Goal>) {
     for (id, what) in [
         ("pods-connect", "connection, 250 enrolled pods to 1"),
         ("ranges-ours", "connection, 10,000 excluded ranges to none"),
-        ("open-connect", "connection, 100,000 open ones to none"),
     ] {
         let Some(measure) = results.get(id) else { continue };
         if let [first, .., last] = measure.series.as_slice()
             && let Some(ratio) = measure.ratio(&last.label, &first.label)
         {
             goals.push(Goal::of(what, &ratio, 1.05));
-        }
-    }
-}
-
-fn unrelated(results: &Results, goals: &mut Vec<Goal>) {
-    for (id, what) in [
-        ("unrelated-getsockopt", "getsockopt"),
-        ("unrelated-connect", "connect()"),
-        ("unrelated-tcp", "TCP connection"),
-    ] {
-        let ratio = results.get(id).and_then(|measure| measure.ratio(unrelated::OUTSIDE, unrelated::BARE));
-        if let Some(ratio) = ratio {
-            goals.push(Goal::of(
-                format!("{what} in a pod that is not enrolled, to a node with nothing attached"),
-                &ratio,
-                1.05,
-            ));
         }
     }
 }

@@ -119,6 +119,48 @@ fn some_ranges(count: usize) -> Vec<IpNet> {
         .collect()
 }
 
+/// More and more destinations that pods have dialled. Each takes a slot of its pod, as long as there is one; when two
+/// destinations meet in a slot, the second goes the longer way.
+pub(crate) fn destinations(node: &Node, peer: &Pod, scale: &Scale, results: &mut Results) -> Result<()> {
+    let mut stage = Stage::new(node, "destinations", Mode::Ours, peer, &[])?;
+    let (_, listener) = stage.route(Direction::Outbound, false);
+    let spare = node.pod("spare");
+    let (mut connects, mut dels) = (Vec::new(), Vec::new());
+    for count in scale.destinations {
+        let all: Vec<_> = (0..*count as u32)
+            .map(|index| SocketAddr::from((Ipv4Addr::from(0xcb00_0000 + index * 257), 80)))
+            .collect();
+        let dial = |to, count| Order::SetUp { to, listener, count, foreign: false };
+        stage.run(&dial(all.clone(), *count))?;
+        let step = (*count / scale.connections).max(1);
+        let some: Vec<_> = all.into_iter().step_by(step).collect();
+        let (mut whole, mut del) = (Vec::new(), Vec::new());
+        for _ in 0..scale.rounds {
+            whole.push(stage.run(&dial(some.clone(), scale.connections))?.whole[0] / 1e3);
+        }
+        for _ in 0..scale.rounds.min(10) {
+            plugin::add(node, &spare, &[])?;
+            del.push(plugin::del(node, &spare)?.wall);
+        }
+        connects.push((count.to_string(), whole));
+        dels.push((count.to_string(), del));
+    }
+    plugin::del(node, &stage.pod)?;
+    results.add(Measure::new(
+        "destinations-connect",
+        "Outbound connection by destinations in use",
+        Unit::Micros,
+        connects,
+    ));
+    results.add(Measure::new(
+        "destinations-del",
+        "DEL of another pod by destinations in use",
+        Unit::Millis,
+        dels,
+    ));
+    Ok(())
+}
+
 /// More and more open connections on the node, redirected ones, while others are set up.
 pub(crate) fn open_connections(
     node: &Node,

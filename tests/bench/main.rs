@@ -98,6 +98,8 @@ pub(crate) struct Scale {
     pub(crate) fleet: &'static [usize],
     /// Numbers of excluded ranges.
     pub(crate) ranges: &'static [usize],
+    /// Numbers of destinations that a pod dials.
+    pub(crate) destinations: &'static [usize],
     /// Open connections.
     pub(crate) open: usize,
 }
@@ -116,6 +118,7 @@ const FULL: Scale = Scale {
     versions: 200,
     fleet: &[1, 50, 110, 175, 250],
     ranges: &[0, 10, 100, 1000, 10_000],
+    destinations: &[1, 100, 1000, 10_000],
     open: 100_800,
 };
 
@@ -132,6 +135,7 @@ const QUICK: Scale = Scale {
     versions: 10,
     fleet: &[1, 12],
     ranges: &[0, 100],
+    destinations: &[1, 100],
     open: 800,
     ..FULL
 };
@@ -207,6 +211,7 @@ fn sections(node: &Node, options: &Options, scale: &Scale, results: &mut Results
     if wanted(Section::Growth) {
         growth::pods(node, &mut stages, &fleet, scale, results)?;
         growth::ranges(node, &peer, scale, results)?;
+        growth::destinations(node, &peer, scale, results)?;
         growth::open_connections(node, &mut stages, scale, results)?;
     }
     Ok(shares)

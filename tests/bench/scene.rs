@@ -110,7 +110,7 @@ impl Stage {
     /// Whole connections.
     pub(crate) fn set_up(&mut self, direction: Direction, v6: bool, count: usize) -> Result<Timing> {
         let (to, listener) = self.route(direction, v6);
-        self.run(&Order::SetUp { to, listener, count, foreign: direction == Direction::Inbound })
+        self.run(&Order::SetUp { to: vec![to], listener, count, foreign: direction == Direction::Inbound })
     }
 
     /// Opens one connection to stay, after checking that it is redirected as it should be.

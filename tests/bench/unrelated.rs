@@ -56,7 +56,7 @@ fn measure(worker: &mut Worker, scale: &Scale) -> Result<[f64; 3]> {
     let get = worker.run::<Timing>(&Order::GetOptions { listener: 0, count })?;
     let far = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 9));
     let connect = worker.run::<Timing>(&Order::ConnectUdp { to: far, count })?;
-    let order = Order::SetUp { to: local, listener: 0, count: scale.connections, foreign: false };
+    let order = Order::SetUp { to: vec![local], listener: 0, count: scale.connections, foreign: false };
     let whole = worker.run::<Timing>(&order)?;
     Ok([get.cpu, connect.cpu, whole.whole[0]])
 }

@@ -36,8 +36,8 @@ const FDS_PER_MESSAGE: usize = 253;
 pub(crate) enum Order {
     /// Listen; connections are accepted from the listener of that number, in the order of the orders.
     Listen(SocketAddr),
-    /// Whole connections, one after the other.
-    SetUp { to: SocketAddr, listener: usize, count: usize, foreign: bool },
+    /// Whole connections, one after the other, round robin over the destinations, which are of one family.
+    SetUp { to: Vec<SocketAddr>, listener: usize, count: usize, foreign: bool },
     /// One connection that stays, and what `SO_ORIGINAL_DST` says of it.
     Open { to: SocketAddr, listener: usize, foreign: bool },
     /// Round trips over the connection that was opened last.
@@ -109,7 +109,7 @@ impl Worker {
     /// Gives an order and waits for its answer.
     pub(crate) fn run<T: DeserializeOwned>(&mut self, order: &Order) -> Result<T> {
         if let (Some(maker), Order::SetUp { to, count, foreign: true, .. }) = (&mut self.maker, order) {
-            maker.give(&Order::Make { v6: to.is_ipv6(), count: *count })?;
+            maker.give(&Order::Make { v6: is_v6(to), count: *count })?;
         } else if let (Some(maker), Order::Open { to, foreign: true, .. }) = (&mut self.maker, order) {
             maker.give(&Order::Make { v6: to.is_ipv6(), count: 1 })?;
         }
@@ -191,7 +191,7 @@ impl State {
     fn obey(&mut self, order: &Order) -> Result<serde_json::Value> {
         let timing = match order {
             Order::Listen(at) => self.listen(*at).map(|()| Timing::default()),
-            Order::SetUp { to, listener, count, foreign } => self.set_up(*to, *listener, *count, *foreign),
+            Order::SetUp { to, listener, count, foreign } => self.set_up(to, *listener, *count, *foreign),
             Order::Open { to, listener, foreign } => {
                 return Ok(serde_json::to_value(self.open(*to, *listener, *foreign)?)?);
             }
@@ -237,13 +237,15 @@ impl State {
         (0..count).map(|_| Ok(load::tcp(v6)?)).collect()
     }
 
-    fn set_up(&self, to: SocketAddr, listener: usize, count: usize, foreign: bool) -> Result<Timing> {
-        let sockets = self.sockets(to.is_ipv6(), count, foreign)?;
-        let (address, listener) = (SockaddrStorage::from(to), self.listeners[listener].as_raw_fd());
+    fn set_up(&self, to: &[SocketAddr], listener: usize, count: usize, foreign: bool) -> Result<Timing> {
+        let v6 = is_v6(to);
+        let sockets = self.sockets(v6, count, foreign)?;
+        let to: Vec<_> = to.iter().map(|to| SockaddrStorage::from(*to)).collect();
+        let listener = self.listeners[listener].as_raw_fd();
         let mut laps = Vec::with_capacity(count);
         let start = load::cpu();
-        for socket in sockets {
-            laps.push(load::lap(socket, &address, listener, to.is_ipv6())?);
+        for (socket, to) in sockets.into_iter().zip(to.iter().cycle()) {
+            laps.push(load::lap(socket, to, listener, v6)?);
         }
         let cpu = load::cpu() - start;
         let mut whole: Vec<_> = laps.iter().map(|lap| lap.whole).collect();
@@ -278,6 +280,10 @@ impl State {
             Ok(())
         })
     }
+}
+
+fn is_v6(to: &[SocketAddr]) -> bool {
+    to.first().is_some_and(SocketAddr::is_ipv6)
 }
 
 fn timed(count: usize, work: impl FnOnce() -> Result<()>) -> Result<Timing> {
