@@ -33,12 +33,14 @@ type Result<T> = std::result::Result<T, SyscallError>;
 
 /// Commands of bpf(2), `enum bpf_cmd` of `linux/bpf.h`.
 mod command {
+    pub(super) const MAP_DELETE_ELEM: i32 = 3;
     pub(super) const PROG_LOAD: i32 = 5;
     pub(super) const OBJ_PIN: i32 = 6;
     pub(super) const OBJ_GET: i32 = 7;
     pub(super) const PROG_GET_FD_BY_ID: i32 = 13;
     pub(super) const OBJ_GET_INFO_BY_FD: i32 = 15;
     pub(super) const PROG_QUERY: i32 = 16;
+    pub(super) const MAP_LOOKUP_BATCH: i32 = 24;
     pub(super) const LINK_CREATE: i32 = 28;
     pub(super) const LINK_UPDATE: i32 = 29;
 }
@@ -228,6 +230,83 @@ pub fn program_id(program: impl AsFd) -> Result<u32> {
     };
     bpf(command::OBJ_GET_INFO_BY_FD, "BPF_OBJ_GET_INFO_BY_FD", &mut attr)?;
     Ok(raw[1])
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// All keys of a hash map, some thousand per call. `K` and `V` are the map's key and value types.
+///
+/// # Errors
+/// `BPF_MAP_LOOKUP_BATCH` (Linux 5.6 for hash maps).
+pub fn map_keys<K: aya::Pod, V: aya::Pod>(map: impl AsFd) -> Result<Vec<K>> {
+    // More than a bucket of the map will ever hold, or the kernel answers ENOSPC.
+    const AT_ONCE: usize = 4096;
+    const CALL: &str = "BPF_MAP_LOOKUP_BATCH";
+    let mut found = Vec::new();
+    let mut keys: Vec<K> = Vec::with_capacity(AT_ONCE);
+    let mut values: Vec<V> = Vec::with_capacity(AT_ONCE);
+    let (mut position, mut next) = (0_u32, 0_u32);
+    let mut started = false;
+    loop {
+        let mut attr = BatchAttr {
+            in_batch: if started { (&raw const position) as u64 } else { 0 },
+            out_batch: (&raw mut next) as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: AT_ONCE as u32,
+            map_fd: map.as_fd().as_raw_fd() as u32,
+            ..BatchAttr::default()
+        };
+        let result = bpf(command::MAP_LOOKUP_BATCH, CALL, &mut attr);
+        let end = matches!(&result, Err(error) if error.errno() == Some(libc::ENOENT));
+        if !end {
+            result?;
+        }
+        // SAFETY: the kernel has written `count` keys, no more than the capacity; any bytes are a valid `Pod`.
+        unsafe { keys.set_len((attr.count as usize).min(AT_ONCE)) };
+        found.extend_from_slice(&keys);
+        if end {
+            return Ok(found);
+        }
+        (position, started) = (next, true);
+    }
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ElemAttr {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Removes a key from a map; fine when it is not there.
+///
+/// # Errors
+/// `BPF_MAP_DELETE_ELEM`.
+pub fn map_delete<K: aya::Pod>(map: impl AsFd, key: &K) -> Result<()> {
+    let mut attr = ElemAttr {
+        map_fd: map.as_fd().as_raw_fd() as u32,
+        key: std::ptr::from_ref(key) as u64,
+        ..ElemAttr::default()
+    };
+    match bpf(command::MAP_DELETE_ELEM, "BPF_MAP_DELETE_ELEM", &mut attr) {
+        Err(error) if error.errno() != Some(libc::ENOENT) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Opens a loaded program by its id.

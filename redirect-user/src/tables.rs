@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -15,6 +16,7 @@ use redirect_common::{
 use crate::node::Node;
 use crate::pins;
 use crate::policy::{OwnerGroups, Policy, Ports, Ranges};
+use crate::sys::{self, SyscallError};
 
 /// Why a map could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +38,14 @@ pub enum Error {
         map: &'static str,
         /// Why.
         source: Box<MapError>,
+    },
+    /// The keys of a map could not be listed or removed.
+    #[error("cannot empty map {map}: {source}")]
+    Scan {
+        /// Which map.
+        map: &'static str,
+        /// Why.
+        source: SyscallError,
     },
     /// The number of CPUs is needed for per-CPU values.
     #[error("cannot read {path}: {source}")]
@@ -159,7 +169,7 @@ pub struct Tables {
     sets: HashMap<MapData, SetKey, u8>,
     own: HashMap<MapData, AddrKey, u8>,
     stats: PerCpuHashMap<MapData, u64, Counters>,
-    destinations: HashMap<MapData, SlotKey, Endpoint>,
+    destinations: OwnedFd,
 }
 
 impl Tables {
@@ -174,7 +184,7 @@ impl Tables {
             sets: open(node, "SETS")?,
             own: open(node, "OWN")?,
             stats: open(node, "STATS")?,
-            destinations: open(node, "DESTINATIONS")?,
+            destinations: sys::obj_get(&pins::map(node, "DESTINATIONS")).map_err(scan)?,
         })
     }
 
@@ -233,10 +243,9 @@ impl Tables {
         if self.counters(cookie)?.iter().all(|(event, count)| *count == 0 || !redirected.contains(event)) {
             return Ok(());
         }
-        let keys = self.destinations.keys().filter(|key| key.as_ref().is_ok_and(|key| key.cookie == cookie));
-        let keys: Vec<_> = keys.flatten().collect();
-        for key in keys {
-            change_optional("remove from", "DESTINATIONS", self.destinations.remove(&key))?;
+        let keys = sys::map_keys::<SlotKey, Endpoint>(&self.destinations).map_err(scan)?;
+        for key in keys.iter().filter(|key| key.cookie == cookie) {
+            sys::map_delete(&self.destinations, key).map_err(scan)?;
         }
         Ok(())
     }
@@ -335,6 +344,10 @@ where
     let path = pins::map(node, name);
     let map = MapData::from_pin(&path).and_then(Map::from_map_data).and_then(T::try_from);
     map.map_err(|source| Error::Open { path, source: Box::new(source) })
+}
+
+fn scan(source: SyscallError) -> Error {
+    Error::Scan { map: "DESTINATIONS", source }
 }
 
 fn change<T>(what: &'static str, map: &'static str, result: Result<T, MapError>) -> Result<T, Error> {

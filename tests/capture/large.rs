@@ -1,6 +1,8 @@
 //! Policies without small limits.
 
-use harness::kernel_test;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use harness::{Sidecar, kernel_test};
 use redirect_user::attach::{Request, attach};
 use redirect_user::attachment::AttachmentId;
 use redirect_user::lock::NodeLock;
@@ -50,5 +52,29 @@ fn ten_thousand_excluded_ranges() {
         for (map, entries) in node.map_entries() {
             assert_eq!(entries, 0, "{map}");
         }
+    });
+}
+
+/// A pod that dials thousands of destinations, more than are listed at once, leaves none of them behind.
+#[test]
+fn thousands_of_destinations() {
+    kernel_test(|node| {
+        let pod = node.pod("pod");
+        node.attach(&pod, &[]);
+        let sidecar = Sidecar::builder(&pod).workers(2).start();
+        let app = pod.app();
+        let to: Vec<SocketAddr> =
+            (0..6_000_u32).map(|n| SocketAddr::new(Ipv4Addr::from(0x6440_0000 | n).into(), 80)).collect();
+        let opened = app.open_many(&to, to.len());
+        assert_eq!((opened.count, opened.error), (to.len(), None));
+        app.close_many();
+        let destinations = |node: &harness::Node| {
+            node.map_entries().into_iter().find(|(map, _)| *map == "DESTINATIONS").map(|(_, entries)| entries)
+        };
+        assert!(destinations(node) > Some(4_500), "{:?}", destinations(node));
+        assert_eq!(node.count(&pod, harness::Event::HandoffMissing), 0);
+        drop(sidecar);
+        node.detach(&pod);
+        assert_eq!(destinations(node), Some(0));
     });
 }
