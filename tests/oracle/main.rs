@@ -3,14 +3,16 @@
 //!
 //! Modules in reading order: [`scenario`] is what is tried and [`outcome`] what comes of it; [`rules`] writes Istio's
 //! rules, [`enforce`] brings either kind of capture into a pod; [`world`] is a pod with everybody in it, [`dial`] tries a
-//! connection there, [`pair`] in both; [`differences`] is the table of what is meant. [`rows`], [`outbound_rows`] and
-//! [`inbound_rows`] are the fixed scenarios, [`random`] makes others and shrinks what fails.
+//! connection there, [`pair`] in both; [`differences`] is the table of what is meant, [`foretold`] what `redirect
+//! explain` says beforehand. [`rows`], [`outbound_rows`] and [`inbound_rows`] are the fixed scenarios, [`random`] makes
+//! others and shrinks what fails.
 //!
 //! Run as root with `--test-threads=1`. `ORACLE_SEED` and `ORACLE_COUNT` repeat or prolong the random part.
 
 mod dial;
 mod differences;
 mod enforce;
+mod foretold;
 mod inbound_rows;
 mod outbound_rows;
 mod outcome;

@@ -74,6 +74,8 @@ pub(crate) enum Field {
     Own,
     PeerName,
     Answer,
+    /// In our world: from what `redirect explain` says.
+    Foretold,
 }
 
 /// The fields in which two outcomes differ. When not even the server is the same, the rest says nothing.

@@ -6,6 +6,7 @@ use harness::Node;
 
 use crate::differences::{Case, explain};
 use crate::enforce::Enforcer;
+use crate::foretold::Record;
 use crate::outcome::{Field, Outcome};
 use crate::scenario::{Connection, Setup};
 use crate::world::World;
@@ -14,7 +15,7 @@ use crate::world::World;
 pub(crate) struct Pair<'n> {
     iptables: World<'n>,
     ours: World<'n>,
-    setup: Option<Setup>,
+    now: Option<(Setup, Record)>,
 }
 
 /// What a connection came to in both worlds.
@@ -29,18 +30,24 @@ pub(crate) struct Comparison {
 impl<'n> Pair<'n> {
     pub(crate) fn new(node: &'n Node) -> Pair<'n> {
         let iptables = World::new(node, Enforcer::Iptables);
-        Pair { iptables, ours: World::new(node, Enforcer::Ours), setup: None }
+        Pair { iptables, ours: World::new(node, Enforcer::Ours), now: None }
     }
 
     /// Tries one connection in pods that are set up like this.
     pub(crate) fn compare(&mut self, setup: &Setup, connection: &Connection) -> Comparison {
-        if self.setup.as_ref() != Some(setup) {
-            self.iptables.set_up(setup);
-            self.ours.set_up(setup);
-            self.setup = Some(setup.clone());
-        }
-        let (iptables, ours) = (self.iptables.attempt(connection), self.ours.attempt(connection));
-        let verdict = explain(&Case { setup, connection, iptables: &iptables, ours: &ours });
+        let (iptables, ours) = (&mut self.iptables, &mut self.ours);
+        let (_, record) = match self.now.take() {
+            Some(now) if now.0 == *setup => self.now.insert(now),
+            _ => {
+                iptables.set_up(setup);
+                ours.set_up(setup);
+                self.now.insert((setup.clone(), ours.record()))
+            }
+        };
+        let (iptables, ours) = (iptables.attempt(connection), ours.attempt(connection));
+        let met = explain(&Case { setup, connection, iptables: &iptables, ours: &ours });
+        let foretold = record.foretold(connection, &ours);
+        let verdict = met.and_then(|met| if foretold { Ok(met) } else { Err(Field::Foretold) });
         Comparison { verdict: verdict.map(BTreeSet::from_iter), iptables, ours }
     }
 }

@@ -15,6 +15,7 @@ use harness::sidecar::{INBOUND_PORT, OUTBOUND_PORT};
 use harness::{Node, Pod, Process, Seen, Service, Socket, User, Wire};
 
 use crate::enforce::Enforcer;
+use crate::foretold::Record;
 use crate::outcome::Server;
 use crate::scenario::{Listens, Setup, Who};
 
@@ -101,6 +102,11 @@ impl<'n> World<'n> {
             .serve(&all(addresses, &[OUTBOUND_PORT, INBOUND_PORT]), Service::Tell)
             .expect("listen as a sidecar");
         self.sidecar = Some(sidecar);
+    }
+
+    /// What is on record about the pod of ours.
+    pub(crate) fn record(&self) -> Record {
+        Record::of(self.node, &self.pod)
     }
 
     /// Gives client sockets a range of ports that no connection under an earlier policy used: iptables decides once per
