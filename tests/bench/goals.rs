@@ -83,10 +83,13 @@ fn calls(results: &Results, goals: &mut Vec<Goal>) {
             }
         }
     }
-    if let Some(burst) = results.get("burst-wall").and_then(|burst| burst.values(add::ADD)) {
-        let mut sorted = burst.to_vec();
+    if let Some(burst) = results.get("burst-wall")
+        && let Some(values) = burst.values(add::ADD)
+    {
+        let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
-        goals.push(Goal::new("ADD, 110 pods at once, p99, ms", quantile(&sorted, 0.99), 50.0));
+        let what = format!("ADD, {}, p99, ms", burst.title.to_lowercase());
+        goals.push(Goal::new(what, quantile(&sorted, 0.99), 50.0));
     }
     if let Some(summary) = results.get("version-wall").and_then(|version| summary(version, "redirect-cni")) {
         goals.push(Goal::of("VERSION, start to exit, ms", &summary, 1.5));
@@ -114,14 +117,12 @@ fn memory(results: &Results, goals: &mut Vec<Goal>) {
 
 /// The largest count to the smallest.
 fn growth(results: &Results, goals: &mut Vec<Goal>) {
-    for (id, what) in [
-        ("pods-connect", "connection, 250 enrolled pods to 1"),
-        ("ranges-ours", "connection, 10,000 excluded ranges to none"),
-    ] {
+    for (id, what) in [("pods-connect", "enrolled pods"), ("ranges-ours", "excluded ranges")] {
         let Some(measure) = results.get(id) else { continue };
         if let [first, .., last] = measure.series.as_slice()
             && let Some(ratio) = measure.ratio(&last.label, &first.label)
         {
+            let what = format!("connection with {} {what}, to one with {}", last.label, first.label);
             goals.push(Goal::of(what, &ratio, 1.05));
         }
     }
