@@ -63,8 +63,8 @@ impl Record {
             return verdict == "direct" || matches!(outcome, Outcome::Failed(_));
         };
         let redirected = reached.original_dst.as_ref().is_some_and(Result::is_ok);
-        if connection.who == Who::Peer && reached.server == Server::Sidecar(connection.to.port()) {
-            // From outside to the sidecar's own port: steered or not, it comes to the same.
+        if reached.server == Server::Sidecar(connection.to.port()) {
+            // The sidecar's own port was dialled: redirected or not, it comes to the same.
             return true;
         }
         verdict
