@@ -193,7 +193,8 @@ fn with_record(sock: &SockAddr, call: &Call, role: u32, proxy: Endpoint) -> Step
 #[inline(always)]
 fn bind_source(sock: &SockAddr, call: &Call, routed: bool) {
     let source = call.source();
-    if !source.is_unspecified() && !(routed && source.same(&call.facts.pod.source(source.is_v4()))) {
+    let chosen_by_route = routed && source.same(&call.facts.pod.source(source.is_v4()));
+    if !source.is_unspecified() && !chosen_by_route {
         sock.bind(&source);
     }
 }

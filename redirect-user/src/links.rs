@@ -150,7 +150,12 @@ pub(crate) fn remove_links(folder: &Path) -> Result<(), Error> {
     Ok(())
 }
 
+/// Ends a link and removes its pin.
 fn remove_pin(path: &Path) -> Result<(), Error> {
+    if let Ok(link) = sys::obj_get(path) {
+        // It fails for a link whose cgroup or namespace is gone: that one has ended already.
+        let _ = sys::link_detach(link);
+    }
     match fs::remove_file(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(Error::Pin { what: "remove", path: path.into(), source })

@@ -43,6 +43,7 @@ mod command {
     pub(super) const MAP_LOOKUP_BATCH: i32 = 24;
     pub(super) const LINK_CREATE: i32 = 28;
     pub(super) const LINK_UPDATE: i32 = 29;
+    pub(super) const LINK_DETACH: i32 = 34;
 }
 
 /// Runs one command of bpf(2) on an attribute struct and returns its non-negative result.
@@ -162,6 +163,21 @@ pub fn link_update(link: impl AsFd, new: impl AsFd, old: impl AsFd) -> Result<()
         old_prog_fd: old.as_fd().as_raw_fd() as u32,
     };
     bpf(command::LINK_UPDATE, "BPF_LINK_UPDATE", &mut attr).map(drop)
+}
+
+#[repr(C)]
+struct LinkDetachAttr {
+    link_fd: u32,
+}
+
+/// Ends a link at once. When its last reference goes instead, the kernel ends it a little later, from a work queue
+/// (`bpf_link_put()`), and until then a program that is linked anew runs twice.
+///
+/// # Errors
+/// `BPF_LINK_DETACH` (Linux 5.9).
+pub fn link_detach(link: impl AsFd) -> Result<()> {
+    let mut attr = LinkDetachAttr { link_fd: link.as_fd().as_raw_fd() as u32 };
+    bpf(command::LINK_DETACH, "BPF_LINK_DETACH", &mut attr).map(drop)
 }
 
 /// What the kernel says of a link.
