@@ -59,12 +59,16 @@ pub(crate) const TIERS: &[Tier] = &[
             &[Job::Tests(&["--lib", "--bins", "--test", "decide"]), Job::Tests(&["--doc"])],
         )
     },
-    tier(
-        "kernel",
-        "the data path, on this kernel",
-        &["toolchain", "mesh"],
-        &[Job::Tests(&["--test", "datapath", "--", ONE_BY_ONE])],
-    ),
+    Tier {
+        // Thousands of pods attached and detached, and connections by the ten thousand.
+        minutes: 20,
+        ..tier(
+            "kernel",
+            "the data path, on this kernel",
+            &["toolchain", "mesh"],
+            &[Job::Tests(&["--test", "datapath", "--", ONE_BY_ONE])],
+        )
+    },
     Tier {
         minutes: 15,
         ..tier(
