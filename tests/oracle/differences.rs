@@ -148,12 +148,13 @@ mod tests {
 
     const HEADING: &str = "## Differences from iptables";
 
-    /// The first column of the table under [`HEADING`].
+    /// The first column of the table in ARCHITECTURE.md.
     fn documented() -> BTreeSet<String> {
         let root =
             Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace is above this package");
-        let text = std::fs::read_to_string(root.join("ARCHITECTURE.md")).expect("ARCHITECTURE.md is there");
-        let (_, table) = text.split_once(HEADING).expect("the heading was just found");
+        let text =
+            std::fs::read_to_string(root.join("ARCHITECTURE.md")).expect("ARCHITECTURE.md is readable");
+        let (_, table) = text.split_once(HEADING).expect("the heading of the table");
         let section = table.split("\n## ").next().unwrap_or(table);
         let names = section.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` |"));
         names.map(|(name, _)| name.to_owned()).collect()
