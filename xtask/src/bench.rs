@@ -1,11 +1,15 @@
 //! `cargo xtask bench`: measures the release binaries side by side with iptables and with no redirection.
 
 use std::ffi::OsString;
+use std::path::Path;
 
 use anyhow::Result;
 
 use crate::workspace::Workspace;
 use crate::{cmd, dist, setup};
+
+/// A tmpfs on every Linux.
+const MEMORY: &str = "/dev/shm";
 
 /// Arguments of `cargo xtask bench`.
 #[derive(clap::Args)]
@@ -23,5 +27,9 @@ pub(crate) fn main(workspace: &Workspace, options: &Options) -> Result<()> {
     cargo.args(["build", "--profile", "tool", "--package", "redirect-tests", "--bin", "bench"]);
     cmd::progress("building the benchmark", &mut cargo)?;
     let mut bench = workspace.command(workspace.target.join("tool/bench"));
+    // State goes where a node has it, to memory: /run is a tmpfs there, a directory for temporary files may be on disk.
+    if Path::new(MEMORY).is_dir() {
+        bench.env("TMPDIR", MEMORY);
+    }
     cmd::become_it(bench.args(&options.arguments).env("REDIRECT_BIN_DIR", &binaries))
 }

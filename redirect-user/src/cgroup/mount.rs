@@ -5,8 +5,11 @@ use std::path::{Path, PathBuf};
 use super::Error;
 
 const MOUNTINFO: &str = "/proc/self/mountinfo";
+/// Looked at first: mountinfo has a line for every container and network namespace of the node, and ADD must not take
+/// longer the more pods there are.
+const USUAL: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
 
-/// The configured root, or the one that mountinfo names.
+/// The configured root, or where it usually is, or the one that mountinfo names.
 pub(super) fn root(configured: Option<&Path>) -> Result<PathBuf, Error> {
     if let Some(path) = configured {
         return match super::check::is_cgroup2(path) {
@@ -14,6 +17,10 @@ pub(super) fn root(configured: Option<&Path>) -> Result<PathBuf, Error> {
             Ok(false) => Err(Error::Root { path: path.to_owned() }),
             Err(source) => Err(Error::Io { what: "open", path: path.to_owned(), source }),
         };
+    }
+    let is_unified = |path: &Path| super::check::is_cgroup2(path).unwrap_or(false);
+    if let Some(usual) = USUAL.map(Path::new).into_iter().find(|path| is_unified(path)) {
+        return Ok(usual.to_owned());
     }
     let text = std::fs::read_to_string(MOUNTINFO)
         .map_err(|source| Error::Mountinfo { path: PathBuf::from(MOUNTINFO), source })?;
