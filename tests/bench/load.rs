@@ -2,8 +2,8 @@
 //!
 //! One thread makes the figures steady: loopback and veth deliver a packet within the sender's system call, so nothing
 //! is ever waited for, no scheduler takes part, and the thread's CPU clock (which counts the soft interrupts that its
-//! calls bring about) is the whole cost of client, server and network stack. This file holds the `unsafe` of the
-//! benchmark.
+//! calls bring about) is the whole cost of client, server and network stack. Most of the `unsafe` of the
+//! benchmark is here.
 
 use std::io;
 use std::net::SocketAddr;

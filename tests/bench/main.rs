@@ -12,6 +12,7 @@ mod growth;
 mod load;
 mod machine;
 mod memory;
+mod passing;
 mod plugin;
 mod programs;
 mod proxied;

@@ -130,16 +130,14 @@ fn table(text: &mut String, measure: &Measure) -> std::fmt::Result {
             s.count
         )?;
     }
-    for mode in [Mode::Ours] {
-        if let Some(ratio) = measure.added_ratio(mode) {
-            writeln!(
-                text,
-                "\nAdded to the unredirected pod, as a part of what iptables-legacy adds, round by round: {} ({} to {}).",
-                figures(ratio.median),
-                figures(ratio.interval[0]),
-                figures(ratio.interval[1])
-            )?;
-        }
+    if let Some(ratio) = measure.added_ratio(Mode::Ours) {
+        writeln!(
+            text,
+            "\nAdded to the unredirected pod, as a part of what iptables-legacy adds, round by round: {} ({} to {}).",
+            figures(ratio.median),
+            figures(ratio.interval[0]),
+            figures(ratio.interval[1])
+        )?;
     }
     Ok(())
 }

@@ -4,32 +4,27 @@
 //! second worker in that pod, over a Unix socket: a socket belongs for good to the namespace and the cgroup that it was
 //! made in, whoever uses it.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, IoSlice, IoSliceMut, Read as _, Write as _};
+use std::io::{self, BufRead, BufReader, Write as _};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use harness::Pod;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::socket::{
-    Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, bind, listen, recvmsg, sendmsg,
-    setsockopt, sockopt,
-};
+use nix::sys::socket::{Backlog, SockaddrStorage, bind, listen, setsockopt, sockopt};
 use nix::unistd::Pid;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::load::{self, Pair};
+use crate::passing;
 
 /// The subcommand under which the benchmark starts itself as a worker.
 pub(crate) const SUBCOMMAND: &str = "worker";
-/// The kernel passes at most this many descriptors with one message (`SCM_MAX_FD`).
-const FDS_PER_MESSAGE: usize = 253;
 
 /// What a worker can be told to do.
 #[derive(Debug, Serialize, Deserialize)]
@@ -213,7 +208,7 @@ impl State {
                 timed(*count, || Ok(load::get_options(socket, *count)?))
             }
             Order::ConnectUdp { to, count } => timed(*count, || Ok(load::connect_udp(*to, *count)?)),
-            Order::Make { v6, count } => make(&self.wire, *v6, *count).map(|()| Timing::default()),
+            Order::Make { v6, count } => passing::make(&self.wire, *v6, *count).map(|()| Timing::default()),
         };
         Ok(serde_json::to_value(timing?)?)
     }
@@ -232,7 +227,7 @@ impl State {
 
     fn sockets(&self, v6: bool, count: usize, foreign: bool) -> Result<Vec<OwnedFd>> {
         if foreign {
-            return take(&self.wire, count);
+            return passing::take(&self.wire, count);
         }
         (0..count).map(|_| Ok(load::tcp(v6)?)).collect()
     }
@@ -290,42 +285,4 @@ fn timed(count: usize, work: impl FnOnce() -> Result<()>) -> Result<Timing> {
     let start = load::cpu();
     work()?;
     Ok(Timing { cpu: (load::cpu() - start).as_nanos() as f64 / count as f64, ..Timing::default() })
-}
-
-/// Makes sockets and passes them on; a byte comes back for every message, so that the wire never overflows.
-fn make(wire: &OwnedFd, v6: bool, count: usize) -> Result<()> {
-    let mut left = count;
-    while left > 0 {
-        let sockets: Vec<_> =
-            (0..left.min(FDS_PER_MESSAGE)).map(|_| load::tcp(v6)).collect::<io::Result<_>>()?;
-        let fds: Vec<RawFd> = sockets.iter().map(|socket| socket.as_raw_fd()).collect();
-        let data = [IoSlice::new(b"s")];
-        sendmsg::<()>(wire.as_raw_fd(), &data, &[ControlMessage::ScmRights(&fds)], MsgFlags::empty(), None)?;
-        File::from(wire.try_clone()?).read_exact(&mut [0])?;
-        left -= sockets.len();
-    }
-    Ok(())
-}
-
-fn take(wire: &OwnedFd, count: usize) -> Result<Vec<OwnedFd>> {
-    let mut sockets = Vec::with_capacity(count);
-    while sockets.len() < count {
-        let mut byte = [0];
-        let mut data = [IoSliceMut::new(&mut byte)];
-        let mut room = nix::cmsg_space!([RawFd; FDS_PER_MESSAGE]);
-        let message =
-            recvmsg::<()>(wire.as_raw_fd(), &mut data, Some(&mut room), MsgFlags::MSG_CMSG_CLOEXEC)?;
-        let before = sockets.len();
-        for control in message.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(fds) = control {
-                // SAFETY: the kernel has just installed these descriptors for us.
-                sockets.extend(fds.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-            }
-        }
-        if sockets.len() == before {
-            bail!("the worker in the peer pod passed no sockets");
-        }
-        File::from(wire.try_clone()?).write_all(b"k")?;
-    }
-    Ok(sockets)
 }
