@@ -69,6 +69,13 @@ pub(crate) const TIERS: &[Tier] = &[
             &[Job::Tests(&["--test", "datapath", "--", ONE_BY_ONE])],
         )
     },
+    tier(
+        "capture",
+        "DNS, unusual ways to connect, large policies, the tools",
+        // dig comes with the oracle's group.
+        &["toolchain", "mesh", "oracle"],
+        &[Job::Tests(&["--test", "capture", "--", ONE_BY_ONE])],
+    ),
     Tier {
         minutes: 15,
         ..tier(
