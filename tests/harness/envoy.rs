@@ -217,8 +217,9 @@ fn unchunked(mut body: &str) -> Option<String> {
     }
 }
 
-/// The directory for built and downloaded tools.
-fn cache() -> Option<PathBuf> {
+/// The directory for built and downloaded tools, which `cargo xtask setup` fills.
+#[must_use]
+pub fn cache() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     set("REDIRECT_CNI_CACHE")
         .or_else(|| set("XDG_CACHE_HOME").map(|dir| dir.join("redirect-cni")))

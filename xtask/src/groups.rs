@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::apt::{Package, deb};
 use crate::workspace::Workspace;
-use crate::{envoy, toolchain};
+use crate::{envoy, suites, toolchain};
 
 /// Packages and steps that belong together.
 pub(crate) struct Group {
@@ -99,7 +99,12 @@ pub(crate) const GROUPS: &[Group] = &[
             deb("runc", "/usr/sbin/runc"),
             deb("busybox-static", "/bin/busybox"),
         ],
-        steps: &[],
+        steps: &[Step {
+            name: "containerd 2 of a later Debian suite, beside the installed one",
+            done: suites::has_containerd,
+            run: suites::fetch_containerd,
+            otherwise: Some("the tests with it fail"),
+        }],
     },
     Group {
         name: "vm",

@@ -16,6 +16,7 @@ mod envoy;
 mod groups;
 mod lint;
 mod setup;
+mod suites;
 mod tally;
 mod test;
 mod tidy;

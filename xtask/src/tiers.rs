@@ -102,4 +102,10 @@ pub(crate) const TIERS: &[Tier] = &[
         &["toolchain", "mesh"],
         &[Job::Tests(&["--test", "envoy", "--", ONE_BY_ONE])],
     ),
+    tier(
+        "containerd",
+        "containerd 1.6 and 2.1 call the plugin, pods with real Envoys",
+        &["toolchain", "mesh", "containerd"],
+        &[Job::Tests(&["--test", "containerd"])],
+    ),
 ];

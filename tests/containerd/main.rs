@@ -1,0 +1,117 @@
+//! redirect-cni called by a real container runtime: containerd 1.6 of Debian 12 and 2.1 of a later suite, each with runc,
+//! the standard CNI plugins and ours as the last of the chain; pods with a real Envoy.
+//!
+//! Every test runs on a stage of its own ([`harness::stage`]), where this program is the first process: it makes a
+//! [`node`], plays the kubelet ([`kubelet`]) as one of the [`scenarios`] says, and ends; then nothing may be left on the
+//! machine. The same program is what containers run ([`tool`]), what the runtime takes for runc, and a recorder around
+//! the plugin ([`plugin`]).
+
+mod kubelet;
+mod node;
+mod plugin;
+mod scenarios;
+mod tool;
+
+/// The runtime's side, as in the demonstration Bookinfo: containerd's configuration and start, the CRI and its messages,
+/// an image, and what stands in for runc.
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "the demonstration uses more of it, and its unit tests run there"
+)]
+#[path = "../bookinfo/node"]
+mod runtime {
+    pub(crate) mod containerd;
+    pub(crate) mod cri;
+    pub(crate) mod image;
+    pub(crate) mod runc;
+}
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use harness::{MachineLock, Residue, stage};
+
+use node::Release;
+use runtime::{containerd, cri, image, runc};
+use scenarios::SCENARIOS;
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let role = arguments.first().and_then(|role| role.to_str()).unwrap_or_default();
+    let outcome = match role {
+        "runc" => runc::become_runc(&arguments[1..]).map(|()| ExitCode::FAILURE),
+        "plugin" => plugin::record(&arguments[1..]),
+        "serve" | "get" => tool::run(&arguments),
+        "inside" => inside(&arguments[1..]).map(|()| ExitCode::SUCCESS),
+        _ => run_tests(&arguments),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// Runs the tests whose name has one of the words in it, and reports as Rust's own test runner does.
+fn run_tests(arguments: &[OsString]) -> Result<ExitCode> {
+    let words: Vec<_> =
+        arguments.iter().filter_map(|word| word.to_str()).filter(|word| !word.starts_with('-')).collect();
+    let mut tests = Vec::new();
+    for release in [Release::Installed, Release::Later] {
+        for scenario in SCENARIOS.iter().filter(|scenario| scenario.releases.contains(&release)) {
+            let name = format!("{}::{}", release.name(), scenario.name);
+            if words.is_empty() || words.iter().any(|word| name.contains(word)) {
+                tests.push((release, scenario.name, name));
+            }
+        }
+    }
+    let (mut passed, mut failed) = (0, 0);
+    for (release, scenario, name) in tests {
+        let started = Instant::now();
+        let outcome = run_test(release, scenario);
+        let seconds = started.elapsed().as_secs_f64();
+        match outcome {
+            Ok(()) => passed += 1,
+            Err(_) => failed += 1,
+        }
+        match outcome {
+            Ok(()) => println!("test {name} ... ok ({seconds:.1} s)"),
+            Err(error) => println!("test {name} ... FAILED ({seconds:.1} s)\n{error:#}"),
+        }
+    }
+    let word = if failed == 0 { "ok" } else { "FAILED" };
+    println!(
+        "\ntest result: {word}. {passed} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered out"
+    );
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// One test on a stage; afterwards the machine must be as before.
+fn run_test(release: Release, scenario: &str) -> Result<()> {
+    let _lock = MachineLock::take();
+    let before = Residue::now();
+    let code = stage::run("containerd", |dir, cgroup| {
+        vec!["inside".into(), release.name().into(), scenario.into(), dir.into(), cgroup.into()]
+    })?;
+    // Links end with the last reference to their programs, some time after the processes.
+    let left = before.left_over();
+    ensure!(left.is_empty(), "the test left behind:\n  {}", left.join("\n  "));
+    // `ExitCode` cannot be compared; its text can.
+    ensure!(format!("{code:?}") == format!("{:?}", ExitCode::SUCCESS), "see above");
+    Ok(())
+}
+
+/// The test on its stage.
+fn inside(arguments: &[OsString]) -> Result<()> {
+    stage::enter()?;
+    let [release, scenario, dir, cgroup] = arguments else { bail!("expected four arguments") };
+    let release = Release::parse(release)?;
+    let scenario = SCENARIOS.iter().find(|one| **scenario == *one.name).context("no such scenario")?;
+    let (dir, cgroup) = (Path::new(dir), Path::new(cgroup));
+    let mut node = node::Node::start(release, scenario.configuration, dir, cgroup)?;
+    let outcome = (scenario.run)(&mut node);
+    outcome.with_context(|| node.how_it_went())
+}
