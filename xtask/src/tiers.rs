@@ -108,4 +108,10 @@ pub(crate) const TIERS: &[Tier] = &[
         &["toolchain", "mesh", "containerd"],
         &[Job::Tests(&["--test", "containerd"])],
     ),
+    tier(
+        "bookinfo",
+        "Istio's Bookinfo on containerd, opened in a browser",
+        &["toolchain", "mesh", "containerd", "browser"],
+        &[Job::Tests(&["--test", "bookinfo-page", "--", ONE_BY_ONE])],
+    ),
 ];

@@ -8,6 +8,7 @@ use crate::call::Unavailable;
 const STYLE: &str = "
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0; color: #222; background: #f6f4ef }
 header { background: #23395b; color: #fff; padding: 1.5rem 2rem }
+header a { color: inherit }
 header h1 { margin: 0; font-family: Georgia, serif }
 main { display: flex; flex-wrap: wrap; gap: 2rem; padding: 2rem; max-width: 60rem }
 section { flex: 1 1 20rem; background: #fff; border-radius: .5rem; padding: 1rem 1.5rem }
