@@ -24,7 +24,7 @@ use crate::pins;
 use crate::policy::Policy;
 use crate::sys::SyscallError;
 use crate::tables::{self, Entries, Surroundings, Tables};
-use crate::userns;
+use crate::userns::{self, IdMaps};
 
 /// What to attach.
 #[derive(Clone, Debug)]
@@ -188,8 +188,10 @@ fn plan(request: &Request, cgroup: &fs::File, netns: &mut Netns) -> Result<Attac
     for index in &excluded_interfaces {
         excluded_subnets.extend(netns.subnets_behind(*index)?);
     }
-    let (host_uid, host_gid) =
-        userns::host_ids(netns.file(), request.policy.proxy.uid, request.policy.proxy.gid)?;
+    let ids = IdMaps::of(netns.file())?;
+    let (host_uid, host_gid) = (ids.uid(request.policy.proxy.uid)?, ids.gid(request.policy.proxy.gid)?);
+    // Nobody in the pod can have a group that it does not know.
+    let host_groups = request.policy.owner_groups.ids().filter_map(|gid| ids.gid(gid).ok()).collect();
     let metadata =
         cgroup.metadata().map_err(|source| Error::Cgroup { path: request.cgroup.clone(), source })?;
     let mut own: Vec<IpAddr> = request.addresses.clone();
@@ -213,6 +215,7 @@ fn plan(request: &Request, cgroup: &fs::File, netns: &mut Netns) -> Result<Attac
         lo_excluded: excluded("lo"),
         host_uid,
         host_gid,
+        host_groups,
         changes: NetnsChanges {
             mptcp_disabled: netns.mptcp()?,
             passthrough6: addresses.iter().any(|a| a.global && a.net.addr().is_ipv6()),
@@ -308,6 +311,7 @@ fn surroundings(attachment: &Attachment) -> Surroundings {
         source4: routed(false),
         source6: routed(true),
         proxy_ids: (attachment.host_uid, attachment.host_gid),
+        groups: attachment.host_groups.clone(),
     }
 }
 

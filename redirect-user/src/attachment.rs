@@ -89,6 +89,9 @@ pub struct Attachment {
     pub host_uid: u32,
     /// The proxy's gid in the initial user namespace.
     pub host_gid: u32,
+    /// The owner groups' gids in the initial user namespace.
+    #[serde(default)]
+    pub host_groups: std::collections::BTreeSet<u32>,
     /// What was added to the namespace.
     pub changes: NetnsChanges,
 }

@@ -64,6 +64,14 @@ pub enum OwnerGroups {
     Only(BTreeSet<u32>),
 }
 
+impl OwnerGroups {
+    /// The groups that are named, as the pod sees them.
+    pub fn ids(&self) -> impl Iterator<Item = u32> {
+        let (OwnerGroups::AllBut(groups) | OwnerGroups::Only(groups)) = self;
+        groups.iter().copied()
+    }
+}
+
 /// The sidecar: whose traffic is its own, and where it listens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -82,6 +82,8 @@ pub struct Surroundings {
     pub source6: Option<IpAddr>,
     /// The proxy's ids in the initial user namespace.
     pub proxy_ids: (u32, u32),
+    /// The owner groups in the initial user namespace.
+    pub groups: BTreeSet<u32>,
 }
 
 /// The policy as configuration and map entries.
@@ -150,12 +152,11 @@ fn ports_and_groups(policy: &Policy, around: &Surroundings, entries: &mut Entrie
             bits |= add(flags::INBOUND_LIST, set::INBOUND_INCLUDED, &mut ports(listed).into_iter());
         }
     }
+    let mut groups = around.groups.iter().copied();
     match &policy.owner_groups {
-        OwnerGroups::AllBut(groups) => {
-            bits |= add(flags::GROUPS_EXCLUDED, set::GROUP, &mut groups.iter().copied());
-        }
-        OwnerGroups::Only(groups) => {
-            add(0, set::GROUP, &mut groups.iter().copied());
+        OwnerGroups::AllBut(_) => bits |= add(flags::GROUPS_EXCLUDED, set::GROUP, &mut groups),
+        OwnerGroups::Only(_) => {
+            add(0, set::GROUP, &mut groups);
             bits |= flags::GROUPS_INCLUDED;
         }
     }

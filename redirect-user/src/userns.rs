@@ -38,20 +38,45 @@ pub enum Error {
     },
 }
 
-/// The proxy's uid and gid as the initial user namespace sees them.
-///
-/// # Errors
-/// The owner of the network namespace cannot be examined, or does not have the ids.
-pub fn host_ids(netns: &File, uid: u32, gid: u32) -> Result<(u32, u32), Error> {
-    let owner = owner(netns).map_err(|source| Error::Owner { source })?;
-    if is_own(&owner).map_err(|source| Error::Owner { source })? {
-        return Ok((uid, gid));
+/// How a pod's ids look from the initial user namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdMaps {
+    /// `uid_map` and `gid_map`; none where the pod has no user namespace of its own.
+    maps: Option<[String; 2]>,
+}
+
+impl IdMaps {
+    /// The maps of the user namespace that owns a network namespace.
+    ///
+    /// # Errors
+    /// It cannot be examined.
+    pub fn of(netns: &File) -> Result<IdMaps, Error> {
+        let owner = owner(netns).map_err(|source| Error::Owner { source })?;
+        if is_own(&owner).map_err(|source| Error::Owner { source })? {
+            return Ok(IdMaps { maps: None });
+        }
+        Ok(IdMaps { maps: Some(read_maps(&owner)?) })
     }
-    let [uids, gids] = read_maps(&owner)?;
-    Ok((
-        translate(&uids, uid).ok_or(Error::Unmapped { what: "uid", id: uid })?,
-        translate(&gids, gid).ok_or(Error::Unmapped { what: "gid", id: gid })?,
-    ))
+
+    /// A uid of the pod.
+    ///
+    /// # Errors
+    /// The pod does not have it.
+    pub fn uid(&self, id: u32) -> Result<u32, Error> {
+        self.find(0, id).ok_or(Error::Unmapped { what: "uid", id })
+    }
+
+    /// A gid of the pod.
+    ///
+    /// # Errors
+    /// The pod does not have it.
+    pub fn gid(&self, id: u32) -> Result<u32, Error> {
+        self.find(1, id).ok_or(Error::Unmapped { what: "gid", id })
+    }
+
+    fn find(&self, map: usize, id: u32) -> Option<u32> {
+        self.maps.as_ref().map_or(Some(id), |maps| translate(&maps[map], id))
+    }
 }
 
 /// `NS_GET_USERNS` of `linux/nsfs.h`: the user namespace that owns another namespace.

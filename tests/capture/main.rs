@@ -8,6 +8,7 @@ mod large;
 mod server;
 mod tools;
 mod unusual;
+mod userns;
 
 use std::path::Path;
 use std::process::Command;

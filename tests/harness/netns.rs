@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -31,6 +32,33 @@ impl NetNs {
                     .unwrap_or_else(|error| panic!("mount a namespace at {}: {error}", path.display()));
             });
         });
+        let handle = File::open(&path).expect("open the namespace just made");
+        let netns = NetNs { path, handle, keep: false };
+        netns.ip("link set lo up");
+        netns
+    }
+
+    /// Makes a namespace as a runtime does for a pod with `hostUsers: false`: it belongs to a user namespace in which the ids
+    /// from 0 are the machine's from `first_id`, and in which no process is left.
+    #[must_use]
+    pub fn create_for_users(path: PathBuf, first_id: u32) -> NetNs {
+        File::create(&path).unwrap_or_else(|error| panic!("create {}: {error}", path.display()));
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--net", "--", "cat"]).stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut child = command.spawn().expect("start `unshare` (Debian package util-linux)");
+        let of_child = |name: &str| Path::new("/proc").join(child.id().to_string()).join(name);
+        let inode = |path: &Path| fs::metadata(path).map(|metadata| metadata.ino()).unwrap_or(0);
+        let own = inode(Path::new("/proc/self/ns/net"));
+        while inode(&of_child("ns/net")) == own {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        for map in ["uid_map", "gid_map"] {
+            fs::write(of_child(map), format!("0 {first_id} 65536\n")).expect("map the ids");
+        }
+        mount(Some(&of_child("ns/net")), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .unwrap_or_else(|error| panic!("mount a namespace at {}: {error}", path.display()));
+        drop(child.stdin.take());
+        child.wait().expect("wait for the process in the user namespace");
         let handle = File::open(&path).expect("open the namespace just made");
         let netns = NetNs { path, handle, keep: false };
         netns.ip("link set lo up");
