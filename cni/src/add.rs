@@ -3,14 +3,14 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use redirect_user::attach::record::PodRef;
 use redirect_user::attach::{self, Request};
-use redirect_user::attachment::PodRef;
-use redirect_user::cgroup::{self, Clues, PodCgroup};
 use redirect_user::enrol::Decision;
-use redirect_user::lock::NodeLock;
-use redirect_user::owner_groups::Variables;
+use redirect_user::node::lock::NodeLock;
+use redirect_user::node::{fault, outcomes};
+use redirect_user::pod::cgroup::{self, Clues, PodCgroup};
 use redirect_user::policy::Policy;
-use redirect_user::{fault, tally};
+use redirect_user::policy::owner_groups::Variables;
 
 use crate::conf::Conf;
 use crate::decide::decide;
@@ -23,8 +23,8 @@ pub(crate) fn run(sandbox: &Sandbox, conf: &Conf) -> Result<String, Error> {
     let node = conf.node()?;
     let outcome = add(sandbox, conf);
     match &outcome {
-        Ok((label, _)) => tally::count(&node, label),
-        Err(error) => tally::count(&node, &format!("failed_{}", error.code().0)),
+        Ok((label, _)) => outcomes::count(&node, label),
+        Err(error) => outcomes::count(&node, &format!("failed_{}", error.code().0)),
     }
     outcome.map(|(_, result)| result)
 }

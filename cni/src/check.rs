@@ -1,6 +1,6 @@
 //! CHECK: is the pod redirected as ADD left it?
 
-use redirect_user::attachment;
+use redirect_user::attach::record;
 use redirect_user::enrol::Decision;
 use redirect_user::inspect;
 
@@ -16,7 +16,7 @@ pub(crate) fn run(sandbox: &Sandbox, conf: &Conf) -> Result<String, Error> {
     PrevResult::read(conf)?;
     let (node, id) = (conf.node()?, &sandbox.id);
     let attachments =
-        attachment::of_container(&node, &id.container_id).map_err(redirect_user::attach::Error::from)?;
+        record::of_container(&node, &id.container_id).map_err(redirect_user::attach::Error::from)?;
     if attachments.iter().any(|attachment| attachment.id == *id) {
         let drift = inspect::check(&node, id)?;
         return if drift.is_empty() { Ok(String::new()) } else { Err(Error::Drift(drift)) };

@@ -7,14 +7,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use redirect_user::annotations::{Annotations, Defaults};
 use redirect_user::enrol::Rules;
-use redirect_user::grammar::shorten;
+use redirect_user::enrol::ask_agent::Agent;
+use redirect_user::enrol::ask_runtime::Runtime;
+use redirect_user::enrol::source::PodSource;
 use redirect_user::node::Node;
-use redirect_user::podsource::PodSource;
-use redirect_user::podsource::agent::Agent;
-use redirect_user::podsource::annotations::Runtime;
 use redirect_user::policy::Proxy;
+use redirect_user::policy::annotations::{Annotations, Defaults};
+use redirect_user::policy::grammar::shorten;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 

@@ -5,10 +5,10 @@
 //! error.
 
 use redirect_user::attach;
-use redirect_user::attachment::{self, AttachmentId};
-use redirect_user::lock::NodeLock;
+use redirect_user::attach::record::{self, AttachmentId};
+use redirect_user::kernel::pins;
 use redirect_user::node::Node;
-use redirect_user::pins;
+use redirect_user::node::lock::NodeLock;
 
 use crate::conf::Conf;
 use crate::error::Error;
@@ -28,6 +28,6 @@ pub(crate) fn run(id: &AttachmentId, conf: &Conf) -> Result<String, Error> {
 
 /// A container that was never enrolled has neither record nor pins: no lock is needed to see that, and no privilege.
 fn nothing_there(node: &Node, container_id: &str) -> bool {
-    let recorded = attachment::of_container(node, container_id).map_or(true, |found| !found.is_empty());
+    let recorded = record::of_container(node, container_id).map_or(true, |found| !found.is_empty());
     !recorded && !pins::container(node, container_id).exists()
 }

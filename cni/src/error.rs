@@ -6,7 +6,11 @@
 use std::io;
 use std::path::PathBuf;
 
-use redirect_user::{annotations, attach, cgroup, enrol, inspect, lock, owner_groups, podsource};
+use redirect_user::enrol::{self, source};
+use redirect_user::node::lock;
+use redirect_user::pod::cgroup;
+use redirect_user::policy::{annotations, owner_groups};
+use redirect_user::{attach, inspect};
 use thiserror::Error as ThisError;
 
 use crate::conf::Version;
@@ -81,7 +85,7 @@ impl Error {
                 ..
             }) => (102, "annotation not supported"),
             Error::Enrol(
-                enrol::Error::Annotations { .. } | enrol::Error::Source(podsource::Error::Status { .. }),
+                enrol::Error::Annotations { .. } | enrol::Error::Source(source::Error::Status { .. }),
             ) => (101, "invalid annotation"),
             Error::Enrol(enrol::Error::Source(_)) => (103, "pod details not usable"),
             Error::Cgroup(_) => (104, "pod cgroup not usable"),

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use redirect_user::gc;
-use redirect_user::lock::NodeLock;
+use redirect_user::node::lock::NodeLock;
 
 use crate::conf::Conf;
 use crate::error::Error;
@@ -13,7 +13,7 @@ use crate::error::Error;
 pub(crate) fn run(conf: &Conf) -> Result<String, Error> {
     let valid: BTreeSet<_> = conf.valid_attachments()?.into_iter().collect();
     let (node, network) = (conf.node()?, conf.network()?);
-    if !node.state_dir.exists() && !redirect_user::pins::root(&node).exists() {
+    if !node.state_dir.exists() && !redirect_user::kernel::pins::root(&node).exists() {
         return Ok(String::new());
     }
     let lock = NodeLock::acquire(&node)?;

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use redirect_user::attachment::{AttachmentId, PodRef};
+use redirect_user::attach::record::{AttachmentId, PodRef};
 
 use crate::error::Error;
 
@@ -147,7 +147,7 @@ fn pod(args: &str) -> Result<Option<PodRef>, Error> {
 }
 
 fn is_true(value: &str) -> Result<bool, Error> {
-    redirect_user::grammar::boolean(value)
+    redirect_user::policy::grammar::boolean(value)
         .map_err(|problem| invalid("CNI_ARGS", format!("has a bad IgnoreUnknown: {problem}")))
 }
 

@@ -3,7 +3,8 @@
 //! An agent that is away is no reason to say no: pods without a sidecar start without it, the agent's own among
 //! them, and the others wait for it in ADD.
 
-use redirect_user::{attachment, inspect};
+use redirect_user::attach::record;
+use redirect_user::inspect;
 
 use crate::conf::Conf;
 use crate::error::Error;
@@ -15,7 +16,7 @@ pub(crate) fn run(conf: &Conf) -> Result<String, Error> {
     let node = conf.node()?;
     inspect::ready(&node).map_err(|source| {
         // Links live in bpffs: without it, pods that were attached since the boot have lost theirs.
-        let all = attachment::all(&node).unwrap_or_default();
+        let all = record::all(&node).unwrap_or_default();
         Error::NotReady {
             source,
             attached: all.iter().filter(|attachment| attachment.of_this_boot()).count(),

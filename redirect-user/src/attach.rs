@@ -4,6 +4,10 @@
 //! undoing after an error is the same code as DEL. Order: record, namespace, map entries, links. Until the last link is
 //! there the pod has no process of its own, and until the configuration is in PODS the programs leave it alone.
 
+pub(crate) mod links;
+pub mod record;
+pub mod tables;
+
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -12,19 +16,18 @@ use std::path::{Path, PathBuf};
 
 use redirect_common::PodConfig;
 
-use crate::attachment::{self, Attachment, AttachmentId, NetnsChanges, PodRef};
-use crate::fault;
-use crate::hook::Hook;
-use crate::install;
-use crate::links;
-use crate::lock::NodeLock;
-use crate::netns::{self, Address, Netns};
+use crate::attach::record::{Attachment, AttachmentId, NetnsChanges, PodRef};
+use crate::attach::tables::{Entries, Surroundings, Tables};
+use crate::kernel::hook::Hook;
+use crate::kernel::install;
+use crate::kernel::pins;
+use crate::kernel::sys::SyscallError;
 use crate::node::Node;
-use crate::pins;
+use crate::node::fault;
+use crate::node::lock::NodeLock;
+use crate::pod::netns::{self, Address, Netns};
+use crate::pod::userns::{self, IdMaps};
 use crate::policy::Policy;
-use crate::sys::SyscallError;
-use crate::tables::{self, Entries, Surroundings, Tables};
-use crate::userns::{self, IdMaps};
 
 /// What to attach.
 #[derive(Clone, Debug)]
@@ -76,7 +79,7 @@ pub enum Error {
     Tables(#[from] tables::Error),
     /// The record of the attachment.
     #[error(transparent)]
-    Attachment(#[from] attachment::Error),
+    Attachment(#[from] record::Error),
     /// A program could not be linked.
     #[error("cannot link {hook} to {target}: {source}{hint}", hint = link_hint(source))]
     Link {
@@ -158,7 +161,7 @@ pub fn detach(
     ifname: Option<&str>,
 ) -> Result<bool, Error> {
     let mut found = false;
-    for attachment in attachment::of_container(node, container_id)? {
+    for attachment in record::of_container(node, container_id)? {
         if ifname.is_none_or(|name| name == attachment.id.ifname) {
             undo(node, &attachment)?;
             found = true;
@@ -207,7 +210,7 @@ fn plan(request: &Request, cgroup: &fs::File, netns: &mut Netns) -> Result<Attac
         cgroup_id: metadata.ino(),
         netns: request.netns.clone(),
         cookie: netns.cookie(),
-        boot_id: attachment::boot_id().map_err(|source| Error::BootId { source })?,
+        boot_id: record::boot_id().map_err(|source| Error::BootId { source })?,
         policy: request.policy.clone(),
         addresses: own,
         excluded_interfaces,
@@ -238,7 +241,7 @@ fn primary(preferred: &[IpAddr], addresses: &[Address], v6: bool) -> Option<IpAd
 /// A repeated attach finds its own routes in place; they stay its own. Whether it is one.
 fn keep_known_changes(node: &Node, attachment: &mut Attachment) -> Result<bool, Error> {
     let mut repeated = false;
-    for other in attachment::of_container(node, &attachment.id.container_id)? {
+    for other in record::of_container(node, &attachment.id.container_id)? {
         if other.id == attachment.id && other.cookie == attachment.cookie {
             repeated = true;
             attachment.changes.passthrough6 |= other.changes.passthrough6;
@@ -318,7 +321,7 @@ fn surroundings(attachment: &Attachment) -> Surroundings {
 /// Takes back what attach did, in reverse, whatever of it is there.
 fn undo(node: &Node, attachment: &Attachment) -> Result<(), Error> {
     let id = &attachment.id;
-    let siblings: Vec<_> = attachment::of_container(node, &id.container_id)?
+    let siblings: Vec<_> = record::of_container(node, &id.container_id)?
         .into_iter()
         .filter(|other| other.id != *id && other.cookie == attachment.cookie)
         .collect();
@@ -379,7 +382,7 @@ fn remove_unrecorded(node: &Node, container_id: &str, ifname: Option<&str>) -> R
         {
             continue;
         }
-        let recorded = attachment::of_container(node, container_id)?
+        let recorded = record::of_container(node, container_id)?
             .iter()
             .any(|a| folder == pins::attachment(node, &a.id.container_id, &a.id.ifname));
         if recorded {

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use serde::Serialize;
 
-use crate::install;
+use crate::kernel::install;
+use crate::kernel::sys;
 use crate::node::{Node, is_bpffs};
-use crate::sys;
 
 /// One requirement.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

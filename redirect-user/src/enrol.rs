@@ -5,16 +5,21 @@
 //! with a label that logs and metrics share. Today's conditions are those of Istio's own plugin; those of 2019 that
 //! it has since dropped (more than one container) are kept.
 
+pub mod ask_agent;
+pub mod ask_runtime;
+pub mod protocol;
+pub mod source;
+
 use thiserror::Error;
 
-use crate::annotations::{self, Annotations, Capture, Defaults};
-use crate::attachment::PodRef;
-use crate::grammar::boolean;
-use crate::podsource::{self, Container, ContainerKind, DISABLE_ENVOY, DNS_CAPTURE, PodDetails, PodSource};
+use crate::attach::record::PodRef;
+use crate::enrol::source::{
+    Container, ContainerKind, DISABLE_ENVOY, DNS_CAPTURE, PodDetails, PodSource, STATUS,
+};
 use crate::policy::Policy;
+use crate::policy::annotations::{self, Annotations, Capture, Defaults};
+use crate::policy::grammar::boolean;
 
-/// The annotation that the injector leaves behind; its presence means that the pod has a sidecar.
-pub const STATUS: &str = "sidecar.istio.io/status";
 /// Label (which counts first) or annotation with which a pod opts out.
 pub const INJECT: &str = "sidecar.istio.io/inject";
 /// The init container that programs iptables itself.
@@ -75,7 +80,7 @@ impl std::fmt::Display for Reason {
 pub enum Error {
     /// The pod's details are not to be had.
     #[error(transparent)]
-    Source(#[from] podsource::Error),
+    Source(#[from] source::Error),
     /// The pod is ours, and its annotations cannot be used.
     #[error("pod {pod}: {source}")]
     Annotations {
@@ -206,13 +211,13 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
-    use crate::podsource::annotations::Runtime;
+    use crate::enrol::ask_runtime::Runtime;
 
     /// A source that counts how often it is asked.
     struct Canned(PodDetails, Cell<u32>);
 
     impl PodSource for Canned {
-        fn details(&self, _: &PodRef, _: Option<&Annotations>) -> Result<PodDetails, podsource::Error> {
+        fn details(&self, _: &PodRef, _: Option<&Annotations>) -> Result<PodDetails, source::Error> {
             self.1.set(self.1.get() + 1);
             Ok(self.0.clone())
         }

@@ -9,7 +9,7 @@ use redirect_common::{
 };
 use serde::Serialize;
 
-use crate::attachment::Attachment;
+use crate::attach::record::Attachment;
 use crate::policy::{OwnerGroups, Policy, Ports, Ranges};
 
 /// One outbound connection or datagram to explain. Ids are as the pod sees them.

@@ -4,17 +4,17 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use crate::attach::links;
+use crate::attach::record::{self, Attachment};
+use crate::attach::tables::Tables;
 use crate::attach::{Error, detach};
-use crate::attachment::{self, Attachment};
-use crate::hook::Hook;
-use crate::install;
-use crate::links;
-use crate::lock::NodeLock;
-use crate::netns::Netns;
+use crate::kernel::hook::Hook;
+use crate::kernel::install;
+use crate::kernel::pins;
+use crate::kernel::sys;
 use crate::node::Node;
-use crate::pins;
-use crate::sys;
-use crate::tables::Tables;
+use crate::node::lock::NodeLock;
+use crate::pod::netns::Netns;
 
 /// What was collected.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub fn collect(
 ) -> Result<Collected, Error> {
     let mut collected = Collected::default();
     let mut recorded = BTreeSet::new();
-    for attachment in attachment::all(node)? {
+    for attachment in record::all(node)? {
         let id = attachment.id.container_id.clone();
         if !keep(Some(&attachment)) || !alive(&attachment) {
             detach(node, lock, &id, Some(&attachment.id.ifname))?;
@@ -90,7 +90,7 @@ fn linked(container: &Path) -> Result<bool, Error> {
 /// The pods that a record or a folder of pins names.
 fn claimed(node: &Node) -> Result<BTreeSet<u64>, Error> {
     let mut cookies: BTreeSet<u64> =
-        attachment::all(node)?.into_iter().map(|attachment| attachment.cookie).collect();
+        record::all(node)?.into_iter().map(|attachment| attachment.cookie).collect();
     for folder in links::attachment_folders(node)? {
         let names = links::list(&folder)?;
         cookies.extend(names.iter().filter_map(|path| pins::parse_cookie_name(path.file_name()?.to_str()?)));

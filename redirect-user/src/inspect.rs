@@ -5,15 +5,15 @@ use std::os::unix::fs::MetadataExt as _;
 
 use serde::Serialize;
 
+use crate::attach::links;
+use crate::attach::record::{self, Attachment, AttachmentId};
+use crate::attach::tables::Tables;
 use crate::attach::{self, Error};
-use crate::attachment::{self, Attachment, AttachmentId};
-use crate::hook::Hook;
-use crate::install;
-use crate::links;
+use crate::kernel::hook::Hook;
+use crate::kernel::install;
+use crate::kernel::pins;
+use crate::kernel::sys;
 use crate::node::{Node, is_bpffs};
-use crate::pins;
-use crate::sys;
-use crate::tables::Tables;
 
 /// The state of one link.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -84,7 +84,7 @@ impl std::fmt::Display for Drift {
 /// # Errors
 /// A record cannot be read.
 pub fn list(node: &Node) -> Result<Vec<Attachment>, Error> {
-    Ok(attachment::all(node)?)
+    Ok(record::all(node)?)
 }
 
 /// The attachments of a container.
@@ -92,7 +92,7 @@ pub fn list(node: &Node) -> Result<Vec<Attachment>, Error> {
 /// # Errors
 /// A record cannot be read.
 pub fn find(node: &Node, container_id: &str) -> Result<Vec<Attachment>, Error> {
-    Ok(attachment::of_container(node, container_id)?)
+    Ok(record::of_container(node, container_id)?)
 }
 
 /// The state of every link of an attachment.

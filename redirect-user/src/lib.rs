@@ -1,37 +1,19 @@
-//! The library behind the plugin and the operator's tool.
+//! The library behind the plugin, the operator's tool and the agent.
 //!
-//! Table of contents, in reading order: [`policy`] says what is captured in a pod; [`hook`] lists the programs; [`attach`]
-//! is the heart of ADD and DEL, with `links`, [`netns`], [`userns`], [`tables`], [`pins`] and [`attachment`] as its hands;
-//! [`install`] puts programs and maps on the node from [`object`]; [`inspect`] reports, [`explain`]
-//! answers as the kernel would, [`gc`] collects, [`upgrade`] replaces programs in place, [`doctor`] examines the node; [`sys`] is bpf(2) itself.
-//!
-//! Before attach stands the question whether a pod is ours: [`enrol`] asks it, [`podsource`] knows the pod, [`grammar`],
-//! [`annotations`] and [`owner_groups`] read what it wants, [`cgroup`] finds where it lives, and [`tally`] counts.
+//! Nouns are folders, verbs are files. In reading order: [`policy`] says what is captured in a pod and reads it from the
+//! pod's annotations; [`node`] says where on this machine things are; [`kernel`] is bpf(2), the programs and their pins;
+//! [`pod`] is a pod's network namespace, user namespace and cgroup; [`enrol`] decides whether a pod is ours; [`attach`]
+//! is the heart of ADD and DEL. [`gc`] collects, [`upgrade`] replaces programs in place, [`inspect`] reports, [`explain`]
+//! answers as the kernel would, [`doctor`] examines the node.
 
-pub mod annotations;
 pub mod attach;
-pub mod attachment;
-pub mod cgroup;
 pub mod doctor;
 pub mod enrol;
 pub mod explain;
-pub mod fault;
 pub mod gc;
-pub mod grammar;
-pub mod hook;
 pub mod inspect;
-pub mod install;
-mod links;
-pub mod lock;
-pub mod netns;
+pub mod kernel;
 pub mod node;
-mod object;
-pub mod owner_groups;
-pub mod pins;
-pub mod podsource;
+pub mod pod;
 pub mod policy;
-pub mod sys;
-pub mod tables;
-pub mod tally;
 pub mod upgrade;
-pub mod userns;

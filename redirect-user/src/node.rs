@@ -1,5 +1,9 @@
 //! Where things are on this node.
 
+pub mod fault;
+pub mod lock;
+pub mod outcomes;
+
 use std::path::{Path, PathBuf};
 
 /// The two places that hold state: a bpf file system for pins, and a folder for the lock and the attachments.
@@ -34,8 +38,8 @@ impl Node {
     pub(crate) fn attachment(&self, container_id: &str, ifname: &str) -> PathBuf {
         self.attachments().join(format!(
             "{}.{}.json",
-            crate::pins::encode(container_id),
-            crate::pins::encode(ifname)
+            crate::kernel::pins::encode(container_id),
+            crate::kernel::pins::encode(ifname)
         ))
     }
 }

@@ -3,6 +3,10 @@
 //! Parse once, then trust the type: annotations, command-line flags and the stored attachment all become a
 //! [`Policy`], and only a [`Policy`] is written to the maps.
 
+pub mod annotations;
+pub mod grammar;
+pub mod owner_groups;
+
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;

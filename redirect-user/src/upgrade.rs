@@ -9,15 +9,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::attach;
-use crate::attachment::{self, Attachment};
-use crate::fault;
-use crate::hook::Hook;
-use crate::install;
-use crate::lock::NodeLock;
+use crate::attach::record::{self, Attachment};
+use crate::kernel::hook::Hook;
+use crate::kernel::install;
+use crate::kernel::object;
+use crate::kernel::pins;
+use crate::kernel::sys::{self, SyscallError};
 use crate::node::Node;
-use crate::object;
-use crate::pins;
-use crate::sys::{self, SyscallError};
+use crate::node::fault;
+use crate::node::lock::NodeLock;
 
 /// Why an upgrade stopped. What was replaced stays replaced; the repeated call goes on.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +36,7 @@ pub enum Error {
     Attach(#[from] attach::Error),
     /// A record could not be read.
     #[error(transparent)]
-    Attachment(#[from] attachment::Error),
+    Attachment(#[from] record::Error),
     /// Old and new programs could not change places.
     #[error("cannot exchange {path} with the new programs: {source}")]
     Exchange {
@@ -73,7 +73,7 @@ pub fn upgrade(node: &Node, lock: &NodeLock) -> Result<usize, Error> {
     install::lead_to_inbound(&pins::map(node, "INBOUND"), &pins::programs(node))?;
     fault::point("upgrade-links");
     let mut replaced = 0;
-    for attachment in attachment::all(node)? {
+    for attachment in record::all(node)? {
         for hook in Hook::needed(&attachment.policy) {
             replaced += usize::from(replace(node, &attachment, hook)?);
         }

@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context as _, Result};
 use aya::maps::loaded_maps;
 use aya::programs::loaded_programs;
-use redirect_user::hook::Hook;
+use redirect_user::kernel::hook::Hook;
 
 /// The maps of this project.
 const MAPS: [&str; 8] = ["PODS", "RANGES", "SETS", "OWN", "ORIGIN", "HANDOFF", "LISTENERS", "STATS"];

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use aya::programs::loaded_programs;
 use aya::sys::{Stats, enable_stats};
-use redirect_user::hook::Hook;
+use redirect_user::kernel::hook::Hook;
 use serde::Serialize;
 
 use crate::Scale;

@@ -3,9 +3,9 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use harness::{Sidecar, kernel_test};
+use redirect_user::attach::record::AttachmentId;
 use redirect_user::attach::{Request, attach};
-use redirect_user::attachment::AttachmentId;
-use redirect_user::lock::NodeLock;
+use redirect_user::node::lock::NodeLock;
 use redirect_user::policy::Policy;
 
 use crate::output;

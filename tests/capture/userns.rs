@@ -5,9 +5,9 @@ use std::fs;
 use harness::cli::Outcome;
 use harness::netns::NetNs;
 use harness::{Node, Process, Service, User, kernel_test};
+use redirect_user::attach::record::AttachmentId;
 use redirect_user::attach::{Request, attach};
-use redirect_user::attachment::AttachmentId;
-use redirect_user::lock::NodeLock;
+use redirect_user::node::lock::NodeLock;
 use redirect_user::policy::{OwnerGroups, Policy};
 use serde_json::Value;
 

@@ -4,9 +4,9 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use harness::{Node, Pod};
+use redirect_user::attach::record::AttachmentId;
 use redirect_user::attach::{self, Request};
-use redirect_user::attachment::AttachmentId;
-use redirect_user::lock::NodeLock;
+use redirect_user::node::lock::NodeLock;
 use redirect_user::policy::{OwnerGroups, Policy, Ports, Ranges};
 
 use crate::rules::restore_input;

@@ -4,7 +4,7 @@
 use harness::{Node, Pod};
 use nix::net::if_::if_nametoindex;
 use redirect_common::Protocol;
-use redirect_user::attachment::{self, Attachment};
+use redirect_user::attach::record::{self, Attachment};
 use redirect_user::explain::{self, Question};
 
 use crate::outcome::{Outcome, Server};
@@ -28,8 +28,7 @@ impl Record {
     /// The record of an attached pod.
     pub(crate) fn of(node: &Node, pod: &Pod) -> Record {
         let places = redirect_user::node::Node::new(node.bpffs(), node.state_dir());
-        let mut records =
-            attachment::of_container(&places, pod.name()).expect("the pod's record is readable");
+        let mut records = record::of_container(&places, pod.name()).expect("the pod's record is readable");
         let index = |name: &str| pod.netns().run(|| if_nametoindex(name).expect("the interface is there"));
         Record {
             attachment: records.pop().expect("the pod is attached"),

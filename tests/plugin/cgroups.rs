@@ -6,8 +6,10 @@ use std::path::Path;
 
 use harness::cli::Outcome;
 use harness::kernel_test;
-use redirect_user::hook::Hook;
-use redirect_user::{cgroup, node, pins, sys};
+use redirect_user::kernel::hook::Hook;
+use redirect_user::kernel::{pins, sys};
+use redirect_user::node;
+use redirect_user::pod::cgroup;
 use serde_json::json;
 
 use crate::sandbox::{Sandbox, assert_nothing_attached, assert_redirected, runtime_path};

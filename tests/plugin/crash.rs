@@ -3,11 +3,11 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use harness::cli::Outcome;
 use harness::{Node, Pod, Process, Service, kernel_test};
-use redirect_user::hook::Hook;
+use redirect_user::kernel::hook::Hook;
 
 use crate::sandbox::{Sandbox, assert_nothing_attached, assert_redirected, processes_in};
 
@@ -43,6 +43,13 @@ fn kill_at(sandbox: &Sandbox, verb: &str, step: &str) {
     );
 }
 
+/// The files in a folder and in its folders.
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let entries =
+        std::fs::read_dir(folder).expect("the sources").map(|entry| entry.expect("an entry").path());
+    entries.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect()
+}
+
 #[test]
 fn every_step_of_the_sources_is_in_the_lists() {
     let mut known: BTreeSet<String> = INSTALL.iter().map(|step| (*step).to_owned()).collect();
@@ -51,13 +58,8 @@ fn every_step_of_the_sources_is_in_the_lists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
     let mut found = BTreeSet::new();
     for folder in ["redirect-user/src", "cni/src"] {
-        for entry in std::fs::read_dir(root.join(folder)).expect("the sources") {
-            let path = entry.expect("an entry").path();
-            let source = if path.is_file() {
-                std::fs::read_to_string(&path).expect("a source file")
-            } else {
-                continue;
-            };
+        for path in files_below(&root.join(folder)) {
+            let source = std::fs::read_to_string(&path).expect("a source file");
             for call in source.split("fault::point(").skip(1) {
                 let step = call.split('"').nth(1).expect("a step is a literal");
                 match step.strip_suffix("{hook}") {

@@ -11,7 +11,7 @@ use proptest::collection::{btree_map, vec};
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::strategy::BoxedStrategy;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
-use redirect_user::annotations::{Capture, Defaults, capture};
+use redirect_user::policy::annotations::{Capture, Defaults, capture};
 use serde_json::{Value, json};
 
 use crate::call::{Call, Place, Reply, STATUS, hand_over, with_prev_result};

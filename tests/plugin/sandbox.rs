@@ -126,7 +126,8 @@ pub(crate) fn assert_nothing_attached(node: &Node) {
     assert_eq!(node.attached(), Vec::<String>::new());
     let left: Vec<_> = node.map_entries().into_iter().filter(|(_, entries)| *entries > 0).collect();
     assert_eq!(left, []);
-    let pods = redirect_user::pins::pods(&redirect_user::node::Node::new(node.bpffs(), node.state_dir()));
+    let pods =
+        redirect_user::kernel::pins::pods(&redirect_user::node::Node::new(node.bpffs(), node.state_dir()));
     let pins = std::fs::read_dir(&pods).map_or(0, Iterator::count);
     assert_eq!(pins, 0, "pins are left in {}", pods.display());
 }

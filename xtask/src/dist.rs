@@ -32,7 +32,7 @@ pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
     let flags = format!("CARGO_TARGET_{}_RUSTFLAGS", triple.to_uppercase().replace('-', "_"));
     cargo
         .args(["build", "--release", "--target", &triple, "--bins"])
-        .args(["--package", "redirect-user", "--package", "redirect-cni"])
+        .args(["--package", "redirect-tool", "--package", "redirect-cni"])
         .env(flags, "-C target-feature=+crt-static")
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS");

@@ -1,0 +1,166 @@
+//! The source that asks the node's agent, from the plugin's side: a blocking socket and one deadline for everything.
+//!
+//! The plugin holds no token and no kubeconfig. An agent that is being replaced is waited for; one that does not
+//! answer in time fails the ADD, and the kubelet tries again.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+
+use super::protocol::{self, Answer, MAX_LINE, ProblemKind, Request, Response};
+use super::source::{Asked, Error, PodDetails, PodSource};
+use crate::attach::record::PodRef;
+use crate::policy::annotations::Annotations;
+use crate::policy::grammar::shorten;
+
+/// How long to rest between two attempts to connect.
+const RETRY: Duration = Duration::from_millis(50);
+/// How much earlier than the plugin the agent is to give up, so that its answer still arrives.
+const MARGIN: Duration = Duration::from_millis(500);
+
+/// The source.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    /// The agent's socket.
+    pub socket: PathBuf,
+    /// How long to wait for an answer in all, connecting included.
+    pub timeout: Duration,
+}
+
+impl PodSource for Agent {
+    /// The runtime's annotations, where it handed them over, take the place of the agent's: they are what the
+    /// kubelet started this very sandbox with.
+    fn details(&self, pod: &PodRef, handed_over: Option<&Annotations>) -> Result<PodDetails, Error> {
+        let mut details = Question { agent: self, pod, since: Instant::now() }.ask()?;
+        if let Some(annotations) = handed_over {
+            details.annotations.clone_from(annotations);
+        }
+        Ok(details)
+    }
+}
+
+/// The part of an answer that every version has.
+#[derive(Deserialize)]
+struct Spoken {
+    version: u32,
+}
+
+struct Question<'a> {
+    agent: &'a Agent,
+    pod: &'a PodRef,
+    since: Instant,
+}
+
+impl Question<'_> {
+    fn ask(&self) -> Result<PodDetails, Error> {
+        let mut stream = self.connect().map_err(|source| self.unreachable("connect", source))?;
+        self.send(&mut stream).map_err(|source| self.unreachable("send the question", source))?;
+        let line = self.receive(stream).map_err(|source| self.unreachable("get an answer", source))?;
+        self.understand(&line)
+    }
+
+    /// Retries while nobody listens: the agent may be about to start.
+    fn connect(&self) -> io::Result<UnixStream> {
+        loop {
+            match UnixStream::connect(&self.agent.socket) {
+                Err(error) if nobody_listens(&error) && self.left() > RETRY => std::thread::sleep(RETRY),
+                other => return other,
+            }
+        }
+    }
+
+    fn send(&self, stream: &mut UnixStream) -> io::Result<()> {
+        let wait_ms = u64::try_from(self.left().saturating_sub(MARGIN).as_millis()).unwrap_or(u64::MAX);
+        let request = Request { version: protocol::VERSION, pod: self.pod.clone(), wait_ms };
+        stream.set_write_timeout(Some(self.time_left()?))?;
+        stream.write_all(&protocol::line(&request))
+    }
+
+    /// One line, with the deadline set anew before each read: an agent that drips bytes cannot hold the plugin.
+    fn receive(&self, stream: UnixStream) -> io::Result<Vec<u8>> {
+        let mut line = Vec::new();
+        let mut reader = BufReader::new(stream.take(MAX_LINE));
+        loop {
+            reader.get_ref().get_ref().set_read_timeout(Some(self.time_left()?))?;
+            let chunk = match reader.fill_buf() {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                other => other?,
+            };
+            let end = chunk.iter().position(|byte| *byte == b'\n');
+            let taken = end.map_or(chunk.len(), |at| at + 1);
+            line.extend_from_slice(&chunk[..taken]);
+            reader.consume(taken);
+            if end.is_some() || taken == 0 {
+                return Ok(line);
+            }
+        }
+    }
+
+    fn understand(&self, line: &[u8]) -> Result<PodDetails, Error> {
+        if line.is_empty() {
+            return Err(self.garbage("the agent closed the connection without a word".to_owned()));
+        }
+        let unreadable = |error: serde_json::Error| {
+            self.garbage(format!("{error} in {:?}", shorten(String::from_utf8_lossy(line).trim_end())))
+        };
+        let spoken: Spoken = serde_json::from_slice(line).map_err(unreadable)?;
+        if spoken.version != protocol::VERSION {
+            let (theirs, ours) = (spoken.version, protocol::VERSION);
+            return Err(
+                self.garbage(format!("it speaks version {theirs} of the protocol, the plugin {ours}"))
+            );
+        }
+        let response: Response = serde_json::from_slice(line).map_err(unreadable)?;
+        let problem = match response.answer {
+            Answer::Pod(details) if details.containers.is_empty() => {
+                return Err(self.garbage("the pod has no containers".to_owned()));
+            }
+            Answer::Pod(details) => return Ok(details),
+            Answer::Error(problem) => problem,
+        };
+        let (asked, message) = (self.asked(), problem.message);
+        Err(match problem.kind {
+            ProblemKind::NotFound => Error::NotFound { asked, message },
+            ProblemKind::Failed => Error::Failed { asked, message },
+            ProblemKind::BadRequest => self.garbage(format!("it refused the question: {message}")),
+        })
+    }
+
+    fn left(&self) -> Duration {
+        self.agent.timeout.saturating_sub(self.since.elapsed())
+    }
+
+    /// As [`Self::left`], but an error when nothing is left: a socket takes a zero time limit for none.
+    fn time_left(&self) -> io::Result<Duration> {
+        Some(self.left()).filter(|left| !left.is_zero()).ok_or_else(timed_out)
+    }
+
+    fn unreachable(&self, step: &'static str, source: io::Error) -> Error {
+        // A read or write that meets its time limit reports EAGAIN, which tells an operator nothing.
+        let source = if source.kind() == io::ErrorKind::WouldBlock { timed_out() } else { source };
+        Error::Unreachable { asked: self.asked(), step, source }
+    }
+
+    fn garbage(&self, problem: String) -> Error {
+        Error::Garbage { asked: self.asked(), problem }
+    }
+
+    fn asked(&self) -> Box<Asked> {
+        let (pod, socket) = (self.pod.clone(), self.agent.socket.clone());
+        Box::new(Asked { pod, socket, waited: self.since.elapsed() })
+    }
+}
+
+fn nobody_listens(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::WouldBlock
+    )
+}
+
+fn timed_out() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "the time is up")
+}

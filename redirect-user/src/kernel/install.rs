@@ -1,0 +1,231 @@
+//! Load once: puts the programs and maps of this version on the node.
+//!
+//! Everything is pinned below a folder that only the last step renames to its final name, so an installation is there
+//! whole or not at all.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aya::maps::{Map, MapData, ProgramArray};
+use aya::pin::PinError;
+use aya::programs::{Program, ProgramError, SkLookup};
+use aya::{Ebpf, EbpfLoader};
+
+use crate::kernel::hook::Hook;
+use crate::kernel::object::OBJECT;
+use crate::kernel::pins;
+use crate::node::fault;
+use crate::node::lock::NodeLock;
+use crate::node::{Node, is_bpffs};
+
+/// Why the programs could not be put on the node.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The path is not a bpf file system.
+    #[error("{path} is not a bpf file system; mount one: mount -t bpf bpf {path}")]
+    NoBpffs {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A folder or pin could not be changed.
+    #[error("cannot {what} {path}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The object could not be loaded.
+    #[error("cannot load the kernel programs: {source}; `redirect doctor` says what this node lacks")]
+    Load {
+        /// Why.
+        source: Box<aya::EbpfError>,
+    },
+    /// The kernel refused a program.
+    #[error("the kernel refused program {program}: {source}; `redirect doctor` says what this node lacks")]
+    Program {
+        /// Which.
+        program: String,
+        /// Why.
+        source: Box<ProgramError>,
+    },
+    /// A map or program could not be pinned.
+    #[error("cannot pin {path}: {source}")]
+    Pin {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: Box<PinError>,
+    },
+    /// The pods' own programs cannot be made to go on in `inbound`.
+    #[error("cannot lead the pods' programs to {path}: {source}")]
+    Lead {
+        /// The pinned program.
+        path: PathBuf,
+        /// Why.
+        source: Box<aya::EbpfError>,
+    },
+    /// The object has no program for a hook: object and library were not built together.
+    #[error("the embedded object has no program {hook}; rebuild with `cargo xtask build-ebpf`")]
+    Missing {
+        /// The hook.
+        hook: Hook,
+    },
+}
+
+/// Whether this version is installed.
+#[must_use]
+pub fn installed(node: &Node) -> bool {
+    pins::version(node).join("progs").exists()
+}
+
+/// Installs this version if it is not there.
+///
+/// # Errors
+/// See [`Error`]; nothing is left half-done.
+pub fn ensure(node: &Node, _lock: &NodeLock) -> Result<(), Error> {
+    if installed(node) {
+        return Ok(());
+    }
+    if !is_bpffs(&node.bpffs).unwrap_or(false) {
+        return Err(Error::NoBpffs { path: node.bpffs.clone() });
+    }
+    let unfinished = pins::unfinished(node);
+    remove_tree(&unfinished)?;
+    let result = prepare(&unfinished).and_then(|()| {
+        fault::point("install-rename");
+        io_step("rename", &unfinished, |from| fs::rename(from, pins::version(node)))
+    });
+    if result.is_err() {
+        let _ = remove_tree(&unfinished);
+    }
+    result
+}
+
+/// Removes this version from the node. Links of living pods keep their programs and maps until they go themselves.
+///
+/// # Errors
+/// A pin cannot be removed.
+pub fn remove(node: &Node, _lock: &NodeLock) -> Result<(), Error> {
+    remove_tree(&pins::unfinished(node))?;
+    remove_tree(&pins::version(node))?;
+    match fs::remove_dir(pins::root(node)) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(Error::Io { what: "remove", path: pins::root(node), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Loads every program and lets it go again: what the verifier of this kernel says.
+///
+/// # Errors
+/// The whole refusal as one line of text.
+pub fn try_load() -> Result<String, String> {
+    let text = |error: &dyn std::error::Error| {
+        // The verifier's log is long; its last line but one says what was wrong.
+        error.to_string().lines().next().unwrap_or_default().to_owned()
+    };
+    let mut object = EbpfLoader::new().load(OBJECT).map_err(|error| text(&error))?;
+    for hook in Hook::ALL.iter().copied() {
+        let program = object.program_mut(hook.name()).ok_or_else(|| text(&Error::Missing { hook }))?;
+        load_program(program).map_err(|error| format!("{hook}: {}", text(&error)))?;
+    }
+    Ok("every program can be loaded".into())
+}
+
+fn prepare(unfinished: &Path) -> Result<(), Error> {
+    for folder in ["progs", "maps", "pods"] {
+        io_step("make", &unfinished.join(folder), |path| fs::create_dir_all(path))?;
+    }
+    let mut object =
+        EbpfLoader::new().load(OBJECT).map_err(|source| Error::Load { source: Box::new(source) })?;
+    for (name, map) in object.maps() {
+        let path = unfinished.join(pins::map_file(name));
+        map.pin(&path).map_err(|source| Error::Pin { path, source: Box::new(source) })?;
+    }
+    fault::point("install-maps");
+    load_all(&mut object, &unfinished.join("progs"))?;
+    lead_to_inbound(&unfinished.join("maps").join("INBOUND"), &unfinished.join("progs"))
+}
+
+/// Makes the programs in the pods' namespaces go on in the `inbound` of a folder of programs: one step for all pods.
+///
+/// # Errors
+/// The map or the program is not pinned.
+pub(crate) fn lead_to_inbound(map: &Path, programs: &Path) -> Result<(), Error> {
+    let program = programs.join(Hook::Inbound.name());
+    let set = || -> Result<(), aya::EbpfError> {
+        let mut array = ProgramArray::try_from(Map::from_map_data(MapData::from_pin(map)?)?)?;
+        let inbound = SkLookup::from_pin(&program)?;
+        Ok(array.set(0, inbound.fd()?, 0)?)
+    };
+    set().map_err(|source| Error::Lead { path: program.clone(), source: Box::new(source) })
+}
+
+/// Loads the programs of this binary onto the node's maps and pins them in a folder, for an upgrade.
+///
+/// # Errors
+/// See [`Error`].
+pub(crate) fn prepare_programs(node: &Node, _lock: &NodeLock, folder: &Path) -> Result<(), Error> {
+    io_step("make", folder, |path| fs::create_dir_all(path))?;
+    let maps = fs::read_dir(pins::version(node).join("maps")).map_err(|source| Error::Io {
+        what: "list",
+        path: pins::version(node).join("maps"),
+        source,
+    })?;
+    let maps: Vec<_> = maps.flatten().map(|entry| entry.path()).collect();
+    let mut loader = EbpfLoader::new();
+    for path in &maps {
+        if let Some(name) = path.file_name().and_then(|name| name.to_str()) {
+            loader.map_pin_path(name, path.as_path());
+        }
+    }
+    let mut object = loader.load(OBJECT).map_err(|source| Error::Load { source: Box::new(source) })?;
+    for (name, map) in object.maps().filter(|(name, _)| name.starts_with('.')) {
+        let path = folder.join(name.trim_start_matches('.'));
+        map.pin(&path).map_err(|source| Error::Pin { path, source: Box::new(source) })?;
+    }
+    load_all(&mut object, folder)
+}
+
+fn load_all(object: &mut Ebpf, folder: &Path) -> Result<(), Error> {
+    for hook in Hook::ALL.iter().copied() {
+        load(object, hook, folder.join(hook.name()))?;
+    }
+    Ok(())
+}
+
+fn load(object: &mut Ebpf, hook: Hook, path: PathBuf) -> Result<(), Error> {
+    let program = object.program_mut(hook.name()).ok_or(Error::Missing { hook })?;
+    load_program(program)
+        .map_err(|source| Error::Program { program: hook.name().into(), source: Box::new(source) })?;
+    program.pin(&path).map_err(|source| Error::Pin { path, source: Box::new(source) })
+}
+
+fn load_program(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSockopt(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        Program::SkLookup(program) => program.load(),
+        other => unreachable!("hook.rs lists no program of type {:?}", other.prog_type()),
+    }
+}
+
+fn io_step(what: &'static str, path: &Path, step: impl Fn(&Path) -> io::Result<()>) -> Result<(), Error> {
+    step(path).map_err(|source| Error::Io { what, path: path.into(), source })
+}
+
+/// Removes a folder of pins; fine when it is not there.
+pub(crate) fn remove_tree(path: &Path) -> Result<(), Error> {
+    match fs::remove_dir_all(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(Error::Io { what: "remove", path: path.into(), source })
+        }
+        _ => Ok(()),
+    }
+}

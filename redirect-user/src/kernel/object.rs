@@ -1,0 +1,77 @@
+//! The kernel programs: the embedded object, and the few instructions that every pod has of its own.
+
+use std::os::fd::{AsRawFd as _, OwnedFd};
+
+use crate::kernel::pins;
+use crate::kernel::sys::{self, SyscallError};
+use crate::node::Node;
+
+/// The ELF object that the loader parses; aligned as it demands.
+pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/redirect-ebpf.o"));
+
+/// Loads the program that is linked to a pod's namespace: it leaves the pod's cookie in ENTERED and goes on in `inbound`.
+///
+/// The verifier walks a dozen instructions here instead of all of `inbound` for every pod.
+///
+/// # Errors
+/// A map is not pinned, or the kernel refuses the program.
+pub(crate) fn load_entry(node: &Node, cookie: u64) -> Result<OwnedFd, SyscallError> {
+    let entered = sys::obj_get(&pins::map(node, "ENTERED"))?;
+    let inbound = sys::obj_get(&pins::map(node, "INBOUND"))?;
+    sys::load_sk_lookup(&entry(cookie, entered.as_raw_fd(), inbound.as_raw_fd()), "inbound")
+}
+
+/// The instructions, 8 bytes each: code, registers (source in the upper half), offset, immediate; `linux/bpf.h` and
+/// Documentation/bpf/standardization/instruction-set.rst have the numbers.
+fn entry(cookie: u64, entered: i32, inbound: i32) -> Vec<u8> {
+    const MAP_LOOKUP_ELEM: i32 = 1;
+    const TAIL_CALL: i32 = 12;
+    let mut code = Vec::new();
+    let mut insn = |op: u8, dst: u8, src: u8, offset: i16, immediate: i32| {
+        code.extend([op, dst | src << 4]);
+        code.extend(offset.to_ne_bytes());
+        code.extend(immediate.to_ne_bytes());
+    };
+    // r6 = the context
+    insn(0xbf, 6, 1, 0, 0);
+    // *(u32 *)(r10 - 4) = 0, the key in ENTERED; r2 = r10 - 4
+    insn(0x62, 10, 0, -4, 0);
+    insn(0xbf, 2, 10, 0, 0);
+    insn(0x07, 2, 0, 0, -4);
+    // r0 = bpf_map_lookup_elem(ENTERED, r2); the 1 marks the immediate as a map's descriptor
+    insn(0x18, 1, 1, 0, entered);
+    insn(0, 0, 0, 0, 0);
+    insn(0x85, 0, 0, 0, MAP_LOOKUP_ELEM);
+    // if r0 is null (an array element never is) go to the end
+    insn(0x15, 0, 0, 8, 0);
+    // *(u64 *)r0 = cookie
+    insn(0x18, 1, 0, 0, cookie as i32);
+    insn(0, 0, 0, 0, (cookie >> 32) as i32);
+    insn(0x7b, 0, 1, 0, 0);
+    // bpf_tail_call(r6, INBOUND, 0)
+    insn(0xbf, 1, 6, 0, 0);
+    insn(0x18, 2, 1, 0, inbound);
+    insn(0, 0, 0, 0, 0);
+    insn(0xb7, 3, 0, 0, 0);
+    insn(0x85, 0, 0, 0, TAIL_CALL);
+    // Nowhere to go on: the node is not installed. return SK_DROP, closed.
+    insn(0xb7, 0, 0, 0, 0);
+    insn(0x95, 0, 0, 0, 0);
+    code
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_entry_holds_the_cookie_and_jumps_to_its_end() {
+        let code = entry(0x1122_3344_5566_7788, 7, 9);
+        assert_eq!(code.len() % 8, 0);
+        let at = |slot: usize| &code[slot * 8..slot * 8 + 8];
+        assert_eq!(at(8)[4..], 0x5566_7788_u32.to_ne_bytes());
+        assert_eq!(at(9)[4..], 0x1122_3344_u32.to_ne_bytes());
+        // The jump at slot 7 skips 8 slots: to `r0 = 0` at slot 16, the last but one.
+        assert_eq!((at(7)[0], at(16)[0], code.len() / 8), (0x15, 0xb7, 18));
+    }
+}

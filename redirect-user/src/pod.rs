@@ -1,0 +1,5 @@
+//! A pod as this machine sees it: its network namespace, its user namespace, its cgroup.
+
+pub mod cgroup;
+pub mod netns;
+pub mod userns;

@@ -1,0 +1,338 @@
+//! The pod's cgroup: found from what the runtime says or from the pod's uid, made where the runtime is about to make
+//! it itself, and checked before anything is attached to it.
+//!
+//! A pod-level cgroup has one of two names, by the kubelet's cgroup driver, in one of three places, by the pod's QoS
+//! class, below a root that differs between nodes (a node in a container has its own):
+//!
+//! ```text
+//! cgroupfs  <root>/kubepods/{,burstable/,besteffort/}pod<uid>
+//! systemd   <root>/kubepods.slice/{,kubepods-burstable.slice/,kubepods-besteffort.slice/}
+//!               kubepods{,-burstable,-besteffort}-pod<uid with _ for ->.slice
+//! ```
+
+mod check;
+mod mount;
+mod search;
+
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use thiserror::Error;
+
+pub use self::check::alive;
+
+use crate::kernel::hook::Hook;
+use crate::kernel::sys::SyscallError;
+
+/// What is known about where a pod's cgroup is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Clues<'a> {
+    /// Where cgroup v2 is mounted, if the configuration says so; else it is found in mountinfo.
+    pub root: Option<&'a Path>,
+    /// The path that the runtime gave (`runtimeConfig.cgroupPath`): the kubelet's `cgroup_parent`.
+    pub runtime_path: Option<&'a str>,
+    /// The pod's uid (`K8S_POD_UID`).
+    pub uid: Option<&'a str>,
+}
+
+/// Why a pod's cgroup cannot be used.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// mountinfo cannot be read.
+    #[error("cannot read {}: {source}; is /proc mounted?", path.display())]
+    Mountinfo {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Only cgroup v1 is mounted.
+    #[error(
+        "this node has cgroup v1 only, and programs attach to cgroup v2: boot with \
+         systemd.unified_cgroup_hierarchy=1, or mount cgroup2 and set \"cgroupRoot\""
+    )]
+    V1Only,
+    /// No cgroup file system is mounted.
+    #[error("no cgroup file system is mounted here: mount cgroup2, or set \"cgroupRoot\" to where it is")]
+    NotMounted,
+    /// The configured root is not cgroup v2.
+    #[error("\"cgroupRoot\" {} is not a cgroup v2 file system", path.display())]
+    Root {
+        /// The root.
+        path: PathBuf,
+    },
+    /// Neither path nor uid is known.
+    #[error(
+        "the runtime gave neither the pod's cgroup path (\"capabilities\": {{\"cgroupPath\": true}}, containerd since \
+         1.7) nor its uid (K8S_POD_UID in CNI_ARGS), and the pod source knows no uid"
+    )]
+    NoClue,
+    /// The runtime's path cannot be a pod's.
+    #[error("the runtime's cgroup path {path:?} {why}")]
+    BadPath {
+        /// The path.
+        path: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The uid cannot be a part of a path.
+    #[error("the pod's uid {uid:?} is not one: letters, digits and dashes are allowed")]
+    BadUid {
+        /// The uid.
+        uid: String,
+    },
+    /// The runtime's path does not exist and could not be made.
+    #[error("cannot make the pod's cgroup {}: {source}", path.display())]
+    Make {
+        /// The cgroup.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// No cgroup has the pod's uid in its name.
+    #[error(
+        "no cgroup of the pod with uid {uid} below {}: looked in {looked} directories for {}; does the kubelet run \
+         with --cgroups-per-qos=false, or is cgroup v2 elsewhere (\"cgroupRoot\")?", root.display(), names.join(" and ")
+    )]
+    NotFound {
+        /// The uid.
+        uid: String,
+        /// Where the search began.
+        root: PathBuf,
+        /// The names that were looked for.
+        names: Vec<String>,
+        /// How many directories were looked at.
+        looked: usize,
+    },
+    /// The tree is larger than any node's.
+    #[error("gave up looking for the pod with uid {uid} after {looked} directories below {}", root.display())]
+    SearchLimit {
+        /// The uid.
+        uid: String,
+        /// Where the search began.
+        root: PathBuf,
+        /// How many directories were looked at.
+        looked: usize,
+    },
+    /// Two cgroups have the pod's uid in their names.
+    #[error(
+        "the pod with uid {uid} has more than one cgroup, {} and {}: remove the stale one, or let the runtime say \
+         which (\"capabilities\": {{\"cgroupPath\": true}})", first.display(), second.display()
+    )]
+    Ambiguous {
+        /// The uid.
+        uid: String,
+        /// One.
+        first: PathBuf,
+        /// Another.
+        second: PathBuf,
+    },
+    /// The directory is on another file system.
+    #[error("{} is not a cgroup v2 directory", path.display())]
+    NotCgroup2 {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The cgroup was removed meanwhile.
+    #[error("the cgroup {} is being removed: the pod is going away", path.display())]
+    Dying {
+        /// The cgroup.
+        path: PathBuf,
+    },
+    /// Somebody's program forbids ours.
+    #[error(
+        "cannot attach {hook} below {}: program {program} is attached there exclusively (BPF_PROG_ATTACH without \
+         BPF_F_ALLOW_MULTI); have its owner attach it with multi or a bpf_link (`bpftool cgroup show {}`)",
+        cgroup.display(), cgroup.display()
+    )]
+    Exclusive {
+        /// The pod's cgroup or one of its ancestors.
+        cgroup: PathBuf,
+        /// The hook.
+        hook: Hook,
+        /// The kernel's id of the program.
+        program: u32,
+    },
+    /// The programs of a cgroup cannot be listed.
+    #[error("cannot list the {hook} programs of the cgroup {}: {source}", cgroup.display())]
+    Query {
+        /// The cgroup.
+        cgroup: PathBuf,
+        /// The hook.
+        hook: Hook,
+        /// Why; EPERM means that CAP_NET_ADMIN is missing.
+        source: SyscallError,
+    },
+    /// A directory cannot be opened or read.
+    #[error("cannot {what} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// The directory or file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A pod's cgroup that is fit for attaching.
+#[derive(Debug)]
+pub struct PodCgroup {
+    /// The directory.
+    pub path: PathBuf,
+    made: Vec<PathBuf>,
+}
+
+impl PodCgroup {
+    /// Removes the directories that [`find`] made, unless somebody put processes or cgroups into them meanwhile: the
+    /// undo of a failed ADD.
+    pub fn undo(&self) {
+        for path in self.made.iter().rev() {
+            if std::fs::remove_dir(path).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Finds, or makes, and checks the pod's cgroup.
+///
+/// # Errors
+/// See [`Error`]; nothing that was made is left behind.
+pub fn find(clues: Clues<'_>) -> Result<PodCgroup, Error> {
+    let root = mount::root(clues.root)?;
+    let found = locate(&root, clues)?;
+    if let Err(error) = check::usable(&root, &found.path) {
+        found.undo();
+        return Err(error);
+    }
+    Ok(found)
+}
+
+/// The runtime's path counts more than the uid: what it names is where the containers will be.
+fn locate(root: &Path, clues: Clues<'_>) -> Result<PodCgroup, Error> {
+    let existing = |path| PodCgroup { path, made: Vec::new() };
+    let named = clues.runtime_path.filter(|path| !path.is_empty()).map(in_tree).transpose()?;
+    if let Some(relative) = &named
+        && let path = root.join(relative)
+        && path.is_dir()
+    {
+        return Ok(existing(path));
+    }
+    match (named, clues.uid) {
+        (Some(relative), _) => make(root, &relative),
+        (None, Some(uid)) => search::by_uid(root, uid).map(existing),
+        (None, None) => Err(Error::NoClue),
+    }
+}
+
+/// The runtime's path as one below the root. A bare slice is systemd's short form for the nested one.
+fn in_tree(path: &str) -> Result<PathBuf, Error> {
+    let bad = |why| Error::BadPath { path: crate::policy::grammar::shorten(path), why };
+    let mut relative = PathBuf::new();
+    for component in Path::new(path).components() {
+        match component {
+            Component::RootDir | Component::CurDir => {}
+            Component::Normal(name) => relative.push(name),
+            Component::ParentDir | Component::Prefix(_) => return Err(bad("leaves the cgroup tree")),
+        }
+    }
+    if relative.as_os_str().is_empty() {
+        return Err(bad("is the root of the cgroup tree: that would capture the whole node"));
+    }
+    match relative.to_str() {
+        Some(slice) if !slice.contains('/') && slice.ends_with(".slice") => Ok(expand_slice(slice)),
+        _ => Ok(relative),
+    }
+}
+
+/// `a-b-c.slice` is `a.slice/a-b.slice/a-b-c.slice`, see systemd.slice(5).
+fn expand_slice(slice: &str) -> PathBuf {
+    let name = slice.trim_end_matches(".slice");
+    let dashes = name.match_indices('-').map(|(at, _)| at);
+    dashes.chain([name.len()]).map(|end| format!("{}.slice", &name[..end])).collect()
+}
+
+/// Makes the cgroup that the runtime named and that nobody has made yet. Only what Kubernetes owns is made: a path
+/// elsewhere that does not exist is a mistake.
+fn make(root: &Path, relative: &Path) -> Result<PodCgroup, Error> {
+    let kubernetes = |part: Component<'_>| part.as_os_str().to_string_lossy().starts_with("kubepods");
+    let path = root.join(relative);
+    if !relative.components().any(kubernetes) {
+        let path = format!("/{}", relative.display());
+        return Err(Error::BadPath {
+            path,
+            why: "does not exist, and is not below kubepods, where it would be made",
+        });
+    }
+    let mut cgroup = PodCgroup { path: path.clone(), made: Vec::new() };
+    let mut at = root.to_owned();
+    for part in relative.components() {
+        at.push(part);
+        match std::fs::create_dir(&at) {
+            Ok(()) => cgroup.made.push(at.clone()),
+            // Somebody else, the runtime perhaps, made it at the same time.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(source) => {
+                cgroup.undo();
+                return Err(Error::Make { path, source });
+            }
+        }
+    }
+    Ok(cgroup)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_slice_is_expanded_as_systemd_does() {
+        for (given, expected) in [
+            ("kubepods.slice", "kubepods.slice"),
+            (
+                "kubepods-burstable-pod11_22.slice",
+                "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod11_22.slice",
+            ),
+            ("/kubepods-pod1.slice", "kubepods.slice/kubepods-pod1.slice"),
+            ("/kubepods.slice/kubepods-pod1.slice", "kubepods.slice/kubepods-pod1.slice"),
+            ("/kubepods/burstable/pod11-22", "kubepods/burstable/pod11-22"),
+            ("kubelet/./kubepods//pod1/", "kubelet/kubepods/pod1"),
+        ] {
+            assert_eq!(in_tree(given).unwrap(), Path::new(expected), "{given}");
+        }
+    }
+
+    #[test]
+    fn a_path_never_leaves_the_tree_or_is_its_root() {
+        for bad in ["/", ".", "../kubepods/pod1", "/kubepods/../../etc", ".."] {
+            let error = in_tree(bad).unwrap_err();
+            assert!(matches!(error, Error::BadPath { .. }), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_made_is_unmade_and_only_below_kubepods() {
+        let root = std::env::temp_dir().join(format!("redirect-cgroup-make-{}", std::process::id()));
+        std::fs::create_dir_all(root.join("kubepods")).unwrap();
+        let made = make(&root, Path::new("kubepods/burstable/pod1")).unwrap();
+        assert!(made.path.is_dir());
+        // A second maker finds it and leaves it to the first.
+        let again = make(&root, Path::new("kubepods/burstable/pod1")).unwrap();
+        again.undo();
+        assert!(made.path.is_dir());
+        made.undo();
+        assert!(!root.join("kubepods/burstable").exists() && root.join("kubepods").exists());
+        let error = make(&root, Path::new("system.slice/sshd.service")).unwrap_err().to_string();
+        assert!(error.contains("system.slice/sshd.service") && error.contains("kubepods"), "{error}");
+        std::fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn without_path_and_uid_the_error_names_both() {
+        let text = locate(Path::new("/sys/fs/cgroup"), Clues { runtime_path: Some(""), ..Clues::default() })
+            .unwrap_err()
+            .to_string();
+        assert!(text.contains("cgroupPath") && text.contains("K8S_POD_UID"), "{text}");
+    }
+}

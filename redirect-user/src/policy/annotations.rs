@@ -1,0 +1,326 @@
+//! From a pod's annotations to its [`Policy`].
+//!
+//! Every annotation that Istio's own plugin reads is here, with its grammar, its default and one strict error that
+//! names the annotation, the value and what is wrong with it. An enrolled pod with an annotation that cannot be
+//! read does not start: starting it with a guess would send its traffic past, or into, the sidecar.
+
+use std::collections::BTreeMap;
+
+use thiserror::Error;
+
+use crate::policy::grammar::{self, Malformed, shorten};
+use crate::policy::{OwnerGroups, Policy, Ports, Proxy};
+
+/// A pod's annotations.
+pub type Annotations = BTreeMap<String, String>;
+
+/// REDIRECT, or NONE for a pod that is not captured.
+pub const INTERCEPTION_MODE: &str = "sidecar.istio.io/interceptionMode";
+/// Ranges whose outbound traffic is captured; `*` is the default.
+pub const INCLUDE_OUTBOUND_IP_RANGES: &str = "traffic.sidecar.istio.io/includeOutboundIPRanges";
+/// Ranges whose outbound traffic is not captured.
+pub const EXCLUDE_OUTBOUND_IP_RANGES: &str = "traffic.sidecar.istio.io/excludeOutboundIPRanges";
+/// Ports whose outbound traffic is captured whatever the range.
+pub const INCLUDE_OUTBOUND_PORTS: &str = "traffic.sidecar.istio.io/includeOutboundPorts";
+/// Ports whose outbound traffic is not captured; 15020 is the default.
+pub const EXCLUDE_OUTBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeOutboundPorts";
+/// Ports whose inbound traffic is captured; `*` is the default.
+pub const INCLUDE_INBOUND_PORTS: &str = "traffic.sidecar.istio.io/includeInboundPorts";
+/// Ports whose inbound traffic is not captured where all others are.
+pub const EXCLUDE_INBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeInboundPorts";
+/// Interfaces whose traffic is not captured.
+pub const EXCLUDE_INTERFACES: &str = "traffic.sidecar.istio.io/excludeInterfaces";
+/// Interfaces of guests whose traffic is captured as if the pod sent it; not supported.
+pub const REROUTE_VIRTUAL_INTERFACES: &str = "istio.io/reroute-virtual-interfaces";
+/// The older name of [`REROUTE_VIRTUAL_INTERFACES`], read only where that is absent.
+pub const KUBEVIRT_INTERFACES: &str = "traffic.sidecar.istio.io/kubevirtInterfaces";
+/// The sidecar's status port. It is checked but decides nothing: the injector puts it into the exclude list.
+pub const STATUS_PORT: &str = "status.sidecar.istio.io/port";
+
+/// The proxy's own ports (merged metrics, health, Envoy's metrics), which no policy captures inbound.
+const PROXY_PORTS: [u16; 3] = [15020, 15021, 15090];
+
+/// Why a pod's annotations cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Error {
+    /// The value cannot be read.
+    #[error("annotation {annotation}={value:?}: {problem}")]
+    Invalid {
+        /// The annotation.
+        annotation: &'static str,
+        /// Its value, cut if it is long.
+        value: String,
+        /// What is wrong with it.
+        problem: Malformed,
+    },
+    /// The value is understood and cannot be honoured.
+    #[error("annotation {annotation}={value:?} is not supported: {why}")]
+    Unsupported {
+        /// The annotation.
+        annotation: &'static str,
+        /// Its value, cut if it is long.
+        value: String,
+        /// Why, and what to do.
+        why: &'static str,
+    },
+}
+
+/// What the node, and not the pod, says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Defaults {
+    /// The sidecar's identity and listeners.
+    pub proxy: Proxy,
+    /// Whether DNS is captured.
+    pub dns_capture: bool,
+    /// Whose outbound traffic is captured.
+    pub owner_groups: OwnerGroups,
+}
+
+impl Default for Defaults {
+    fn default() -> Defaults {
+        let Policy { proxy, dns_capture, owner_groups, .. } = Policy::default();
+        Defaults { proxy, dns_capture, owner_groups }
+    }
+}
+
+/// What the annotations ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Capture {
+    /// `interceptionMode: NONE`: the sidecar is there, and nothing is captured.
+    Off,
+    /// Capture by this policy.
+    On(Box<Policy>),
+}
+
+/// Reads all annotations. Those of an uncaptured pod (`NONE`) are not looked at further: they decide nothing.
+pub fn capture(annotations: &Annotations, defaults: &Defaults) -> Result<Capture, Error> {
+    if !intercepted(annotations)? {
+        return Ok(Capture::Off);
+    }
+    refuse_guests(annotations)?;
+    policy(annotations, defaults).map(|policy| Capture::On(Box::new(policy)))
+}
+
+fn policy(annotations: &Annotations, defaults: &Defaults) -> Result<Policy, Error> {
+    let base = Policy::default();
+    let read = Reader(annotations);
+    read.value(STATUS_PORT, grammar::ports)?;
+    let mut exclude_inbound_ports = read.value(EXCLUDE_INBOUND_PORTS, grammar::ports)?.unwrap_or_default();
+    exclude_inbound_ports.extend(PROXY_PORTS);
+    Ok(Policy {
+        include_outbound_ip_ranges: read
+            .value(INCLUDE_OUTBOUND_IP_RANGES, grammar::ranges_or_all)?
+            .unwrap_or(base.include_outbound_ip_ranges),
+        exclude_outbound_ip_ranges: read
+            .value(EXCLUDE_OUTBOUND_IP_RANGES, grammar::ranges)?
+            .unwrap_or_default(),
+        include_outbound_ports: read.value(INCLUDE_OUTBOUND_PORTS, grammar::ports)?.unwrap_or_default(),
+        exclude_outbound_ports: read
+            .value(EXCLUDE_OUTBOUND_PORTS, grammar::ports)?
+            .unwrap_or(base.exclude_outbound_ports),
+        include_inbound_ports: read
+            .value(INCLUDE_INBOUND_PORTS, grammar::ports_or_all)?
+            .unwrap_or(Ports::All),
+        exclude_inbound_ports,
+        exclude_interfaces: read.value(EXCLUDE_INTERFACES, grammar::interfaces)?.unwrap_or_default(),
+        owner_groups: defaults.owner_groups.clone(),
+        dns_capture: defaults.dns_capture,
+        proxy: defaults.proxy.clone(),
+    })
+}
+
+/// Whether the interception mode captures at all.
+fn intercepted(annotations: &Annotations) -> Result<bool, Error> {
+    let Some(mode) = annotations.get(INTERCEPTION_MODE) else { return Ok(true) };
+    match mode.as_str() {
+        "REDIRECT" => Ok(true),
+        "NONE" => Ok(false),
+        "TPROXY" => Err(Error::Unsupported {
+            annotation: INTERCEPTION_MODE,
+            value: mode.clone(),
+            why: "TPROXY lets the sidecar forge the client's address towards the application, which needs packet \
+                  marks and a routing rule in the pod and NET_ADMIN in the sidecar; REDIRECT already shows the \
+                  client's address to the sidecar",
+        }),
+        other => {
+            let problem = Malformed::Choice { value: shorten(other), allowed: "REDIRECT, NONE" };
+            Err(Error::Invalid { annotation: INTERCEPTION_MODE, value: shorten(other), problem })
+        }
+    }
+}
+
+/// A pod that forwards the traffic of guests cannot be served: a guest's packets have no socket in the pod.
+fn refuse_guests(annotations: &Annotations) -> Result<(), Error> {
+    let names = [REROUTE_VIRTUAL_INTERFACES, KUBEVIRT_INTERFACES];
+    let Some((annotation, value)) = names.into_iter().find_map(|name| Some((name, annotations.get(name)?)))
+    else {
+        return Ok(());
+    };
+    if Reader(annotations).value(annotation, grammar::interfaces)?.is_none_or(|list| list.is_empty()) {
+        return Ok(());
+    }
+    Err(Error::Unsupported {
+        annotation,
+        value: shorten(value),
+        why: "traffic that the pod forwards for a virtual machine or a nested container never belonged to a socket \
+              of the pod, and only sockets are redirected here; run such a pod on a node that redirects with iptables",
+    })
+}
+
+struct Reader<'a>(&'a Annotations);
+
+impl Reader<'_> {
+    fn value<T>(
+        &self,
+        annotation: &'static str,
+        parse: impl Fn(&str) -> Result<T, Malformed>,
+    ) -> Result<Option<T>, Error> {
+        let invalid = |value, problem| Error::Invalid { annotation, value: shorten(value), problem };
+        self.0
+            .get(annotation)
+            .map(|value| parse(value).map_err(|problem| invalid(value, problem)))
+            .transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::policy::Ranges;
+
+    fn annotations(pairs: &[(&str, &str)]) -> Annotations {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn read(pairs: &[(&str, &str)]) -> Result<Policy, Error> {
+        match capture(&annotations(pairs), &Defaults::default())? {
+            Capture::On(policy) => Ok(*policy),
+            Capture::Off => panic!("not captured"),
+        }
+    }
+
+    #[test]
+    fn no_annotation_means_the_default_policy() {
+        assert_eq!(read(&[]).unwrap(), Policy::default());
+        assert_eq!(read(&[("unrelated.example/port", "http")]).unwrap(), Policy::default());
+    }
+
+    #[test]
+    fn every_annotation_has_its_field() {
+        let policy = read(&[
+            (INTERCEPTION_MODE, "REDIRECT"),
+            (INCLUDE_OUTBOUND_IP_RANGES, "10.0.0.0/8,fd00::/8"),
+            (EXCLUDE_OUTBOUND_IP_RANGES, "10.96.0.0/12"),
+            (INCLUDE_OUTBOUND_PORTS, "3306"),
+            (EXCLUDE_OUTBOUND_PORTS, "25, 465"),
+            (INCLUDE_INBOUND_PORTS, "8080,9080"),
+            (EXCLUDE_INBOUND_PORTS, "3306"),
+            (EXCLUDE_INTERFACES, "net1"),
+            (STATUS_PORT, "15020"),
+            (REROUTE_VIRTUAL_INTERFACES, ""),
+        ])
+        .unwrap();
+        let nets = |text: &str| text.split(',').map(|net| net.parse().unwrap()).collect::<Vec<_>>();
+        assert_eq!(
+            policy,
+            Policy {
+                include_outbound_ip_ranges: Ranges::List(nets("10.0.0.0/8,fd00::/8")),
+                exclude_outbound_ip_ranges: nets("10.96.0.0/12"),
+                include_outbound_ports: BTreeSet::from([3306]),
+                exclude_outbound_ports: BTreeSet::from([25, 465]),
+                include_inbound_ports: Ports::List(BTreeSet::from([8080, 9080])),
+                exclude_inbound_ports: BTreeSet::from([3306, 15020, 15021, 15090]),
+                exclude_interfaces: vec!["net1".to_owned()],
+                ..Policy::default()
+            }
+        );
+    }
+
+    #[test]
+    fn an_empty_value_is_not_an_absent_one() {
+        let policy = read(&[
+            (INCLUDE_OUTBOUND_IP_RANGES, ""),
+            (EXCLUDE_OUTBOUND_PORTS, ""),
+            (INCLUDE_INBOUND_PORTS, ""),
+            (EXCLUDE_INBOUND_PORTS, ""),
+        ])
+        .unwrap();
+        assert_eq!(policy.include_outbound_ip_ranges, Ranges::List(vec![]));
+        assert_eq!(policy.exclude_outbound_ports, BTreeSet::new());
+        assert_eq!(policy.include_inbound_ports, Ports::List(BTreeSet::new()));
+        assert_eq!(policy.exclude_inbound_ports, BTreeSet::from(PROXY_PORTS));
+    }
+
+    #[test]
+    fn the_node_says_who_the_proxy_is_and_whether_dns_is_captured() {
+        let defaults = Defaults {
+            proxy: Proxy { uid: 5, gid: 6, ..Proxy::default() },
+            dns_capture: true,
+            owner_groups: OwnerGroups::Only(BTreeSet::from([7])),
+        };
+        let Ok(Capture::On(policy)) = capture(&Annotations::new(), &defaults) else { panic!("not captured") };
+        assert_eq!((policy.proxy.uid, policy.proxy.gid, policy.dns_capture), (5, 6, true));
+        assert_eq!(policy.owner_groups, defaults.owner_groups);
+    }
+
+    #[test]
+    fn none_means_not_captured_whatever_else_is_written() {
+        let none = annotations(&[(INTERCEPTION_MODE, "NONE"), (INCLUDE_INBOUND_PORTS, "nonsense")]);
+        assert_eq!(capture(&none, &Defaults::default()), Ok(Capture::Off));
+    }
+
+    #[test]
+    fn what_cannot_be_honoured_is_refused_with_the_reason() {
+        for (annotation, value) in [
+            (INTERCEPTION_MODE, "TPROXY"),
+            (REROUTE_VIRTUAL_INTERFACES, "tap0"),
+            (KUBEVIRT_INTERFACES, "k6t-eth0, tap1"),
+        ] {
+            let error = read(&[(annotation, value)]).unwrap_err();
+            assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+            let text = error.to_string();
+            assert!(
+                text.contains(annotation) && text.contains(value) && text.contains("not supported"),
+                "{text}"
+            );
+        }
+        // The older name counts only where the newer one is absent.
+        assert_eq!(
+            read(&[(REROUTE_VIRTUAL_INTERFACES, ""), (KUBEVIRT_INTERFACES, "tap0")]),
+            Ok(Policy::default())
+        );
+    }
+
+    #[test]
+    fn every_annotation_is_strict_and_named_in_its_error() {
+        for (annotation, value) in [
+            (INTERCEPTION_MODE, ""),
+            (INTERCEPTION_MODE, "redirect"),
+            (INCLUDE_OUTBOUND_IP_RANGES, "10.0.0.0/8, 11.0.0.0/8"),
+            (INCLUDE_OUTBOUND_IP_RANGES, "10.0.0.1"),
+            (EXCLUDE_OUTBOUND_IP_RANGES, "*"),
+            (INCLUDE_OUTBOUND_PORTS, "80-90"),
+            (EXCLUDE_OUTBOUND_PORTS, "80,"),
+            (INCLUDE_INBOUND_PORTS, "http"),
+            (EXCLUDE_INBOUND_PORTS, "*"),
+            (EXCLUDE_INTERFACES, "eth0 -j ACCEPT"),
+            (REROUTE_VIRTUAL_INTERFACES, "0tap"),
+            (KUBEVIRT_INTERFACES, ","),
+            (STATUS_PORT, "70000"),
+        ] {
+            let error = read(&[(annotation, value)]).unwrap_err();
+            assert!(matches!(error, Error::Invalid { .. }), "{annotation}={value}: {error}");
+            let text = error.to_string();
+            assert!(text.contains(&format!("{annotation}={value:?}")), "{text}");
+        }
+    }
+
+    #[test]
+    fn ten_thousand_ranges_are_no_trouble() {
+        let list: Vec<String> = (0..10_000_u32).map(|n| format!("10.{}.{}.0/24", n / 256, n % 256)).collect();
+        let policy = read(&[(EXCLUDE_OUTBOUND_IP_RANGES, &list.join(","))]).unwrap();
+        assert_eq!(policy.exclude_outbound_ip_ranges.len(), 10_000);
+    }
+}

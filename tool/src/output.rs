@@ -1,0 +1,69 @@
+//! Printing, and finding the attachment that a user means.
+
+use std::io::{self, Write as _};
+
+use anyhow::{Result, bail};
+use redirect_user::attach::record::Attachment;
+use redirect_user::inspect;
+use redirect_user::node::Node;
+use serde::Serialize;
+
+/// Prints one JSON value.
+pub(crate) fn json(value: &impl Serialize) -> Result<()> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer(&mut out, value)?;
+    Ok(writeln!(out)?)
+}
+
+/// Prints columns, each as wide as its widest cell.
+pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> Result<()> {
+    let mut widths: Vec<usize> = header.iter().map(|cell| cell.len()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut out = io::stdout().lock();
+    let mut line = |cells: &mut dyn Iterator<Item = &str>| -> io::Result<()> {
+        let padded: Vec<_> = cells.zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        writeln!(out, "{}", padded.join("  ").trim_end())
+    };
+    line(&mut header.iter().copied())?;
+    for row in rows {
+        line(&mut row.iter().map(String::as_str))?;
+    }
+    Ok(())
+}
+
+/// The attachments of the container with this id, or of the one whose id begins with it.
+pub(crate) fn resolve(node: &Node, id: &str) -> Result<Vec<Attachment>> {
+    let exact = inspect::find(node, id)?;
+    if !exact.is_empty() {
+        return Ok(exact);
+    }
+    let mut found = inspect::list(node)?;
+    found.retain(|attachment| attachment.id.container_id.starts_with(id));
+    let Some(first) = found.first().map(|attachment| attachment.id.container_id.clone()) else {
+        bail!("no attached container has an id that begins with {id:?}; `redirect list` shows them all");
+    };
+    if found.iter().any(|attachment| attachment.id.container_id != first) {
+        bail!("more than one container has an id that begins with {id:?}; give more of it");
+    }
+    Ok(found)
+}
+
+/// The attachments that an optional id means: one container's, or all.
+pub(crate) fn resolve_all(node: &Node, id: Option<&str>) -> Result<Vec<Attachment>> {
+    match id {
+        Some(id) => resolve(node, id),
+        None => Ok(inspect::list(node)?),
+    }
+}
+
+/// `namespace/name`, or the container id where the pod is not known.
+pub(crate) fn pod_name(attachment: &Attachment) -> String {
+    match &attachment.pod {
+        Some(pod) => format!("{}/{}", pod.namespace, pod.name),
+        None => "-".into(),
+    }
+}

@@ -1,0 +1,142 @@
+//! `redirect list`, `show` and `stats`.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use redirect_user::attach::record::Attachment;
+use redirect_user::attach::tables::Tables;
+use redirect_user::inspect::{self, Drift, LinkState};
+use redirect_user::node::Node;
+use serde_json::{Map, Value, json};
+
+use crate::Output;
+use crate::output;
+
+/// What is attached, one line each.
+pub(crate) fn list(node: &Node, output: Output) -> Result<ExitCode> {
+    let mut rows = Vec::new();
+    let mut values = Vec::new();
+    for attachment in inspect::list(node)? {
+        let drift = inspect::check(node, &attachment.id)?;
+        values.push(value(&attachment, &drift)?);
+        let health = if drift.is_empty() { "ok".into() } else { describe(&drift) };
+        let id = attachment.id.container_id.chars().take(13).collect();
+        rows.push(vec![
+            id,
+            attachment.id.ifname.clone(),
+            output::pod_name(&attachment),
+            addresses(&attachment),
+            health,
+        ]);
+    }
+    match output {
+        Output::Json => output::json(&values)?,
+        Output::Text => output::table(&["CONTAINER", "INTERFACE", "POD", "ADDRESSES", "HEALTH"], &rows)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn value(attachment: &Attachment, drift: &[Drift]) -> Result<Value> {
+    let mut value = serde_json::to_value(attachment)?;
+    value["drift"] = drift.iter().map(|drift| Value::String(drift.to_string())).collect();
+    Ok(value)
+}
+
+fn describe(drift: &[Drift]) -> String {
+    drift.iter().map(Drift::to_string).collect::<Vec<_>>().join("; ")
+}
+
+fn addresses(attachment: &Attachment) -> String {
+    attachment.changes.spread_routes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}
+
+/// One container: policy, links, counters.
+pub(crate) fn show(node: &Node, output: Output, id: &str) -> Result<ExitCode> {
+    let attachments = output::resolve(node, id)?;
+    let mut values = Vec::new();
+    for attachment in &attachments {
+        let drift = inspect::check(node, &attachment.id)?;
+        let links = inspect::links(node, attachment)?;
+        let counters = counters(node, attachment)?;
+        match output {
+            Output::Json => {
+                let mut value = value(attachment, &drift)?;
+                value["links"] = serde_json::to_value(&links)?;
+                value["counters"] = Value::Object(counters);
+                values.push(value);
+            }
+            Output::Text => print(attachment, &drift, &links, &counters)?,
+        }
+    }
+    if output == Output::Json {
+        output::json(&values)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(
+    attachment: &Attachment,
+    drift: &[Drift],
+    links: &[LinkState],
+    counters: &Map<String, Value>,
+) -> Result<()> {
+    println!("container   {} ({})", attachment.id.container_id, attachment.id.ifname);
+    println!("pod         {}", output::pod_name(attachment));
+    println!("cgroup      {} (id {})", attachment.cgroup.display(), attachment.cgroup_id);
+    println!("netns       {} (cookie {})", attachment.netns.display(), attachment.cookie);
+    println!("addresses   {}", addresses(attachment));
+    println!("health      {}", if drift.is_empty() { "ok".into() } else { describe(drift) });
+    println!("policy      {}", serde_json::to_string(&attachment.policy)?);
+    let id = |id: Option<u32>| id.map_or("-".into(), |id| id.to_string());
+    let rows: Vec<_> = links
+        .iter()
+        .map(|link| {
+            let state = link.drift.as_ref().map_or("ok".into(), ToString::to_string);
+            vec![link.hook.into(), id(link.link_id), id(link.program_id), state]
+        })
+        .collect();
+    println!();
+    output::table(&["HOOK", "LINK", "PROGRAM", "STATE"], &rows)?;
+    println!();
+    print_counters(counters)
+}
+
+fn print_counters(counters: &Map<String, Value>) -> Result<()> {
+    let rows: Vec<_> = counters
+        .iter()
+        .filter(|(_, count)| count.as_u64() != Some(0))
+        .map(|(name, count)| vec![name.clone(), count.to_string()])
+        .collect();
+    output::table(&["COUNTER", "COUNT"], &rows)
+}
+
+fn counters(node: &Node, attachment: &Attachment) -> Result<Map<String, Value>> {
+    let counters = Tables::open(node)?.counters(attachment.cookie)?;
+    Ok(counters.into_iter().map(|(event, count)| (event.label().to_owned(), json!(count))).collect())
+}
+
+/// Counters of one container or of all.
+pub(crate) fn stats(node: &Node, output: Output, id: Option<&str>) -> Result<ExitCode> {
+    let mut attachments = output::resolve_all(node, id)?;
+    // Interfaces of one container share the counters.
+    attachments.dedup_by(|a, b| a.cookie == b.cookie);
+    let mut values = Vec::new();
+    for attachment in &attachments {
+        let counters = counters(node, attachment)?;
+        match output {
+            Output::Json => values.push(json!({
+                "containerId": attachment.id.container_id,
+                "pod": attachment.pod,
+                "counters": counters,
+            })),
+            Output::Text => {
+                println!("{} {}", attachment.id.container_id, output::pod_name(attachment));
+                print_counters(&counters)?;
+            }
+        }
+    }
+    if output == Output::Json {
+        output::json(&values)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
