@@ -1,8 +1,8 @@
-//! Pods from JSON manifests: a file, or a folder of `*.json` files, each a Pod or a list of Pods as `kubectl get -o
-//! json` prints them.
+//! Pods from JSON manifests: a file, or a folder of `*.json` files, each a Pod or a list of Pods as `kubectl
+//! get -o json` prints them.
 //!
-//! The folder is read anew for every question, so that a manifest can be put there at any time. Tests and nodes
-//! without an API server (static pods) use it; a cluster watch answers through the same [`PodStore`].
+//! The folder is read anew for every question, so that a manifest can be put there at any time. Tests and
+//! nodes without an API server (static pods) use it; a cluster watch answers through the same [`PodStore`].
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -32,8 +32,8 @@ impl Manifests {
         Manifests { path: path.into() }
     }
 
-    /// Looks once. A manifest that cannot be read does not hide the others, but is an error where the pod is not
-    /// among those: it may be the one.
+    /// Looks once. A manifest that cannot be read does not hide the others, but is an error where the pod is
+    /// not among those: it may be the one.
     pub fn look(&self, wanted: &PodRef) -> Result<Option<PodDetails>, StoreError> {
         let mut first_error = None;
         for file in self.files()? {
@@ -80,8 +80,8 @@ fn read(file: &Path) -> Result<Vec<Pod>, StoreError> {
     pods(&bytes).map_err(|source| StoreError::Parse { path: file.to_owned(), source })
 }
 
-/// The pods of a document. Which of the two shapes it has is told by `items`, so that an error in either is reported
-/// with its own line and column.
+/// The pods of a document. Which of the two shapes it has is told by `items`, so that an error in either is
+/// reported with its own line and column.
 fn pods(document: &[u8]) -> Result<Vec<Pod>, serde_json::Error> {
     let shape: Shape = serde_json::from_slice(document)?;
     if shape.items.is_some() {
@@ -160,7 +160,8 @@ struct SecurityContext {
 }
 
 impl Pod {
-    /// A manifest without a uid is any pod of that name; else the uid is the API's or, for a static pod, its hash.
+    /// A manifest without a uid is any pod of that name; else the uid is the API's or, for a static pod, its
+    /// hash.
     fn is(&self, wanted: &PodRef) -> bool {
         let hash = self.metadata.annotations.get(CONFIG_HASH);
         let same_uid = |uid: &String| {

@@ -82,8 +82,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens at `socket`, for root only. A socket that a dead agent left is replaced in one step, so that a plugin
-    /// never finds one that it must not use yet.
+    /// Listens at `socket`, for root only. A socket that a dead agent left is replaced in one step, so that a
+    /// plugin never finds one that it must not use yet.
     pub fn bind(socket: &Path) -> Result<Server, BindError> {
         let failed = |step, path: &Path| {
             let path = path.to_owned();

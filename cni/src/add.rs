@@ -85,7 +85,8 @@ fn pod_cgroup(conf: &Conf, pod: &PodRef) -> Result<PodCgroup, Error> {
     Ok(cgroup::find(clues)?)
 }
 
-/// The namespace must be there and must not be the runtime's own: redirecting the node's traffic would cut it off.
+/// The namespace must be there and must not be the runtime's own: redirecting the node's traffic would cut it
+/// off.
 fn check_netns(path: &Path) -> Result<(), Error> {
     let failed = |problem: String| Error::Netns { path: path.to_owned(), problem };
     let identity = |path: &Path| std::fs::metadata(path).map(|file| (file.dev(), file.ino()));

@@ -10,8 +10,8 @@ use crate::error::Error;
 use crate::prev::PrevResult;
 use crate::request::Sandbox;
 
-/// Runs the verb. Nobody is asked about a pod that has an attachment; for one that has none, the decision is taken
-/// again, because a pod that is not ours has nothing to check.
+/// Runs the verb. Nobody is asked about a pod that has an attachment; for one that has none, the decision is
+/// taken again, because a pod that is not ours has nothing to check.
 pub(crate) fn run(sandbox: &Sandbox, conf: &Conf) -> Result<String, Error> {
     PrevResult::read(conf)?;
     let (node, id) = (conf.node()?, &sandbox.id);

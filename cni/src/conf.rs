@@ -1,7 +1,7 @@
 //! The network configuration on stdin as types.
 //!
-//! Every key is read on its own, so that an error names the key, unknown keys do no harm, and each verb reads only
-//! what it needs: a mistake in `excludeNamespaces` must not keep a pod from being deleted.
+//! Every key is read on its own, so that an error names the key, unknown keys do no harm, and each verb reads
+//! only what it needs: a mistake in `excludeNamespaces` must not keep a pod from being deleted.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

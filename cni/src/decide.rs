@@ -1,4 +1,5 @@
-//! The decision that ADD and CHECK share: whether this pod is ours, from the configuration and the pod's source.
+//! The decision that ADD and CHECK share: whether this pod is ours, from the configuration and the pod's
+//! source.
 
 use redirect_user::attach::record::PodRef;
 use redirect_user::enrol::{self, Decision, Reason};

@@ -1,8 +1,8 @@
 //! DEL: remove what this container and interface have, and nothing of anybody else's.
 //!
-//! It is called twice, without a namespace, for a container that was never enrolled, and for an old sandbox whose
-//! pod has a new one already. What is gone is gone: only something that is still there and cannot be removed is an
-//! error.
+//! It is called twice, without a namespace, for a container that was never enrolled, and for an old sandbox
+//! whose pod has a new one already. What is gone is gone: only something that is still there and cannot be
+//! removed is an error.
 
 use redirect_user::attach;
 use redirect_user::attach::record::{self, AttachmentId};
@@ -26,7 +26,8 @@ pub(crate) fn run(id: &AttachmentId, conf: &Conf) -> Result<String, Error> {
     Ok(String::new())
 }
 
-/// A container that was never enrolled has neither record nor pins: no lock is needed to see that, and no privilege.
+/// A container that was never enrolled has neither record nor pins: no lock is needed to see that, and no
+/// privilege.
 fn nothing_there(node: &Node, container_id: &str) -> bool {
     let recorded = record::of_container(node, container_id).map_or(true, |found| !found.is_empty());
     !recorded && !pins::container(node, container_id).exists()

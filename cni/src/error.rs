@@ -1,7 +1,7 @@
 //! The one table of error codes: 1 to 99 are the specification's, 100 and up are ours.
 //!
-//! `msg` says in a few words what failed; `details` names what was tried, on what and what to do. The kubelet shows
-//! both in the pod's events, one after the other.
+//! `msg` says in a few words what failed; `details` names what was tried, on what and what to do. The kubelet
+//! shows both in the pod's events, one after the other.
 
 use std::io;
 use std::path::PathBuf;

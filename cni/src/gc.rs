@@ -8,8 +8,8 @@ use redirect_user::node::lock::NodeLock;
 use crate::conf::Conf;
 use crate::error::Error;
 
-/// Runs the verb. The runtime calls it once per network with that network's attachments, so those of other networks,
-/// and those that `redirect attach` made, are not its business unless their pods are gone.
+/// Runs the verb. The runtime calls it once per network with that network's attachments, so those of other
+/// networks, and those that `redirect attach` made, are not its business unless their pods are gone.
 pub(crate) fn run(conf: &Conf) -> Result<String, Error> {
     let valid: BTreeSet<_> = conf.valid_attachments()?.into_iter().collect();
     let (node, network) = (conf.node()?, conf.network()?);

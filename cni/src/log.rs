@@ -1,4 +1,5 @@
-//! Logs: to stderr, which the runtime keeps, and to a file where the configuration names one. Never to stdout.
+//! Logs: to stderr, which the runtime keeps, and to a file where the configuration names one. Never to
+//! stdout.
 
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};

@@ -1,8 +1,8 @@
 //! The CNI plugin `redirect-cni`.
 //!
-//! The walk of a call: [`request`] reads the environment, [`conf`] the configuration on stdin; [`add`], [`del`],
-//! [`check`], [`gc`] or [`status`] does the work in `redirect_user`; [`reply`] writes the one answer, with a number
-//! from [`error`] where it is no result.
+//! The walk of a call: [`request`] reads the environment, [`conf`] the configuration on stdin; [`add`],
+//! [`del`], [`check`], [`gc`] or [`status`] does the work in `redirect_user`; [`reply`] writes the one
+//! answer, with a number from [`error`] where it is no result.
 
 #![forbid(unsafe_code)]
 

@@ -51,7 +51,8 @@ fn describe(error: &Error) -> String {
     serde_json::to_string(&failure).unwrap_or_default()
 }
 
-/// A verifier log runs to megabytes, and what follows it says what to do: both ends stay, the log on stderr has all.
+/// A verifier log runs to megabytes, and what follows it says what to do: both ends stay, the log on stderr
+/// has all.
 fn cut(details: String) -> String {
     const ENDS: [usize; 2] = [1_500, 1_000];
     let (mut head, mut tail) = (ENDS[0], details.len().saturating_sub(ENDS[1]));
@@ -78,7 +79,8 @@ fn write(text: &str) -> io::Result<()> {
     stdout.flush()
 }
 
-/// Turns a panic into an error reply. The release build aborts on a panic, so the reply is written in the hook.
+/// Turns a panic into an error reply. The release build aborts on a panic, so the reply is written in the
+/// hook.
 pub(crate) fn catch_panics() {
     std::panic::set_hook(Box::new(|info| {
         eprintln!("redirect-cni: {info}");

@@ -33,7 +33,8 @@ impl Request {
         let env = Env(get);
         match env.required("CNI_COMMAND")?.as_str() {
             "ADD" => env.sandbox().map(Request::Add),
-            // Neither the namespace nor the arguments matter any more, and neither may keep a pod from going away.
+            // Neither the namespace nor the arguments matter any more, and neither may keep a pod from going
+            // away.
             "DEL" => env.id().map(Request::Del),
             "CHECK" => env.sandbox().map(Request::Check),
             "GC" => Ok(Request::Gc),
@@ -117,8 +118,8 @@ fn check_ifname(name: &str) -> Result<(), Error> {
     Err(invalid("CNI_IFNAME", format!("is {name:?}, which {problem}")))
 }
 
-/// `CNI_ARGS` as `key=value` pairs; unknown keys are an error unless `IgnoreUnknown` is true, as CNI's convention has
-/// it. Without a namespace or a name it is not a Kubernetes pod.
+/// `CNI_ARGS` as `key=value` pairs; unknown keys are an error unless `IgnoreUnknown` is true, as CNI's
+/// convention has it. Without a namespace or a name it is not a Kubernetes pod.
 fn pod(args: &str) -> Result<Option<PodRef>, Error> {
     let (mut namespace, mut name, mut uid) = (None, None, None);
     let (mut ignore_unknown, mut unknown) = (false, Vec::new());

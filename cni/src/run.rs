@@ -7,7 +7,8 @@ use crate::error::Error;
 use crate::request::Request;
 use crate::{add, check, del, gc, log, reply, status};
 
-/// The longest configuration that is read. A runtime's is a few kilobytes, with annotations a few hundred at most.
+/// The longest configuration that is read. A runtime's is a few kilobytes, with annotations a few hundred at
+/// most.
 const STDIN_MAX: u64 = 16 << 20;
 
 /// Runs the verb that the environment names; the text is what goes to stdout.
@@ -53,8 +54,8 @@ fn check_verb(request: &Request, found: Version) -> Result<(), Error> {
     Err(Error::Verb { verb: request.verb(), since: since.name(), found })
 }
 
-/// A runtime asks before it knows which versions it may speak, so whatever is on stdin gets an answer: in the version
-/// that is named there, or else in the newest. Nobody is made to type one.
+/// A runtime asks before it knows which versions it may speak, so whatever is on stdin gets an answer: in the
+/// version that is named there, or else in the newest. Nobody is made to type one.
 fn versions() -> String {
     let named = (!std::io::stdin().is_terminal()).then(stdin).and_then(|text| Conf::read(&text.ok()?).ok());
     let version = named.map_or(Version::NEWEST, |conf| conf.version);

@@ -1,7 +1,7 @@
 //! STATUS: would an ADD of a pod with a sidecar work?
 //!
-//! An agent that is away is no reason to say no: pods without a sidecar start without it, the agent's own among
-//! them, and the others wait for it in ADD.
+//! An agent that is away is no reason to say no: pods without a sidecar start without it, the agent's own
+//! among them, and the others wait for it in ADD.
 
 use redirect_user::attach::record;
 use redirect_user::inspect;

@@ -1,9 +1,9 @@
 //! Is this pod ours, and with which policy?
 //!
 //! The questions are asked in one order and the first answer counts. The cheap ones come first, so that a pod
-//! without a sidecar starts also where the agent or the API server is away. Each way of saying no is a [`Reason`]
-//! with a label that logs and metrics share. Today's conditions are those of Istio's own plugin; those of 2019 that
-//! it has since dropped (more than one container) are kept.
+//! without a sidecar starts also where the agent or the API server is away. Each way of saying no is a
+//! [`Reason`] with a label that logs and metrics share. Today's conditions are those of Istio's own plugin;
+//! those of 2019 that it has since dropped (more than one container) are kept.
 
 pub mod ask_agent;
 pub mod ask_runtime;
@@ -187,8 +187,8 @@ fn proxy_type(args: &[String]) -> Option<&str> {
     }
 }
 
-/// The node's defaults with what the proxy's container says. An id of 0 is what the injector writes for TPROXY and
-/// means the default, as in Istio.
+/// The node's defaults with what the proxy's container says. An id of 0 is what the injector writes for
+/// TPROXY and means the default, as in Istio.
 fn defaults_of(proxy: &Container, node: &Defaults) -> Defaults {
     let mut defaults = node.clone();
     if let Some(uid) = proxy.run_as_user.filter(|uid| *uid != 0) {

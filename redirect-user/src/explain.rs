@@ -1,4 +1,5 @@
-//! The same decision as in the kernel, answered from an attachment's record, with the annotation that caused it.
+//! The same decision as in the kernel, answered from an attachment's record, with the annotation that caused
+//! it.
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -1,5 +1,5 @@
-//! Collects what belongs to pods that are gone: attachments whose cgroup and namespace no longer exist, pins without a
-//! record, records of an earlier boot, map entries that nobody claims.
+//! Collects what belongs to pods that are gone: attachments whose cgroup and namespace no longer exist, pins
+//! without a record, records of an earlier boot, map entries that nobody claims.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -27,8 +27,8 @@ pub struct Collected {
 
 /// Removes everything for which `keep` is false and everything that has no living pod.
 ///
-/// `keep` is asked about `None` for pins of a living pod whose record is lost: nobody can say which attachment they
-/// are, and to remove them lets the pod's traffic past its sidecar.
+/// `keep` is asked about `None` for pins of a living pod whose record is lost: nobody can say which
+/// attachment they are, and to remove them lets the pod's traffic past its sidecar.
 ///
 /// # Errors
 /// Something of ours cannot be read or removed.
@@ -65,8 +65,8 @@ pub fn collect(
     Ok(collected)
 }
 
-/// Whether the pod is still there: its namespace is the one that was attached, or, where the runtime has already taken
-/// the path away, its cgroup exists.
+/// Whether the pod is still there: its namespace is the one that was attached, or, where the runtime has
+/// already taken the path away, its cgroup exists.
 fn alive(attachment: &Attachment) -> bool {
     use std::os::unix::fs::MetadataExt as _;
     let same_netns = || Netns::open(&attachment.netns).is_ok_and(|netns| netns.cookie() == attachment.cookie);

@@ -1,8 +1,10 @@
-//! Replaces the programs of a running node in place: pods keep their links, maps and connections, and there is no moment
-//! without redirection. (A version with another map layout has another ABI version and its own pins.)
+//! Replaces the programs of a running node in place: pods keep their links, maps and connections, and there
+//! is no moment without redirection. (A version with another map layout has another ABI version and its own
+//! pins.)
 //!
-//! First the programs that future attachments use are exchanged, then every pod's links are brought to them, consumers of
-//! a socket's record before producers, each by compare-and-swap. Interrupted anywhere, the repeated call goes on.
+//! First the programs that future attachments use are exchanged, then every pod's links are brought to them,
+//! consumers of a socket's record before producers, each by compare-and-swap. Interrupted anywhere, the
+//! repeated call goes on.
 
 use std::fs;
 use std::io;

@@ -1,5 +1,5 @@
-//! `redirect attach` and `redirect detach`: what ADD and DEL do, by hand. The flags are named after the annotations and
-//! have their grammar.
+//! `redirect attach` and `redirect detach`: what ADD and DEL do, by hand. The flags are named after the
+//! annotations and have their grammar.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

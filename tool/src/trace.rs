@@ -1,7 +1,7 @@
 //! `redirect trace`: one record per decision, as the kernel makes it.
 //!
-//! The programs write records for a pod while its deadline lies in the future. The reader moves the deadline once a
-//! second and clears it at the end; should it be killed, the deadline passes by itself.
+//! The programs write records for a pod while its deadline lies in the future. The reader moves the deadline
+//! once a second and clears it at the end; should it be killed, the deadline passes by itself.
 
 use std::collections::HashMap;
 use std::io::{self, Write as _};

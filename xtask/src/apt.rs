@@ -1,4 +1,5 @@
-//! Debian packages: which are missing, told by a file of theirs and not by asking apt, and how they get installed.
+//! Debian packages: which are missing, told by a file of theirs and not by asking apt, and how they get
+//! installed.
 
 use std::path::Path;
 use std::process::Command;
@@ -88,8 +89,8 @@ fn require_root(names: &[&str]) -> Result<()> {
     )
 }
 
-/// Refreshes apt's lists, once in our life. One source that cannot be reached must not stop us: if it was the one
-/// that mattered, the install that follows says so.
+/// Refreshes apt's lists, once in our life. One source that cannot be reached must not stop us: if it was the
+/// one that mattered, the install that follows says so.
 fn update() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

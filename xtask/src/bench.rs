@@ -27,7 +27,8 @@ pub(crate) fn main(workspace: &Workspace, options: &Options) -> Result<()> {
     cargo.args(["build", "--profile", "tool", "--package", "redirect-tests", "--bin", "bench"]);
     cmd::progress("building the benchmark", &mut cargo)?;
     let mut bench = workspace.command(workspace.target.join("tool/bench"));
-    // State goes where a node has it, to memory: /run is a tmpfs there, a directory for temporary files may be on disk.
+    // State goes where a node has it, to memory: /run is a tmpfs there, a directory for temporary files may
+    // be on disk.
     if Path::new(MEMORY).is_dir() {
         bench.env("TMPDIR", MEMORY);
     }

@@ -15,10 +15,11 @@ pub(crate) fn build_ebpf(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-/// Builds libraries, binaries and tests of user space, once and for all tiers, and returns where the binaries are.
+/// Builds libraries, binaries and tests of user space, once and for all tiers, and returns where the binaries
+/// are.
 ///
-/// One build with `--all-targets` resolves the features of dependencies once: tests that cargo compiles later find
-/// everything ready, and the binaries that they start as processes are never older than they are.
+/// One build with `--all-targets` resolves the features of dependencies once: tests that cargo compiles later
+/// find everything ready, and the binaries that they start as processes are never older than they are.
 pub(crate) fn build_all(workspace: &Workspace) -> Result<PathBuf> {
     cmd::progress(
         "building user space, kernel programs and tests",

@@ -1,5 +1,5 @@
-//! The shipped plugin in an empty root directory: no loader, no libraries, no /proc, no /etc. A runtime may call it from
-//! a distribution that has none of what this machine has.
+//! The shipped plugin in an empty root directory: no loader, no libraries, no /proc, no /etc. A runtime may
+//! call it from a distribution that has none of what this machine has.
 
 use std::fs;
 use std::io::Write as _;

@@ -1,4 +1,5 @@
-//! Runs other programs: the error of a failed one carries its whole command line, a long one shows that it lives.
+//! Runs other programs: the error of a failed one carries its whole command line, a long one shows that it
+//! lives.
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, IsTerminal, PipeReader};
@@ -45,8 +46,9 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Runs a command that may take minutes. Its output is kept back and shown only when it fails; meanwhile a terminal
-/// sees a spinner with the latest line, anything else a line at the start, now and then, and at the end.
+/// Runs a command that may take minutes. Its output is kept back and shown only when it fails; meanwhile a
+/// terminal sees a spinner with the latest line, anything else a line at the start, now and then, and at the
+/// end.
 pub(crate) fn progress(label: &str, command: &mut Command) -> Result<()> {
     let (reader, mut child) = spawn_captured(command)?;
     let lines = lines_of(reader);

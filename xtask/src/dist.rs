@@ -9,7 +9,8 @@ use anyhow::{Context, Result, bail};
 use crate::workspace::Workspace;
 use crate::{cmd, setup};
 
-/// What is shipped, with the size that must not be exceeded. The plugin is read from disk for every pod that starts.
+/// What is shipped, with the size that must not be exceeded. The plugin is read from disk for every pod that
+/// starts.
 const BINARIES: &[(&str, Option<u64>)] = &[("redirect", None), ("redirect-cni", Some(4 << 20))];
 
 /// Builds, checks and lists the binaries.
@@ -28,7 +29,8 @@ pub(crate) fn main(workspace: &Workspace) -> Result<()> {
 pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
     let triple = format!("{ARCH}-unknown-linux-gnu");
     let mut cargo = workspace.cargo();
-    // With an explicit target these flags reach our code only, not build scripts, which have to load libraries.
+    // With an explicit target these flags reach our code only, not build scripts, which have to load
+    // libraries.
     let flags = format!("CARGO_TARGET_{}_RUSTFLAGS", triple.to_uppercase().replace('-', "_"));
     cargo
         .args(["build", "--release", "--target", &triple, "--bins"])
@@ -72,8 +74,8 @@ fn check(binary: &Path, limit: Option<u64>) -> Result<()> {
     }
 }
 
-/// Whether an ELF image has a PT_INTERP header, which names the dynamic loader; a static one, position-independent
-/// or not, has none. Nothing if it is not a 64-bit little-endian ELF file.
+/// Whether an ELF image has a PT_INTERP header, which names the dynamic loader; a static one,
+/// position-independent or not, has none. Nothing if it is not a 64-bit little-endian ELF file.
 fn wants_interpreter(image: &[u8]) -> Option<bool> {
     const PT_INTERP: u32 = 3;
     let word = |at: usize| Some(u32::from_le_bytes(image.get(at..at + 4)?.try_into().ok()?));

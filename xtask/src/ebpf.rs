@@ -1,7 +1,8 @@
 //! Finds a toolchain that can compile for the BPF target and builds `redirect-ebpf` with it.
 //!
-//! This file has two users: `cargo xtask build-ebpf`, and the build script of `redirect-user`, which includes it by
-//! path so that a plain `cargo build` embeds an up-to-date object. It therefore uses nothing but the standard library.
+//! This file has two users: `cargo xtask build-ebpf`, and the build script of `redirect-user`, which includes
+//! it by path so that a plain `cargo build` embeds an up-to-date object. It therefore uses nothing but the
+//! standard library.
 
 use std::env;
 use std::ffi::OsString;
@@ -35,7 +36,8 @@ pub(crate) fn build_object(workspace: &Path) -> Result<PathBuf, String> {
     Ok(target_dir(workspace).join(TARGET).join("release/redirect-ebpf"))
 }
 
-/// Where cargo puts the object and what it needs; apart from the outer build, which holds its own directory's lock.
+/// Where cargo puts the object and what it needs; apart from the outer build, which holds its own directory's
+/// lock.
 pub(crate) fn target_dir(workspace: &Path) -> PathBuf {
     workspace.join("target/ebpf")
 }
@@ -69,7 +71,8 @@ pub(crate) fn cargo_build(workspace: &Path, toolchain: &Toolchain) -> Result<Com
     Ok(cargo)
 }
 
-/// Whether a variable was set by the cargo that runs us and would leak its target or flags into the inner build.
+/// Whether a variable was set by the cargo that runs us and would leak its target or flags into the inner
+/// build.
 fn belongs_to_outer_build(name: &OsString) -> bool {
     let name = name.to_string_lossy();
     let tool = ["RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTC_LINKER", "RUSTFLAGS", "RUSTDOC", "TARGET"];

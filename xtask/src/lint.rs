@@ -1,7 +1,7 @@
 //! `cargo xtask lint`: format and clippy for user space, then the kernel programs on their own.
 //!
-//! One pass over the whole workspace would unify the features of `redirect-common` and pull `std` into the kernel
-//! programs, so there are two.
+//! One pass over the whole workspace would unify the features of `redirect-common` and pull `std` into the
+//! kernel programs, so there are two.
 
 use std::process::Command;
 
@@ -35,9 +35,9 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     kernel_programs_build_without_warnings(workspace)
 }
 
-/// clippy must be of the same release as the compiler that has the source of `core`, and the packaged compiler comes
-/// without. So the programs are checked for the host, where they meet every lint but those about the target; the
-/// release profile, because without `std` panics must abort.
+/// clippy must be of the same release as the compiler that has the source of `core`, and the packaged
+/// compiler comes without. So the programs are checked for the host, where they meet every lint but those
+/// about the target; the release profile, because without `std` panics must abort.
 fn clippy_for_kernel_programs(workspace: &Workspace) -> Command {
     let mut cargo = workspace.cargo();
     cargo

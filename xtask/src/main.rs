@@ -1,4 +1,5 @@
-//! `cargo xtask`: everything a developer does with this repository. One file per command; this one only chooses.
+//! `cargo xtask`: everything a developer does with this repository. One file per command; this one only
+//! chooses.
 //!
 //! What must be installed is listed in `groups.rs`, what is tested in `tiers.rs`.
 
@@ -72,7 +73,7 @@ fn main() -> ExitCode {
 fn run(task: &Task) -> Result<ExitCode> {
     let workspace = Workspace::find()?;
     match task {
-        Task::Setup(options) => setup::main(&workspace, options)?,
+        Task::Setup(options) => setup::main(&workspace, options, &test::groups_of_a_plain_run())?,
         Task::BuildEbpf => build::build_ebpf(&workspace)?,
         Task::Demo(options) => demo::main(&workspace, options)?,
         Task::Test(options) => return test::main(&workspace, options),

@@ -16,13 +16,13 @@ pub(crate) struct Options {
     list: bool,
 }
 
-/// Sets up the named groups, or those that `demo` and `test` use.
-pub(crate) fn main(workspace: &Workspace, options: &Options) -> Result<()> {
+/// Sets up the groups that the options name, or else `usual`: those that `demo` and `test` use.
+pub(crate) fn main(workspace: &Workspace, options: &Options, usual: &[&str]) -> Result<()> {
     if options.list {
         return list(workspace);
     }
     let names: Vec<&str> = if options.groups.is_empty() {
-        crate::test::groups_of_a_plain_run()
+        usual.to_vec()
     } else {
         options.groups.iter().map(String::as_str).collect()
     };
@@ -32,7 +32,8 @@ pub(crate) fn main(workspace: &Workspace, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Brings what the named groups lack; quick and silent when nothing is. Returns whether anything was to be done.
+/// Brings what the named groups lack; quick and silent when nothing is. Returns whether anything was to be
+/// done.
 pub(crate) fn ensure(workspace: &Workspace, names: &[&str]) -> Result<bool> {
     let groups = names.iter().map(|name| find(name)).collect::<Result<Vec<_>>>()?;
     let packages: Vec<_> = groups.iter().flat_map(|group| group.packages).copied().collect();

@@ -1,8 +1,8 @@
-//! Set-up step: a containerd of a later Debian suite, and the CNI plugins that belong to it, without touching what the
-//! machine's own apt knows or has installed.
+//! Set-up step: a containerd of a later Debian suite, and the CNI plugins that belong to it, without touching
+//! what the machine's own apt knows or has installed.
 //!
-//! apt gets a configuration of its own: the same server that the machine's sources name, other suites, and lists and
-//! archives in a directory that is gone afterwards. Packages are only unpacked.
+//! apt gets a configuration of its own: the same server that the machine's sources name, other suites, and
+//! lists and archives in a directory that is gone afterwards. Packages are only unpacked.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,7 +34,8 @@ pub(crate) fn has_containerd(workspace: &Workspace) -> bool {
         .any(|release| release.path().join("usr/bin/containerd").exists())
 }
 
-/// Fetches the packages and unpacks them to `containerd/VERSION` in the cache, which appears when it is whole.
+/// Fetches the packages and unpacks them to `containerd/VERSION` in the cache, which appears when it is
+/// whole.
 pub(crate) fn fetch_containerd(workspace: &Workspace) -> Result<()> {
     let parent = place(workspace);
     fs::create_dir_all(&parent).with_context(|| format!("cannot create {}", parent.display()))?;

@@ -1,4 +1,5 @@
-//! `cargo xtask test [TIER..]`: sets up and builds once, runs the tiers, and ends with a table and the totals.
+//! `cargo xtask test [TIER..]`: sets up and builds once, runs the tiers, and ends with a table and the
+//! totals.
 
 use std::env;
 use std::ffi::OsString;

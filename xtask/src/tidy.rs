@@ -1,5 +1,8 @@
 //! `cargo xtask tidy`: house rules that neither the compiler nor clippy knows.
 
+mod plugin;
+mod width;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -33,6 +36,7 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
         let name = path.strip_prefix(&workspace.root).unwrap_or(&path);
         faults.extend(faults_of(name, &text));
     }
+    faults.extend(plugin::faults(workspace)?);
     if faults.is_empty() {
         return Ok(());
     }
@@ -76,6 +80,8 @@ fn faults_of(name: &Path, text: &str) -> Vec<String> {
     for (number, line) in (1..).zip(text.lines()) {
         faults.extend(fault_of(line).map(|fault| format!("{}:{number}: {fault}", name.display())));
     }
+    let too_long = width::too_long(name, text).into_iter();
+    faults.extend(too_long.map(|(number, fault)| format!("{}:{number}: {fault}", name.display())));
     faults
 }
 
@@ -122,6 +128,8 @@ mod tests {
         for place in PRIVATE {
             assert_eq!(faults("a.toml", &format!("path = \"{place}x\"")).len(), 1, "{place}");
         }
+        let wide = format!("words {}", "and words ".repeat(20).trim_end());
+        assert_eq!(faults("a.md", &wide), ["a.md:1: 205 columns: wrap it at 110"]);
         let long = format!("//! Long.\n{}", "\n".repeat(MOST_LINES));
         assert_eq!(faults("a.rs", &long), [format!("a.rs: 501 lines: split it, the limit is {MOST_LINES}")]);
     }

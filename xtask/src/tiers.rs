@@ -31,7 +31,8 @@ pub(crate) enum Job {
     Check(fn(&Workspace) -> Result<()>),
 }
 
-/// Arguments after which the tests of one file run one by one: they share the machine's BPF objects and its load.
+/// Arguments after which the tests of one file run one by one: they share the machine's BPF objects and its
+/// load.
 const ONE_BY_ONE: &str = "--test-threads=1";
 
 const fn tier(

@@ -41,12 +41,14 @@ pub(crate) fn add_core_source(workspace: &Workspace) -> Result<()> {
         .context("neither rustup nor apt brought a compiler with the source of its core library")
 }
 
-/// rustup fetches the components that rust-toolchain.toml names by itself, unless it was told to fetch nothing.
+/// rustup fetches the components that rust-toolchain.toml names by itself, unless it was told to fetch
+/// nothing.
 fn may_use_rustup() -> bool {
     env::var_os("RUSTUP_AUTO_INSTALL").is_none_or(|value| value != "0")
 }
 
-/// Whether bpf-linker was built before, in the release that we want: cargo keeps a list of what it installed where.
+/// Whether bpf-linker was built before, in the release that we want: cargo keeps a list of what it installed
+/// where.
 pub(crate) fn has_bpf_linker(workspace: &Workspace) -> bool {
     let tools = workspace.cache.join("tools");
     let installed = fs::read_to_string(tools.join(".crates.toml")).unwrap_or_default();

@@ -38,8 +38,8 @@ impl Workspace {
     pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         command.current_dir(&self.root);
-        // Only a relative path reads differently over there. Set without need, the variable would make cargo take the
-        // build of redirect-user, whose script depends on it, for out of date.
+        // Only a relative path reads differently over there. Set without need, the variable would make cargo
+        // take the build of redirect-user, whose script depends on it, for out of date.
         if env::var_os(ebpf::CACHE_VARIABLE).is_some_and(|set| !set.is_empty()) {
             command.env(ebpf::CACHE_VARIABLE, &self.cache);
         }

@@ -1,7 +1,8 @@
-//! The source that asks the node's agent, from the plugin's side: a blocking socket and one deadline for everything.
+//! The source that asks the node's agent, from the plugin's side: a blocking socket and one deadline for
+//! everything.
 //!
-//! The plugin holds no token and no kubeconfig. An agent that is being replaced is waited for; one that does not
-//! answer in time fails the ADD, and the kubelet tries again.
+//! The plugin holds no token and no kubeconfig. An agent that is being replaced is waited for; one that does
+//! not answer in time fails the ADD, and the kubelet tries again.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -79,7 +80,8 @@ impl Question<'_> {
         stream.write_all(&protocol::line(&request))
     }
 
-    /// One line, with the deadline set anew before each read: an agent that drips bytes cannot hold the plugin.
+    /// One line, with the deadline set anew before each read: an agent that drips bytes cannot hold the
+    /// plugin.
     fn receive(&self, stream: UnixStream) -> io::Result<Vec<u8>> {
         let mut line = Vec::new();
         let mut reader = BufReader::new(stream.take(MAX_LINE));

@@ -1,9 +1,9 @@
 //! The source that asks nobody: everything from the annotations that the runtime handed over.
 //!
-//! The injector writes into `sidecar.istio.io/status` which containers it put into the pod. The application's own
-//! containers, labels and environment stay unknown, so the details are partial: what cannot be seen is taken to be
-//! as in any injected pod. A gateway or a proxyless pod, which the container's arguments or environment would give
-//! away, is known by the injection template that it names.
+//! The injector writes into `sidecar.istio.io/status` which containers it put into the pod. The application's
+//! own containers, labels and environment stay unknown, so the details are partial: what cannot be seen is
+//! taken to be as in any injected pod. A gateway or a proxyless pod, which the container's arguments or
+//! environment would give away, is known by the injection template that it names.
 
 use serde::Deserialize;
 

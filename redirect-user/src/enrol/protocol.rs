@@ -1,7 +1,7 @@
 //! The words between the plugin and the node's agent.
 //!
-//! A Unix stream socket, one exchange per connection. The plugin sends one line of JSON and the agent answers with
-//! one line of JSON; both lines end with a line feed, and nothing follows.
+//! A Unix stream socket, one exchange per connection. The plugin sends one line of JSON and the agent answers
+//! with one line of JSON; both lines end with a line feed, and nothing follows.
 //!
 //! ```text
 //! -> {"version":1,"namespace":"shop","name":"web-0","uid":"5a1f...","waitMs":29000}
@@ -11,11 +11,12 @@
 //! <- {"version":1,"error":{"kind":"notFound","message":"no pod shop/web-0 on this node after 29.0 s"}}
 //! ```
 //!
-//! `uid` may be absent; where it is given, a pod of the same name with another uid is not the pod. `waitMs` is how
-//! long the agent may wait for the pod to appear, because a kubelet can be ahead of the agent's watch. `kind` of an
-//! error is `notFound` (ask again later), `failed` (the agent cannot look) or `badRequest`. A line is at most
-//! [`MAX_LINE`] bytes. A reader ignores fields that it does not know; a change that a reader must not ignore gets a
-//! new version, and the agent answers a version that it does not speak with `badRequest`.
+//! `uid` may be absent; where it is given, a pod of the same name with another uid is not the pod. `waitMs`
+//! is how long the agent may wait for the pod to appear, because a kubelet can be ahead of the agent's watch.
+//! `kind` of an error is `notFound` (ask again later), `failed` (the agent cannot look) or `badRequest`. A
+//! line is at most [`MAX_LINE`] bytes. A reader ignores fields that it does not know; a change that a reader
+//! must not ignore gets a new version, and the agent answers a version that it does not speak with
+//! `badRequest`.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,8 +1,9 @@
 //! Where the plugin learns what a pod is made of: its containers, their proxy identity, its labels.
 //!
-//! Two sources answer the same question. [`annotations::Runtime`] works from what the runtime already handed over
-//! and asks nobody; [`agent::Agent`] asks the node's agent over its Unix socket ([`protocol`] has the words), whose
-//! side is [`server`] with a [`server::PodStore`] behind it ([`manifests`] is the one that reads files).
+//! Two sources answer the same question. [`annotations::Runtime`] works from what the runtime already handed
+//! over and asks nobody; [`agent::Agent`] asks the node's agent over its Unix socket ([`protocol`] has the
+//! words), whose side is [`server`] with a [`server::PodStore`] behind it ([`manifests`] is the one that
+//! reads files).
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -95,7 +96,8 @@ pub const VARIABLES: [&str; 2] = [DISABLE_ENVOY, DNS_CAPTURE];
 
 /// Something that knows pods.
 pub trait PodSource {
-    /// What `pod` is made of; `handed_over` are the annotations that the runtime passed to the plugin, if it did.
+    /// What `pod` is made of; `handed_over` are the annotations that the runtime passed to the plugin, if it
+    /// did.
     fn details(&self, pod: &PodRef, handed_over: Option<&Annotations>) -> Result<PodDetails, Error>;
 }
 

@@ -1,9 +1,9 @@
 //! How often the plugin came to each outcome, counted across its short lives.
 //!
-//! One file per outcome below `<state-dir>/outcomes`, one byte appended per event: the size is the count. An append
-//! of one byte needs no lock and cannot be torn, a million pod starts are a megabyte, and the state directory is
-//! emptied at boot. Counting is never worth a failure: where the directory cannot be written (no privileges, a
-//! read-only node), the event goes uncounted, and the log has it all the same.
+//! One file per outcome below `<state-dir>/outcomes`, one byte appended per event: the size is the count. An
+//! append of one byte needs no lock and cannot be torn, a million pod starts are a megabyte, and the state
+//! directory is emptied at boot. Counting is never worth a failure: where the directory cannot be written (no
+//! privileges, a read-only node), the event goes uncounted, and the log has it all the same.
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};

@@ -1,8 +1,8 @@
-//! The pod's cgroup: found from what the runtime says or from the pod's uid, made where the runtime is about to make
-//! it itself, and checked before anything is attached to it.
+//! The pod's cgroup: found from what the runtime says or from the pod's uid, made where the runtime is about
+//! to make it itself, and checked before anything is attached to it.
 //!
-//! A pod-level cgroup has one of two names, by the kubelet's cgroup driver, in one of three places, by the pod's QoS
-//! class, below a root that differs between nodes (a node in a container has its own):
+//! A pod-level cgroup has one of two names, by the kubelet's cgroup driver, in one of three places, by the
+//! pod's QoS class, below a root that differs between nodes (a node in a container has its own):
 //!
 //! ```text
 //! cgroupfs  <root>/kubepods/{,burstable/,besteffort/}pod<uid>
@@ -184,8 +184,8 @@ pub struct PodCgroup {
 }
 
 impl PodCgroup {
-    /// Removes the directories that [`find`] made, unless somebody put processes or cgroups into them meanwhile: the
-    /// undo of a failed ADD.
+    /// Removes the directories that [`find`] made, unless somebody put processes or cgroups into them
+    /// meanwhile: the undo of a failed ADD.
     pub fn undo(&self) {
         for path in self.made.iter().rev() {
             if std::fs::remove_dir(path).is_err() {
@@ -253,8 +253,8 @@ fn expand_slice(slice: &str) -> PathBuf {
     dashes.chain([name.len()]).map(|end| format!("{}.slice", &name[..end])).collect()
 }
 
-/// Makes the cgroup that the runtime named and that nobody has made yet. Only what Kubernetes owns is made: a path
-/// elsewhere that does not exist is a mistake.
+/// Makes the cgroup that the runtime named and that nobody has made yet. Only what Kubernetes owns is made: a
+/// path elsewhere that does not exist is a mistake.
 fn make(root: &Path, relative: &Path) -> Result<PodCgroup, Error> {
     let kubernetes = |part: Component<'_>| part.as_os_str().to_string_lossy().starts_with("kubepods");
     let path = root.join(relative);

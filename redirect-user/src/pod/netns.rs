@@ -3,9 +3,10 @@
 //! Changed, and taken back by detach:
 //! * `::6/128` on `lo` where the pod has IPv6: the source address of Envoy's connections to the application
 //!   (127.0.0.6, its IPv4 counterpart, is local anyway);
-//! * `local 127.72.0.0/16 dev lo src <pod IPv4>` and `local fd72:6564:6972::/64 dev lo src <pod IPv6>`: the addresses at
-//!   which the application's connections meet the sidecar. The preferred source makes the kernel choose the pod's
-//!   address as the client's without a bind, and every destination has a port range of its own;
+//! * `local 127.72.0.0/16 dev lo src <pod IPv4>` and `local fd72:6564:6972::/64 dev lo src <pod IPv6>`: the
+//!   addresses at which the application's connections meet the sidecar. The preferred source makes the kernel
+//!   choose the pod's address as the client's without a bind, and every destination has a port range of its
+//!   own;
 //! * `local <pod IPv4> dev lo`, in front of the kernel's own route to that address: see `spread_routes`;
 //! * `net.mptcp.enabled=0`: an MPTCP socket's subflows would meet the sidecar without their socket's record.
 
@@ -62,7 +63,8 @@ pub enum Error {
     },
 }
 
-/// A pod's network namespace, entered once: sockets and settings that were opened inside keep belonging to it.
+/// A pod's network namespace, entered once: sockets and settings that were opened inside keep belonging to
+/// it.
 pub struct Netns {
     path: PathBuf,
     file: File,
@@ -300,8 +302,8 @@ fn already_so(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ESRCH | libc::EADDRNOTAVAIL))
 }
 
-/// Runs `work` with the calling thread in a network namespace, and brings the thread back. (A thread of its own would cost
-/// half a millisecond of every ADD: its stack, and two wake-ups.)
+/// Runs `work` with the calling thread in a network namespace, and brings the thread back. (A thread of its
+/// own would cost half a millisecond of every ADD: its stack, and two wake-ups.)
 fn inside<T>(netns: &File, work: impl FnOnce() -> T) -> io::Result<T> {
     let home = File::open("/proc/thread-self/ns/net")?;
     setns(netns, CloneFlags::CLONE_NEWNET)?;
@@ -338,8 +340,9 @@ fn passthrough6() -> AddressMessage {
     message
 }
 
-/// The route to the private prefix and, for IPv4, one to the pod's own address: the kernel caches the route of the sidecar's
-/// answers only if it leads to `lo` by name (`do_cache` in `__mkroute_output()`), which saves 0.5 us per connection.
+/// The route to the private prefix and, for IPv4, one to the pod's own address: the kernel caches the route
+/// of the sidecar's answers only if it leads to `lo` by name (`do_cache` in `__mkroute_output()`), which
+/// saves 0.5 us per connection.
 fn spread_routes(source: IpAddr) -> Vec<RouteMessage> {
     match source {
         IpAddr::V4(v4) => {

@@ -1,6 +1,6 @@
-//! User namespaces: with `hostUsers: false` the uid that the pod calls 1337 is another one to the kernel's hooks, which
-//! see ids of the initial user namespace. The pod's network namespace belongs to the pod's user namespace; that one's
-//! id map translates.
+//! User namespaces: with `hostUsers: false` the uid that the pod calls 1337 is another one to the kernel's
+//! hooks, which see ids of the initial user namespace. The pod's network namespace belongs to the pod's user
+//! namespace; that one's id map translates.
 
 use std::fs::{self, File};
 use std::io;
@@ -93,7 +93,8 @@ fn is_own(userns: &File) -> io::Result<bool> {
     Ok((ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()))
 }
 
-/// A user namespace without processes shows its maps to nobody; so a child enters it and waits to be looked at.
+/// A user namespace without processes shows its maps to nobody; so a child enters it and waits to be looked
+/// at.
 fn read_maps(userns: &File) -> Result<[String; 2], Error> {
     let failed = |what: &'static str| move |source: io::Error| Error::Map { what, source };
     let (gate_read, gate_write) = nix::unistd::pipe().map_err(|e| failed("uid_map")(e.into()))?;

@@ -1,8 +1,8 @@
 //! From a pod's annotations to its [`Policy`].
 //!
-//! Every annotation that Istio's own plugin reads is here, with its grammar, its default and one strict error that
-//! names the annotation, the value and what is wrong with it. An enrolled pod with an annotation that cannot be
-//! read does not start: starting it with a guess would send its traffic past, or into, the sidecar.
+//! Every annotation that Istio's own plugin reads is here, with its grammar, its default and one strict error
+//! that names the annotation, the value and what is wrong with it. An enrolled pod with an annotation that
+//! cannot be read does not start: starting it with a guess would send its traffic past, or into, the sidecar.
 
 use std::collections::BTreeMap;
 

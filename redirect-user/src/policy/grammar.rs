@@ -1,8 +1,8 @@
 //! The grammar that Istio's annotations share with the flags of `redirect attach`: lists of ranges, ports,
 //! interfaces and groups.
 //!
-//! Strict on purpose: a value that cannot be read as it was meant must stop the pod, because each way of guessing
-//! sends somebody's traffic where nobody wanted it.
+//! Strict on purpose: a value that cannot be read as it was meant must stop the pod, because each way of
+//! guessing sends somebody's traffic where nobody wanted it.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

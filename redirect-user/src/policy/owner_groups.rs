@@ -1,5 +1,5 @@
-//! `ISTIO_OUTBOUND_OWNER_GROUPS` and `ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE`: whose outbound traffic is captured,
-//! by group.
+//! `ISTIO_OUTBOUND_OWNER_GROUPS` and `ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE`: whose outbound traffic is
+//! captured, by group.
 //!
 //! Both come from the environment of the process that calls the plugin, hold names or numbers, and mean for
 //! every pod of the node the same. Names are those of the node's `/etc/group`.

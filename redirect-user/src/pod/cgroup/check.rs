@@ -1,4 +1,5 @@
-//! Whether programs can be attached to a cgroup at all: it is cgroup v2, alive, and nobody above it forbids it.
+//! Whether programs can be attached to a cgroup at all: it is cgroup v2, alive, and nobody above it forbids
+//! it.
 
 use std::fs::File;
 use std::io;
@@ -56,15 +57,16 @@ pub fn alive(cgroup: &File, path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Repeats the kernel's rule (`hierarchy_allows_attach` in kernel/bpf/cgroup.c), because its EPERM does not say whose
-/// program is in the way: going up from the pod, the first cgroup that has a program decides, and one that was
-/// attached with neither flag forbids every descendant's.
+/// Repeats the kernel's rule (`hierarchy_allows_attach` in kernel/bpf/cgroup.c), because its EPERM does not
+/// say whose program is in the way: going up from the pod, the first cgroup that has a program decides, and
+/// one that was attached with neither flag forbids every descendant's.
 fn allowed(root: &Path, path: &Path, hook: Hook) -> Result<(), Error> {
     for cgroup in path.ancestors().take_while(|ancestor| ancestor.starts_with(root)) {
         let directory = open(cgroup)?;
         let (programs, flags) = sys::cgroup_programs(directory.as_fd(), hook)
             .map_err(|source| Error::Query { cgroup: cgroup.to_owned(), hook, source })?;
-        // On the pod's own cgroup, a link needs the programs that are there to be attached with multi, as links are.
+        // On the pod's own cgroup, a link needs the programs that are there to be attached with multi, as
+        // links are.
         let harmless = if cgroup == path { ALLOW_MULTI } else { ALLOW_MULTI | ALLOW_OVERRIDE };
         match programs.first() {
             Some(_) if flags & harmless != 0 => return Ok(()),

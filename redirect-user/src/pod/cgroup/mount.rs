@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use super::Error;
 
 const MOUNTINFO: &str = "/proc/self/mountinfo";
-/// Looked at first: mountinfo has a line for every container and network namespace of the node, and ADD must not take
-/// longer the more pods there are.
+/// Looked at first: mountinfo has a line for every container and network namespace of the node, and ADD must
+/// not take longer the more pods there are.
 const USUAL: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
 
 /// The configured root, or where it usually is, or the one that mountinfo names.

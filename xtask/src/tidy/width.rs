@@ -1,0 +1,107 @@
+//! House rule: prose and comments end at column 110, so that two files fit beside each other and a difference
+//! is readable. Code is rustfmt's; tables and blocks of code are left as they are.
+
+use std::path::Path;
+
+/// The last column; rustfmt.toml has the same number for code.
+const WIDTH: usize = 110;
+/// Where the rule does not hold yet: these are being taken apart.
+const NOT_YET: &[&str] = &[
+    "bench/",
+    "demo/",
+    "redirect-common/",
+    "redirect-ebpf/",
+    "redirect-user/src/attach",
+    "redirect-user/src/kernel",
+    "tests/",
+];
+/// How a whole-line comment begins, by the extension of the file.
+const HASH: &[&str] = &["toml", "sh", "yaml", "yml", "py"];
+
+/// Every line of prose that is too long, with its number.
+pub(super) fn too_long(name: &Path, text: &str) -> Vec<(usize, String)> {
+    if NOT_YET.iter().any(|place| name.to_string_lossy().starts_with(place)) {
+        return Vec::new();
+    }
+    let extension = name.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    let prose: fn(&str) -> Option<&str> = match extension {
+        "md" => |line| Some(line),
+        "rs" => rust_comment,
+        hash if HASH.contains(&hash) => |line| line.trim_start().strip_prefix('#'),
+        _ => return Vec::new(),
+    };
+    let mut in_code = false;
+    let mut faults = Vec::new();
+    for (number, line) in (1..).zip(text.lines()) {
+        let Some(words) = prose(line) else {
+            in_code = false;
+            continue;
+        };
+        in_code ^= words.trim_start().starts_with("```");
+        let columns = line.chars().count();
+        if columns > WIDTH && !in_code && can_be_wrapped(words) {
+            faults.push((number, format!("{columns} columns: wrap it at {WIDTH}")));
+        }
+    }
+    faults
+}
+
+/// The words of a comment, behind code too. Strings with `//` in them are addresses, which have no blank
+/// before it.
+fn rust_comment(line: &str) -> Option<&str> {
+    let comment = line.trim_start();
+    let words = match comment.strip_prefix("//") {
+        Some(words) => words,
+        None => comment.split_once("; // ").or_else(|| comment.split_once(", // "))?.1,
+    };
+    Some(words.strip_prefix(['/', '!']).unwrap_or(words))
+}
+
+/// Not a table's row, not indented code, and more than one word.
+fn can_be_wrapped(words: &str) -> bool {
+    let is_code = words.strip_prefix("    ").is_some_and(|code| !code.trim_start().starts_with(['*', '-']));
+    !is_code && !words.trim_start().starts_with('|') && words.split_whitespace().nth(1).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines_at_fault(name: &str, text: &str) -> Vec<usize> {
+        too_long(Path::new(name), text).into_iter().map(|(line, _)| line).collect()
+    }
+
+    #[test]
+    fn a_line_at_the_limit_is_good_and_one_beyond_it_is_not() {
+        for (name, mark) in
+            [("a.md", ""), ("a.rs", "//! "), ("a.rs", "    // "), ("a.sh", "# "), ("a.yml", "  # ")]
+        {
+            let words = "é ".repeat(WIDTH);
+            let exactly: String = format!("{mark}{words}").chars().take(WIDTH - 1).chain(['x']).collect();
+            assert_eq!(lines_at_fault(name, &exactly), [0; 0], "{name} {mark}");
+            assert_eq!(lines_at_fault(name, &format!("{mark}\n{exactly}y")), [2], "{name} {mark}");
+        }
+    }
+
+    #[test]
+    fn a_comment_behind_code_counts_and_code_does_not() {
+        let long = "word ".repeat(WIDTH);
+        assert_eq!(lines_at_fault("a.rs", &format!("let a = 1; // {long}")), [1]);
+        assert_eq!(lines_at_fault("a.rs", &format!("let a = \"{long} see //x\";")), [0; 0]);
+        assert_eq!(lines_at_fault("a.json", &long), [0; 0]);
+    }
+
+    #[test]
+    fn tables_code_and_single_words_stay_as_they_are() {
+        let long = "word ".repeat(WIDTH);
+        for kept in
+            [format!("| {long} |"), format!("    {long}"), "x".repeat(200), format!("```\n{long}\n```")]
+        {
+            assert_eq!(lines_at_fault("a.md", &kept), [0; 0], "{kept}");
+        }
+        assert_eq!(lines_at_fault("a.md", &format!("```\n```\n{long}")), [3]);
+        assert_eq!(lines_at_fault("a.md", &format!("    * {long}")), [1]);
+        // A block of code ends with its comment.
+        assert_eq!(lines_at_fault("a.rs", &format!("/// ```\nfn f() {{}}\n/// {long}")), [3]);
+    }
+}
