@@ -1,7 +1,8 @@
 //! The network configuration on stdin as types.
 //!
 //! Every key is read on its own, so that an error names the key, unknown keys do no harm, and each verb reads
-//! only what it needs: a mistake in `excludeNamespaces` must not keep a pod from being deleted.
+//! only what it needs: a mistake in `excludeNamespaces` must not keep a pod from being deleted. DEL needs two
+//! keys, `bpffsRoot` and `stateDir`; how much is logged, and where, fails no verb.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use redirect_user::policy::annotations::{Annotations, Defaults};
 use redirect_user::policy::grammar::shorten;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
+use tracing::level_filters::LevelFilter;
 
 use crate::error::Error;
 
@@ -59,17 +61,21 @@ pub(crate) struct Conf {
 }
 
 impl Conf {
-    /// Reads stdin's content as far as every verb needs it.
+    /// Reads stdin's content as far as every verb but DEL needs it.
     pub(crate) fn read(text: &[u8]) -> Result<Conf, Error> {
-        let object: BTreeMap<String, Box<RawValue>> =
-            serde_json::from_slice(text).map_err(|error| Error::Decode {
-                what: "the network configuration on stdin".to_owned(),
-                problem: error.to_string(),
-            })?;
-        let keys = Object { path: String::new(), keys: object };
+        let keys = Object::read(text)?;
         // A configuration without the key is older than the key, which came with 0.2.0.
         let found: String = keys.get("cniVersion")?.unwrap_or_default();
         let version = Version::parse(&found).ok_or(Error::Version { found })?;
+        Ok(Conf { version, keys })
+    }
+
+    /// Reads it for DEL, whose answer is the same in all versions: a version that is not spoken here must not
+    /// keep a pod from being deleted, and an error is told in the newest.
+    pub(crate) fn read_for_del(text: &[u8]) -> Result<Conf, Error> {
+        let keys = Object::read(text)?;
+        let named = keys.get::<String>("cniVersion").ok().flatten();
+        let version = named.and_then(|name| Version::parse(&name)).unwrap_or(Version::NEWEST);
         Ok(Conf { version, keys })
     }
 
@@ -172,24 +178,46 @@ impl Conf {
         self.keys.keys.get("prevResult").map(Box::as_ref).filter(|raw| raw.get() != "null")
     }
 
-    /// How much is logged, and where besides stderr.
-    pub(crate) fn log(&self) -> Result<(tracing::level_filters::LevelFilter, Option<PathBuf>), Error> {
-        use tracing::level_filters::LevelFilter;
+    /// How much is logged, and where besides stderr. What is wrong with either is told in the log itself, and
+    /// the default is used: a setting of the log fails no verb.
+    pub(crate) fn log(&self) -> LogPlan {
+        let mut problems = Vec::new();
+        let level = self.log_level().unwrap_or_else(|error| {
+            problems.push(format!("{error}; logging at info"));
+            LevelFilter::INFO
+        });
+        let file = self.keys.path("logFile").unwrap_or_else(|error| {
+            problems.push(format!("{error}; logging to stderr only"));
+            None
+        });
+        LogPlan { level, file, problems }
+    }
+
+    fn log_level(&self) -> Result<LevelFilter, Error> {
         let level: String = self.keys.get("logLevel")?.unwrap_or_else(|| "info".to_owned());
-        let filter = match level.as_str() {
-            "off" => LevelFilter::OFF,
-            "error" => LevelFilter::ERROR,
-            "warn" => LevelFilter::WARN,
-            "info" => LevelFilter::INFO,
-            "debug" => LevelFilter::DEBUG,
-            "trace" => LevelFilter::TRACE,
+        match level.as_str() {
+            "off" => Ok(LevelFilter::OFF),
+            "error" => Ok(LevelFilter::ERROR),
+            "warn" => Ok(LevelFilter::WARN),
+            "info" => Ok(LevelFilter::INFO),
+            "debug" => Ok(LevelFilter::DEBUG),
+            "trace" => Ok(LevelFilter::TRACE),
             _ => {
                 let supported = "off, error, warn, info, debug and trace";
-                return Err(Error::Unsupported { key: "logLevel", value: shorten(&level), supported });
+                Err(Error::Unsupported { key: "logLevel", value: shorten(&level), supported })
             }
-        };
-        Ok((filter, self.keys.path("logFile")?))
+        }
     }
+}
+
+/// How the log is kept.
+#[derive(Debug)]
+pub(crate) struct LogPlan {
+    pub(crate) level: LevelFilter,
+    /// The file besides stderr.
+    pub(crate) file: Option<PathBuf>,
+    /// What was wrong with the settings, one sentence each.
+    pub(crate) problems: Vec<String>,
 }
 
 /// A JSON object whose values are read one by one.
@@ -201,6 +229,15 @@ struct Object {
 }
 
 impl Object {
+    /// The whole configuration.
+    fn read(text: &[u8]) -> Result<Object, Error> {
+        let keys = serde_json::from_slice(text).map_err(|error| Error::Decode {
+            what: "the network configuration on stdin".to_owned(),
+            problem: error.to_string(),
+        })?;
+        Ok(Object { path: String::new(), keys })
+    }
+
     /// A key's value; `null` is as good as absent.
     fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, Error> {
         let Some(raw) = self.keys.get(key) else { return Ok(None) };
@@ -334,10 +371,33 @@ mod tests {
             conf(r#","podSource":"crd""#).pod_source().err(),
             Some(Error::Unsupported { key: "podSource", value, .. }) if value == "crd"
         ));
-        assert!(matches!(
-            conf(r#","logLevel":"loud""#).log(),
-            Err(Error::Unsupported { key: "logLevel", .. })
-        ));
+    }
+
+    #[test]
+    fn a_bad_log_setting_is_a_remark_and_the_default() {
+        for (keys, named) in [
+            (r#","logLevel":"warning""#, "logLevel is \"warning\""),
+            (r#","logLevel":3"#, "configuration key logLevel:"),
+            (r#","logFile":"cni.log""#, "configuration key logFile: \"cni.log\" is not an absolute path"),
+            (r#","logFile":false"#, "configuration key logFile:"),
+        ] {
+            let LogPlan { level, file, problems } = conf(keys).log();
+            assert_eq!((level, file), (LevelFilter::INFO, None), "{keys}");
+            assert!(problems.len() == 1 && problems[0].contains(named), "{keys}: {problems:?}");
+        }
+        let LogPlan { level, file, problems } = conf(r#","logLevel":"warn","logFile":"/x""#).log();
+        assert_eq!((level, file), (LevelFilter::WARN, Some(PathBuf::from("/x"))));
+        assert!(problems.is_empty());
+    }
+
+    #[test]
+    fn a_pod_is_deleted_in_whichever_version() {
+        for text in [r#"{}"#, r#"{"cniVersion":"9.9.9"}"#, r#"{"cniVersion":1}"#, r#"{"cniVersion":null}"#] {
+            assert_eq!(Conf::read_for_del(text.as_bytes()).unwrap().version, Version::NEWEST, "{text}");
+        }
+        let old = Conf::read_for_del(br#"{"cniVersion":"0.3.1"}"#).unwrap();
+        assert_eq!(old.version, Version::V0_3_1);
+        assert!(matches!(Conf::read_for_del(b"{"), Err(Error::Decode { .. })));
     }
 
     #[test]

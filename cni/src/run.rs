@@ -17,12 +17,17 @@ pub(crate) fn run() -> Result<String, Error> {
     if request == Request::Version {
         return Ok(versions());
     }
-    let conf = Conf::read(&stdin()?)?;
+    let text = stdin()?;
+    let conf =
+        if matches!(request, Request::Del(_)) { Conf::read_for_del(&text)? } else { Conf::read(&text)? };
     reply::speak(conf.version);
     check_verb(&request, conf.version)?;
-    let (level, file) = conf.log()?;
-    log::start(level, file);
+    let log = conf.log();
+    log::start(log.level, log.file.as_deref());
     let _span = span(&request).entered();
+    for problem in &log.problems {
+        tracing::warn!("{problem}");
+    }
     let outcome = dispatch(&request, &conf);
     if let Err(error) = &outcome {
         tracing::error!(code = error.code().0, "{error}");

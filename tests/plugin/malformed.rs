@@ -65,7 +65,7 @@ fn versions_that_are_not_spoken() {
     for version in
         ["\"0.1.0\"", "\"0.2.0\"", "\"0.3.0\"", "\"1.2.0\"", "\"2.0.0\"", "\"\"", "\"1.0\"", "null"]
     {
-        for verb in ["ADD", "DEL", "CHECK", "GC", "STATUS"] {
+        for verb in ["ADD", "CHECK", "GC", "STATUS"] {
             let details = Call::new(verb).stdin(format!(r#"{{"cniVersion":{version}}}"#)).run().refused(1);
             assert!(details.contains("0.3.1, 0.4.0, 1.0.0, 1.1.0"), "{details}");
         }
@@ -104,9 +104,6 @@ fn keys_of_the_wrong_type_are_named_and_unknown_keys_ignored() {
         ("dnsCapture", json!("true"), 7),
         ("agentSocket", json!("agent.sock"), 7),
         ("agentTimeoutSeconds", json!(0), 7),
-        ("logFile", json!(false), 7),
-        ("logLevel", json!(3), 7),
-        ("logLevel", json!("verbose"), 2),
         ("podSource", json!("crd"), 2),
         ("podSource", json!(null), 0),
         ("runtimeConfig", json!([]), 7),
@@ -128,14 +125,99 @@ fn keys_of_the_wrong_type_are_named_and_unknown_keys_ignored() {
 }
 
 #[test]
-fn a_mistake_in_the_policy_does_not_keep_a_pod_from_being_deleted() {
+fn del_needs_no_key_to_be_right_but_the_two_that_it_uses() {
     let place = Place::new();
-    let mut conf = place.conf();
-    conf["excludeNamespaces"] = json!(7);
-    conf["podSource"] = json!("crd");
-    conf["prevResult"] = json!("nonsense");
-    conf["runtimeConfig"] = json!(1);
-    assert_eq!(Call::new("DEL").env("CNI_ARGS", "nonsense").stdin(conf.to_string()).run().success(), "");
+    let keys = [
+        "cniVersion",
+        "name",
+        "type",
+        "capabilities",
+        "podSource",
+        "agentSocket",
+        "agentTimeoutSeconds",
+        "excludeNamespaces",
+        "proxy",
+        "dnsCapture",
+        "defaults",
+        "forbidOptOut",
+        "refuseRuntimeClasses",
+        "cgroupRoot",
+        "guard",
+        "lockTimeoutSeconds",
+        "logLevel",
+        "logFile",
+        "prevResult",
+        "runtimeConfig",
+        "cni.dev/valid-attachments",
+        "colour",
+    ];
+    for value in [json!(-7), json!("nonsense"), json!([[]]), json!({ "x": 1 }), json!(null), json!(false)] {
+        let mut all = place.conf();
+        for key in keys {
+            let mut one = place.conf();
+            (one[key], all[key]) = (value.clone(), value.clone());
+            let reply = Call::new("DEL").stdin(one.to_string()).run();
+            assert_eq!(reply.success(), "", "{key}={value}");
+        }
+        let reply = Call::new("DEL").env("CNI_ARGS", "nonsense").stdin(all.to_string()).run();
+        assert_eq!(reply.success(), "", "everything is {value}");
+    }
+    for key in ["stateDir", "bpffsRoot"] {
+        let mut conf = place.conf();
+        conf[key] = json!("relative");
+        assert!(Call::new("DEL").stdin(conf.to_string()).run().refused(7).contains(key));
+    }
+}
+
+#[test]
+fn a_bad_log_setting_fails_no_verb_and_is_told() {
+    let place = Place::new();
+    let pipe = place.dir.join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("make a pipe");
+    let table = [
+        ("logLevel", json!("warning"), "logLevel is \"warning\"; supported are off"),
+        ("logLevel", json!(3), "configuration key logLevel"),
+        ("logFile", json!("cni.log"), "\"cni.log\" is not an absolute path"),
+        ("logFile", json!(false), "configuration key logFile"),
+        ("logFile", json!(place.dir), "cannot open the log file"),
+        // No reader: to wait for one would be for ever.
+        ("logFile", json!(pipe), "cannot open the log file"),
+        ("logFile", json!("/dev/full"), ""),
+    ];
+    for (key, value, remark) in table {
+        let mut conf = place.conf();
+        conf["cniVersion"] = json!("1.1.0");
+        conf["cni.dev/valid-attachments"] = json!([]);
+        conf[key] = value.clone();
+        for verb in ["ADD", "DEL", "CHECK", "GC"] {
+            let reply = Call::new(verb).stdin(conf.to_string()).run();
+            reply.success();
+            assert!(reply.stderr.contains(remark), "{verb} with {key}={value}: {}", reply.stderr);
+        }
+    }
+}
+
+#[test]
+fn a_stderr_that_takes_nothing_fails_no_verb() {
+    use std::process::{Command, Stdio};
+    let place = Place::new();
+    let conf = place.dir.join("conf.json");
+    std::fs::write(&conf, place.conf().to_string()).expect("write the configuration");
+    for (target, arguments) in [("closed", "2>&-"), ("full", "2>/dev/full")] {
+        let output = Command::new("/bin/sh")
+            .arg("-c")
+            .arg(format!("exec \"$0\" <\"$1\" {arguments}"))
+            .arg(harness::binary("redirect-cni"))
+            .arg(&conf)
+            .env_clear()
+            .envs([("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", "c0ffee"), ("CNI_IFNAME", "eth0")])
+            .env("CNI_NETNS", "/nonexistent/netns")
+            .stdin(Stdio::null())
+            .output()
+            .expect("start redirect-cni");
+        assert!(output.status.success(), "stderr is {target}: {output:?}");
+        assert!(output.stdout.starts_with(b"{\"cniVersion\""), "stderr is {target}: {output:?}");
+    }
 }
 
 #[test]
