@@ -1,5 +1,5 @@
-//! Addresses as the maps store them: one shape for both families, so that an IPv4 connection on an IPv4 socket
-//! and the same connection on a dual-stack IPv6 socket have the same key.
+//! Addresses as the maps store them: one shape for both families, so that an IPv4 connection on an IPv4
+//! socket and the same connection on a dual-stack IPv6 socket have the same key.
 
 /// An IP address in 16 bytes of network order; IPv4 is stored in its IPv4-mapped form `::ffff:a.b.c.d`.
 ///
@@ -10,6 +10,38 @@
 pub struct Ip {
     /// The address, most significant word first, every word in network byte order.
     pub words: [u32; 4],
+}
+
+/// The address families, with the numbers that keys of maps have.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Family {
+    /// IPv4, IPv4-mapped addresses of IPv6 sockets included.
+    V4 = 4,
+    /// IPv6.
+    V6 = 6,
+}
+
+impl Family {
+    /// Both.
+    pub const ALL: [Family; 2] = [Family::V4, Family::V6];
+
+    /// 4 or 6.
+    #[must_use]
+    #[inline(always)]
+    pub const fn number(self) -> u32 {
+        self as u32
+    }
+
+    /// 127.0.0.1 or ::1.
+    #[must_use]
+    #[inline(always)]
+    pub const fn localhost(self) -> Ip {
+        match self {
+            Family::V4 => Ip::LOCALHOST4,
+            Family::V6 => Ip::LOCALHOST6,
+        }
+    }
 }
 
 /// `::ffff:0:0/96`, the third word of an IPv4-mapped address.
@@ -48,6 +80,13 @@ impl Ip {
         self.words[0] | self.words[1] | (self.words[2] ^ MAPPED) == 0
     }
 
+    /// The family that the address belongs to on the wire.
+    #[must_use]
+    #[inline(always)]
+    pub const fn family(&self) -> Family {
+        if self.is_v4() { Family::V4 } else { Family::V6 }
+    }
+
     /// Whether this is the unspecified address of either family (`0.0.0.0`, `::`).
     #[must_use]
     #[inline(always)]
@@ -68,8 +107,9 @@ impl Ip {
         }
     }
 
-    /// Equality without a call (`==` on arrays becomes `memcmp`) and with one branch: the verifier follows both ways of
-    /// every branch, and four of them in each of a dozen comparisons made half a million instructions of `connect6`.
+    /// Equality without a call (`==` on arrays becomes `memcmp`) and with one branch: the verifier follows
+    /// both ways of every branch, and four of them in each of a dozen comparisons made half a million
+    /// instructions of `connect6`.
     #[must_use]
     #[inline(always)]
     pub const fn same(&self, other: &Ip) -> bool {

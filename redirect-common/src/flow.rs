@@ -35,10 +35,11 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// A flow as the kernel will route it: dialling the unspecified address means the bound source address, and
-    /// without one localhost (`ip_route_output_key_hash_rcu()` and `tcp_v6_connect()` do that after the hook). To an
-    /// address of `lo` goes what comes from that address (RFC 6724, 5, rule 1), so an unbound socket that dials `::6`
-    /// has `::6` as its source; 127.0.0.6 is no address of an interface, and the source becomes 127.0.0.1.
+    /// A flow as the kernel will route it: dialling the unspecified address means the bound source address,
+    /// and without one localhost (`ip_route_output_key_hash_rcu()` and `tcp_v6_connect()` do that after the
+    /// hook). To an address of `lo` goes what comes from that address (RFC 6724, 5, rule 1), so an unbound
+    /// socket that dials `::6` has `::6` as its source; 127.0.0.6 is no address of an interface, and the
+    /// source becomes 127.0.0.1.
     #[must_use]
     #[inline(always)]
     pub fn new(protocol: Protocol, dialled: Endpoint, src: Ip, caller: Caller) -> Flow {

@@ -1,7 +1,7 @@
 //! Lets aya copy the ABI types between user space and the kernel as plain bytes.
 //!
-//! SAFETY of every `impl` below: the type is `repr(C)`, made of integers only and without padding (the sizes are
-//! asserted in `abi.rs`), so any bytes are a valid value and every byte is initialised.
+//! SAFETY of every `impl` below: the type is `repr(C)`, made of integers only and without padding (held by
+//! `tests/abi.rs`), so any bytes are a valid value and every byte is initialised.
 
 use crate::{
     AddrKey, Counters, DnsPending, Endpoint, HandoffKey, Ip, ListenerKey, Origin, PodConfig, RangeKey,

@@ -39,8 +39,8 @@ events! {
     NoListener = "no_listener",
     /// Refused: the kernel had no memory for the socket's record.
     NoStorage = "no_storage",
-    /// A connection without a slot of its own: the accepted socket of the sidecar learned its original destination in the
-    /// handshake.
+    /// A connection without a slot of its own: the accepted socket of the sidecar learned its original
+    /// destination in the handshake.
     HandoffTaken = "handoff_taken",
     /// A connection to the sidecar's outbound port that nobody redirected (dialled directly).
     HandoffMissing = "handoff_missing",

@@ -1,7 +1,7 @@
 //! What `redirect trace` reads: one record per decision.
 //!
-//! It travels through aya-log as one argument of bytes. As ten arguments with names, the logging code alone would be more
-//! than the verifier is willing to walk (over 1,000,000 instructions on Linux 6.18).
+//! It travels through aya-log as one argument of bytes. As ten arguments with names, the logging code alone
+//! would be more than the verifier is willing to walk (over 1,000,000 instructions on Linux 6.18).
 
 use crate::addr::Endpoint;
 

@@ -1,22 +1,28 @@
-//! 1 of 3: an application calls `connect()`. Decide, and rewrite to the sidecar at an address that stands for the
-//! true destination. Where there is no such address, remember the destination in the socket's record; the handshake then
-//! continues in `sockops`.
+//! An application calls `connect()`: step 1 of its way to the sidecar. Decide, and rewrite to the sidecar at
+//! an address that stands for the true destination.
+//!
+//! * Step 2 is the kernel's own: it routes to that address by the local route that attach added
+//!   (`redirect_user::pod::netns`), whose preferred source is the pod's address.
+//! * Step 3 is `original_dst`: the sidecar asks its accepted socket, whose local address is the one that
+//!   stands for the destination.
+//!
+//! **The detour** is for a connection without such an address. There are four cases: the destination's slot
+//! is another destination's; the table of destinations is full; the sidecar listens on localhost only; the
+//! application dialled localhost itself. Then the destination is kept in the client's socket (ORIGIN), and
+//! `sock_ops` hands it over in the handshake.
 
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use redirect_common::{
-    Endpoint, Event, Facts as _, Flow, Ip, LISTENER_SLOTS, ListenerKey, Origin, Outbound, PodConfig,
-    Protocol, SlotKey, Target, decide, flags, role, shared_address, slot_address, slot_of,
+    Endpoint, Event, Family, Ip, LISTENER_PLACES, ListenerKey, Origin, Outbound, SlotKey, Target, decide,
+    role, shared_address, slot_address, slot_of,
 };
 
+use crate::call::{Call, PROCEED, REFUSE, dns_proxy};
 use crate::ctx::{SockAddr, listener_address};
-use crate::maps::{self, PodFacts};
+use crate::maps;
 use crate::stats::{count, direct_event};
 use crate::trace;
-
-/// What a sock_addr hook returns: let the call go on, or refuse it.
-pub(crate) const PROCEED: i32 = 1;
-pub(crate) const REFUSE: i32 = 0;
 
 /// `connect()` on an IPv4 socket.
 #[cgroup_sock_addr(connect4)]
@@ -60,43 +66,6 @@ fn refuse(sock: &SockAddr) -> i32 {
     REFUSE
 }
 
-/// A call that has to be decided: who, where to, and the pod's policy.
-pub(crate) struct Call {
-    pub(crate) flow: Flow,
-    pub(crate) facts: PodFacts,
-}
-
-impl Call {
-    /// `None`: not a pod of ours, or nothing that is ever captured; leave it alone.
-    #[inline(always)]
-    pub(crate) fn new(sock: &SockAddr, dialled: Endpoint, bound: Ip) -> Option<Call> {
-        let cookie = sock.cookie();
-        let pod = maps::pod(cookie)?;
-        let protocol = sock.protocol()?;
-        if matches!(protocol, Protocol::Udp) && pod.flags & flags::DNS == 0 {
-            return None;
-        }
-        let flow = Flow::new(protocol, dialled, bound, sock.caller());
-        Some(Call { flow, facts: PodFacts { cookie, pod } })
-    }
-}
-
-impl Call {
-    /// The address that the client would have without us; [`Ip::NONE`] where the socket has one already, or where the kernel
-    /// chooses localhost by itself. Dialling another address of the pod, the client has that very address.
-    #[inline(always)]
-    pub(crate) fn source(&self) -> Ip {
-        let dst = &self.flow.dst.ip;
-        if !self.flow.src.is_unspecified() || dst.is_loopback() {
-            Ip::NONE
-        } else if self.facts.own_address(dst) {
-            *dst
-        } else {
-            self.facts.pod.source(dst.is_v4())
-        }
-    }
-}
-
 /// What the two hooks do with the call.
 enum Step {
     Leave,
@@ -108,7 +77,7 @@ enum Step {
 fn carry_out(sock: &SockAddr, call: &Call, decision: Outbound) -> Step {
     match decision {
         Outbound::Direct(rule) => {
-            forget_record(sock);
+            forget_origin(sock);
             count(call.facts.cookie, direct_event(rule));
             Step::Leave
         }
@@ -116,11 +85,11 @@ fn carry_out(sock: &SockAddr, call: &Call, decision: Outbound) -> Step {
     }
 }
 
-/// A second connect() on this socket may follow a redirected one: "no record" means "not redirected".
+/// A second connect() on this socket may follow a redirected one: "no origin" means "not redirected".
 #[inline(always)]
-fn forget_record(sock: &SockAddr) {
-    if let Some(record) = sock.record() {
-        record.role = role::NONE;
+fn forget_origin(sock: &SockAddr) {
+    if let Some(origin) = sock.origin() {
+        origin.role = role::NONE;
     }
 }
 
@@ -139,61 +108,55 @@ fn redirect(sock: &SockAddr, call: &Call, target: Target) -> Step {
         Target::Dns => {
             count(call.facts.cookie, Event::DnsRedirected);
             bind_source(sock, call, false);
-            with_record(sock, call, role::DNS_CLIENT, dns_proxy(pod, &call.flow.dst))
+            by_detour(sock, call, role::DNS_CLIENT, dns_proxy(pod, &call.flow.dst))
         }
     }
 }
 
-/// The DNS proxy listens on localhost only.
-#[inline(always)]
-pub(crate) fn dns_proxy(pod: &PodConfig, dst: &Endpoint) -> Endpoint {
-    Endpoint { ip: localhost(dst.ip.is_v4()), port: pod.dns_port }
-}
-
-/// Dials one of the sidecar's listeners. Where it listens on the wildcard address: in the pod's private prefix, which keeps
-/// the pod's address as the client's, and at an address that stands for the destination, if there is a slot for it. Else at
-/// the very address it listens on.
+/// Dials one of the sidecar's listeners. Where it listens on the wildcard address: in the pod's private
+/// prefix, which keeps the pod's address as the client's, and at an address that stands for the destination,
+/// if there is a slot for it. Else at the very address it listens on.
 ///
 /// Where it does not listen at all the kernel refuses the connection, which is what the client must see.
 #[inline(always)]
 fn to_listener(sock: &SockAddr, call: &Call, port: u32) -> Step {
     let (cookie, pod, dst) = (call.facts.cookie, call.facts.pod, &call.flow.dst);
-    let v4 = dst.ip.is_v4();
-    let bound = bound_to(cookie, port, v4);
+    let family = dst.ip.family();
+    let bound = bound_to(cookie, port, family);
     if bound.is_none() {
         count(cookie, Event::NoListener);
     }
     let localhost_only = matches!(bound, Some(ip) if !ip.is_unspecified());
-    if localhost_only || dst.ip.is_loopback() || pod.source(v4).is_unspecified() {
-        let ip = if let (true, Some(ip)) = (localhost_only, bound) { ip } else { localhost(v4) };
+    if localhost_only || dst.ip.is_loopback() || pod.source(family).is_unspecified() {
+        let ip = if let (true, Some(ip)) = (localhost_only, bound) { ip } else { family.localhost() };
         bind_source(sock, call, false);
-        return with_record(sock, call, role::CLIENT, Endpoint { ip, port });
+        return by_detour(sock, call, role::CLIENT, Endpoint { ip, port });
     }
     bind_source(sock, call, true);
     let slot = slot_of(dst);
-    if maps::claim_slot(&SlotKey { cookie, slot, family: if v4 { 4 } else { 6 } }, dst) {
-        forget_record(sock);
-        return Step::Rewrite(Endpoint { ip: slot_address(slot, v4), port });
+    if maps::claim_slot(&SlotKey { cookie, slot, family: family.number() }, dst) {
+        forget_origin(sock);
+        return Step::Rewrite(Endpoint { ip: slot_address(slot, family), port });
     }
-    with_record(sock, call, role::CLIENT, Endpoint { ip: shared_address(dst), port })
+    by_detour(sock, call, role::CLIENT, Endpoint { ip: shared_address(dst), port })
 }
 
-/// Rewrites to `proxy` and remembers the true destination in the socket.
+/// Rewrites to `proxy` and keeps the true destination in the socket.
 #[inline(always)]
-fn with_record(sock: &SockAddr, call: &Call, role: u32, proxy: Endpoint) -> Step {
-    if !sock.set_record(Origin { dst: call.flow.dst, role }) {
+fn by_detour(sock: &SockAddr, call: &Call, role: u32, proxy: Endpoint) -> Step {
+    if !sock.set_origin(Origin { dst: call.flow.dst, role }) {
         count(call.facts.cookie, Event::NoStorage);
         return Step::Refuse;
     }
     Step::Rewrite(proxy)
 }
 
-/// Gives the client the address that it would have had without us, where the kernel will not choose it by itself:
-/// `routed` says that the local route's preferred source will be chosen.
+/// Gives the client the address that it would have had without us, where the kernel will not choose it by
+/// itself: `routed` says that the local route's preferred source will be chosen.
 #[inline(always)]
 fn bind_source(sock: &SockAddr, call: &Call, routed: bool) {
     let source = call.source();
-    let chosen_by_route = routed && source.same(&call.facts.pod.source(source.is_v4()));
+    let chosen_by_route = routed && source.same(&call.facts.pod.source(source.family()));
     if !source.is_unspecified() && !chosen_by_route {
         sock.bind(&source);
     }
@@ -201,23 +164,18 @@ fn bind_source(sock: &SockAddr, call: &Call, routed: bool) {
 
 /// The address of the sidecar's listener; an IPv6 listener may serve IPv4 as well.
 #[inline(always)]
-fn bound_to(cookie: u64, port: u32, v4: bool) -> Option<Ip> {
-    for slot in 0..LISTENER_SLOTS {
-        if let Some(ip) = listener_address(&ListenerKey::new(cookie, port, v4, slot)) {
+fn bound_to(cookie: u64, port: u32, family: Family) -> Option<Ip> {
+    for place in 0..LISTENER_PLACES {
+        if let Some(ip) = listener_address(&ListenerKey::new(cookie, port, family, place)) {
             return Some(ip);
         }
     }
-    if v4 {
-        for slot in 0..LISTENER_SLOTS {
-            if let Some(ip) = listener_address(&ListenerKey::new(cookie, port, false, slot)) {
+    if let Family::V4 = family {
+        for place in 0..LISTENER_PLACES {
+            if let Some(ip) = listener_address(&ListenerKey::new(cookie, port, Family::V6, place)) {
                 return Some(ip);
             }
         }
     }
     None
-}
-
-#[inline(always)]
-fn localhost(v4: bool) -> Ip {
-    if v4 { Ip::LOCALHOST4 } else { Ip::LOCALHOST6 }
 }

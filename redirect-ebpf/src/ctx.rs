@@ -1,8 +1,9 @@
-//! Typed views of the kernel's contexts: the only place where a program reads or writes one, and where `unsafe` lives.
+//! Typed views of the kernel's contexts: the only place where a program reads or writes one, and where
+//! `unsafe` lives.
 //!
-//! Verifier facts behind the shape of this file (seen on Linux 6.18): every context field is read once, by a volatile
-//! read of its own, because LLVM otherwise merges neighbouring fields into one wider access or computes a pointer
-//! into the context, and the verifier refuses both.
+//! Verifier facts behind the shape of this file (seen on Linux 6.18): every context field is read once, by a
+//! volatile read of its own, because LLVM otherwise merges neighbouring fields into one wider access or
+//! computes a pointer into the context, and the verifier refuses both.
 
 use core::ffi::c_void;
 
@@ -40,8 +41,8 @@ macro_rules! words {
     };
 }
 
-/// The address of either family. Both are read before the choice: LLVM merges the tails of two branches that read
-/// different fields into one access at a computed offset, which the verifier refuses.
+/// The address of either family. Both are read before the choice: LLVM merges the tails of two branches that
+/// read different fields into one access at a computed offset, which the verifier refuses.
 macro_rules! address {
     ($ptr:expr, $family:ident, $v4:ident, $v6:ident) => {{
         let (v4, v6) = (field!($ptr, $v4), words!($ptr, $v6));
@@ -88,11 +89,12 @@ pub(crate) struct SockaddrIn6 {
     pub(crate) scope_id: u32,
 }
 
-/// A socket's record, made when there is none and `initial` says so. `None`: there is none, or no memory for one.
+/// A socket's origin, made when there is none and `initial` says so. `None`: there is none, or no memory for
+/// one.
 ///
-/// The record belongs to one socket, and the hooks that write it run under that socket's lock.
+/// It belongs to one socket, and the hooks that write it run under that socket's lock.
 #[inline(always)]
-fn record(sk: *mut c_void, initial: Option<&mut Origin>) -> Option<&'static mut Origin> {
+fn origin(sk: *mut c_void, initial: Option<&mut Origin>) -> Option<&'static mut Origin> {
     if sk.is_null() {
         return None;
     }
@@ -104,7 +106,7 @@ fn record(sk: *mut c_void, initial: Option<&mut Origin>) -> Option<&'static mut 
     unsafe { bpf_sk_storage_get(maps::origin(), sk, value, flags).cast::<Origin>().as_mut() }
 }
 
-/// The address that a registered listener is bound to; `None` when the slot is empty.
+/// The address that a registered listener is bound to; `None` when the place is empty.
 #[inline(always)]
 pub(crate) fn listener_address(key: &ListenerKey) -> Option<Ip> {
     // SAFETY: a sockhash look-up returns a referenced socket or null; it is released below on the one path.

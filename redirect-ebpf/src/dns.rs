@@ -1,11 +1,12 @@
-//! DNS over unconnected UDP: every datagram names its server, and the answer's source must be that server again.
-//! (A connected UDP socket goes through `connect` and `peername`; here only the source of its answers is put back.)
+//! DNS over unconnected UDP: every datagram names its server, and the answer's source must be that server
+//! again. (A connected UDP socket goes through `connect` and `peername`; here only the source of its answers
+//! is put back.)
 
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use redirect_common::{Endpoint, Event, Outbound, decide, role};
 
-use crate::connect::{Call, PROCEED, REFUSE, dns_proxy};
+use crate::call::{Call, PROCEED, REFUSE, dns_proxy};
 use crate::ctx::SockAddr;
 use crate::maps;
 use crate::stats::count;
@@ -49,7 +50,7 @@ pub(crate) fn sendmsg6(ctx: SockAddrContext) -> i32 {
     PROCEED
 }
 
-/// Remembers whom the application asked; false when the kernel has no memory for it.
+/// Remembers which server the application asked; false when the kernel has no memory for it.
 #[inline(always)]
 fn note_question(sock: &SockAddr, call: &Call) -> bool {
     let Some(pending) = sock.make_dns_pending() else {
@@ -88,10 +89,10 @@ fn asked_server(sock: &SockAddr, from: &Endpoint) -> Option<Endpoint> {
     if from.port != pod.dns_port || !from.ip.is_loopback() {
         return None;
     }
-    if let Some(record) = sock.record()
-        && record.role == role::DNS_CLIENT
+    if let Some(origin) = sock.origin()
+        && origin.role == role::DNS_CLIENT
     {
-        return Some(record.dst);
+        return Some(origin.dst);
     }
     sock.dns_pending()?.answered()
 }

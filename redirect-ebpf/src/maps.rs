@@ -7,20 +7,21 @@ use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, ProgramArray, SockHash};
 use redirect_common::{
-    AddrKey, Counters, DnsPending, Endpoint, Facts, HandoffKey, Ip, ListenerKey, Origin, PodConfig, RangeKey,
-    SetKey, SlotKey, flags, list, set,
+    AddrKey, Counters, DnsPending, Endpoint, HandoffKey, Ip, ListenerKey, Origin, PodConfig, RangeKey,
+    SetKey, SlotKey,
 };
 
 /// Enrolled pods. Written by attach and detach, read by every program. Full: attach fails and says so.
 #[map]
 static PODS: HashMap<u64, PodConfig> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 
-/// Ranges of the pods' policies. Written by attach and detach, read on connect. Full: attach fails and says so.
+/// Ranges of the pods' policies. Written by attach and detach, read on connect. Full: attach fails and says
+/// so.
 #[map]
 static RANGES: LpmTrie<RangeKey, u8> = LpmTrie::with_max_entries(4_194_304, 0);
 
-/// Ports, groups and interfaces of the pods' policies. Written by attach and detach, read on connect and inbound.
-/// Full: attach fails and says so.
+/// Ports, groups and interfaces of the pods' policies. Written by attach and detach, read on connect and
+/// inbound. Full: attach fails and says so.
 #[map]
 static SETS: HashMap<SetKey, u8> = HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
 
@@ -28,25 +29,28 @@ static SETS: HashMap<SetKey, u8> = HashMap::with_max_entries(131_072, BPF_F_NO_P
 #[map]
 static OWN: HashMap<AddrKey, u8> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
 
-/// What the addresses of the pods' private prefixes stand for: one entry for each true destination that a pod has dialled, at
-/// most [`redirect_common::SLOTS`] per pod and family. Written on connect, never changed, removed by detach. Full, or the slot
-/// taken by another destination: the connection goes by ORIGIN and HANDOFF.
+/// What the addresses of the pods' private prefixes stand for: one entry for each true destination that a pod
+/// has dialled, at most [`redirect_common::SLOTS`] per pod and family. Written on connect, never changed,
+/// removed by detach. Full, or the slot taken by another destination: the connection takes the detour by
+/// ORIGIN and HANDOFF.
 #[map]
 static DESTINATIONS: HashMap<SlotKey, Endpoint> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 
-/// Handshakes under way of connections without a slot: written at the client's ACTIVE_ESTABLISHED, taken and deleted at the server's
-/// PASSIVE_ESTABLISHED, which on loopback comes later, or deleted when the client closes before that. Full: the sidecar does not learn the destination, sends the
-/// connection to its black hole, and `handoff_full` counts it.
+/// Handshakes under way of connections that take the detour: written at the client's ACTIVE_ESTABLISHED,
+/// taken and deleted at the server's PASSIVE_ESTABLISHED, which on loopback comes later, or deleted when the
+/// client closes before that. Full: the sidecar does not learn the destination, sends the connection to its
+/// black hole, and `handoff_full` counts it.
 #[map]
 static HANDOFF: HashMap<HandoffKey, Endpoint> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 
-/// Listening sockets of the sidecars. Written at TCP_LISTEN_CB, emptied by the kernel when a socket closes. Full: the
-/// listener is counted as rejected, and inbound connections are refused.
+/// Listening sockets of the sidecars. Written at TCP_LISTEN_CB, emptied by the kernel when a socket closes.
+/// Full: the listener is counted as rejected, and inbound connections are refused.
 #[map]
 static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(16_384, 0);
 
-/// The pod whose packet this CPU is looking at. Written by the program in the pod's namespace, read by `inbound` right after
-/// it on the same CPU: look-ups run with bottom halves disabled, so nothing comes in between.
+/// The pod whose packet this CPU is looking at. Written by the program in the pod's namespace, read by
+/// `inbound` right after it on the same CPU: look-ups run with bottom halves disabled, so nothing comes in
+/// between.
 #[map]
 static ENTERED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
@@ -58,17 +62,17 @@ static INBOUND: ProgramArray = ProgramArray::with_max_entries(1, 0);
 #[map]
 static STATS: PerCpuHashMap<u64, Counters> = PerCpuHashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 
-/// Each socket's record, which dies with the socket. Written on connect and in sock_ops. No memory: the connection is
-/// refused.
+/// Each socket's origin, which dies with the socket. Written on connect and in sock_ops. No memory: the
+/// connection is refused.
 ///
-/// A socket storage map needs BTF for key and value and, so that accepted sockets inherit their listener's record,
-/// BPF_F_CLONE; aya's own wrapper fixes the flags, hence this definition.
+/// A socket storage map needs BTF for key and value and, so that accepted sockets inherit their listener's
+/// origin, BPF_F_CLONE; aya's own wrapper fixes the flags, hence this definition.
 #[unsafe(link_section = ".maps")]
 #[unsafe(export_name = "ORIGIN")]
 static ORIGIN: SocketStorage<Origin> = SocketStorage::new();
 
-/// Questions to DNS servers on unconnected UDP sockets. Written on sendmsg, read on recvmsg. No memory: the datagram is
-/// refused.
+/// Questions to DNS servers on unconnected UDP sockets. Written on sendmsg, read on recvmsg. No memory: the
+/// datagram is refused.
 #[btf_map]
 static DNS_PENDING: SkStorage<DnsPending> = SkStorage::new();
 
@@ -92,7 +96,7 @@ impl<T> SocketStorage<T> {
     }
 }
 
-/// The record map, as the helpers want it.
+/// The map of the sockets' origins, as the helpers want it.
 #[inline(always)]
 pub(crate) fn origin() -> *mut core::ffi::c_void {
     (&raw const ORIGIN).cast_mut().cast()
@@ -107,7 +111,8 @@ pub(crate) fn dns_pending() -> *mut core::ffi::c_void {
 /// The pod's configuration; `None` means: not enrolled, leave alone.
 #[inline(always)]
 pub(crate) fn pod(cookie: u64) -> Option<&'static PodConfig> {
-    // SAFETY: entries are replaced as a whole by attach, and freed no earlier than a grace period after their removal.
+    // SAFETY: entries are replaced as a whole by attach, and freed no earlier than a grace period after their
+    // removal.
     unsafe { PODS.get(cookie) }
 }
 
@@ -187,76 +192,8 @@ pub(crate) fn own_address(cookie: u64, ip: &Ip) -> bool {
     unsafe { OWN.get(AddrKey { cookie, ip: *ip }) }.is_some()
 }
 
+/// Whether an address is in one of a pod's lists of ranges.
 #[inline(always)]
-fn in_ranges(cookie: u64, list: u32, ip: &Ip) -> bool {
+pub(crate) fn in_ranges(cookie: u64, list: u32, ip: &Ip) -> bool {
     RANGES.get(Key::new(RangeKey::BITS, RangeKey::new(cookie, list, *ip))).is_some()
-}
-
-/// A pod's policy as the maps hold it; the flags say which look-ups can be saved.
-pub(crate) struct PodFacts {
-    pub(crate) cookie: u64,
-    pub(crate) pod: &'static PodConfig,
-}
-
-impl PodFacts {
-    #[inline(always)]
-    fn has(&self, flag: u32) -> bool {
-        self.pod.flags & flag != 0
-    }
-}
-
-impl Facts for PodFacts {
-    #[inline(always)]
-    fn port_excluded(&self, port: u32) -> bool {
-        self.has(flags::OUTBOUND_EXCLUDED_PORTS) && in_set(self.cookie, set::OUTBOUND_EXCLUDED, port)
-    }
-    #[inline(always)]
-    fn port_included(&self, port: u32) -> bool {
-        self.has(flags::OUTBOUND_INCLUDED_PORTS) && in_set(self.cookie, set::OUTBOUND_INCLUDED, port)
-    }
-    #[inline(always)]
-    fn range_excluded(&self, ip: &Ip) -> bool {
-        self.has(flags::EXCLUDED_RANGES) && in_ranges(self.cookie, list::EXCLUDED, ip)
-    }
-    #[inline(always)]
-    fn range_included(&self, ip: &Ip) -> bool {
-        self.has(flags::INCLUDE_ALL)
-            || (self.has(flags::INCLUDED_RANGES) && in_ranges(self.cookie, list::INCLUDED, ip))
-    }
-    #[inline(always)]
-    fn own_address(&self, ip: &Ip) -> bool {
-        own_address(self.cookie, ip)
-    }
-    #[inline(always)]
-    fn interface_excluded(&self, ip: &Ip) -> bool {
-        self.has(flags::EXCLUDED_INTERFACES) && in_ranges(self.cookie, list::INTERFACE, ip)
-    }
-    #[inline(always)]
-    fn lo_excluded(&self) -> bool {
-        self.has(flags::LO_EXCLUDED)
-    }
-    #[inline(always)]
-    fn loopback_included(&self) -> bool {
-        self.has(flags::LOOPBACK_INCLUDED)
-    }
-    #[inline(always)]
-    fn group_excluded(&self, gid: u32) -> bool {
-        if self.has(flags::GROUPS_INCLUDED) {
-            !in_set(self.cookie, set::GROUP, gid)
-        } else {
-            self.has(flags::GROUPS_EXCLUDED) && in_set(self.cookie, set::GROUP, gid)
-        }
-    }
-    #[inline(always)]
-    fn dns_captured(&self) -> bool {
-        self.has(flags::DNS)
-    }
-    #[inline(always)]
-    fn proxy_uid(&self) -> u32 {
-        self.pod.proxy_uid
-    }
-    #[inline(always)]
-    fn proxy_gid(&self) -> u32 {
-        self.pod.proxy_gid
-    }
 }

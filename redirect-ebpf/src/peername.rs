@@ -2,9 +2,9 @@
 
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use redirect_common::{Endpoint, SlotKey, role, slot_at};
+use redirect_common::{Endpoint, SlotKey, role};
 
-use crate::connect::PROCEED;
+use crate::call::PROCEED;
 use crate::ctx::SockAddr;
 use crate::maps;
 
@@ -28,13 +28,12 @@ pub(crate) fn peername6(ctx: SockAddrContext) -> i32 {
     PROCEED
 }
 
-/// What the application dialled: what the peer's address stands for, or what the socket's record says.
+/// What the application dialled: what the peer's address stands for, or what is kept in the socket.
 #[inline(always)]
 fn dialled(sock: &SockAddr, peer: &Endpoint) -> Option<Endpoint> {
-    if let Some(slot) = slot_at(&peer.ip) {
-        let family = if peer.ip.is_v4() { 4 } else { 6 };
-        return maps::destination(&SlotKey { cookie: sock.cookie(), slot, family }).copied();
+    if let Some(slot) = SlotKey::new(sock.cookie(), &peer.ip) {
+        return maps::destination(&slot).copied();
     }
-    let record = sock.record()?;
-    matches!(record.role, role::CLIENT | role::DNS_CLIENT).then_some(record.dst)
+    let origin = sock.origin()?;
+    matches!(origin.role, role::CLIENT | role::DNS_CLIENT).then_some(origin.dst)
 }

@@ -8,8 +8,8 @@ use crate::maps;
 #[inline(always)]
 pub(crate) fn count(cookie: u64, event: Event) {
     if let Some(counters) = maps::counters(cookie) {
-        // SAFETY: the entry is this CPU's own; a program is not preempted by another of its kind on the same CPU in a
-        // way that could do more harm than lose a count.
+        // SAFETY: the entry is this CPU's own; a program is not preempted by another of its kind on the same
+        // CPU in a way that could do more harm than lose a count.
         unsafe { (*counters).counts[event as usize] += 1 };
     }
 }
@@ -23,6 +23,14 @@ pub(crate) fn direct_event(rule: Rule) -> Event {
             Event::LoopbackDirect
         }
         Rule::NoMatch => Event::UnmatchedDirect,
-        _ => Event::ExcludedDirect,
+        Rule::ExcludedInterface | Rule::ExcludedPort | Rule::OwnerGroup | Rule::ExcludedRange => {
+            Event::ExcludedDirect
+        }
+        // Rules that redirect; `decide()` never gives them as a reason to leave a flow alone.
+        Rule::ProxyUidSelfCall
+        | Rule::ProxyGidSelfCall
+        | Rule::Dns
+        | Rule::IncludedPort
+        | Rule::IncludedRange => Event::ExcludedDirect,
     }
 }

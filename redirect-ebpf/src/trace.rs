@@ -1,5 +1,5 @@
-//! One record per decision, for `redirect trace`. Off, it costs one branch; it is on for a pod while a reader keeps
-//! moving the pod's deadline, so a reader that dies leaves nothing switched on.
+//! One record per decision, for `redirect trace`. Off, it costs one branch; it is on for a pod while a reader
+//! keeps moving the pod's deadline, so a reader that dies leaves nothing switched on.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_get_current_pid_tgid;
@@ -8,7 +8,7 @@ use aya_log_ebpf::macro_support::AYA_LOGS;
 use redirect_common::trace::{RECORD_BYTES, kind, verdict};
 use redirect_common::{Endpoint, Inbound, Outbound, PodConfig, Protocol, Target, TraceRecord};
 
-use crate::connect::Call;
+use crate::call::Call;
 
 #[inline(always)]
 fn wanted(pod: &PodConfig) -> bool {
@@ -18,8 +18,8 @@ fn wanted(pod: &PodConfig) -> bool {
 
 /// A record as a line of aya-log, `info!("{:x}", record)`, laid out beforehand.
 ///
-/// The macro itself finds the size of its buffer at run time, in a loop, and copies byte by byte; the verifier walks
-/// all of that for every way that leads there: half a million instructions for `connect6`.
+/// The macro itself finds the size of its buffer at run time, in a loop, and copies byte by byte; the
+/// verifier walks all of that for every way that leads there: half a million instructions for `connect6`.
 #[repr(C)]
 struct Line {
     head: [u8; HEAD],
@@ -31,7 +31,8 @@ const HEAD: usize = 40;
 /// Makes the head as long as it has to be.
 const TARGET: &[u8; 4] = b"flow";
 
-/// The head: the length of the line, the fields that each line has (kind, length, value), and the hint `{:x}`.
+/// The head: the length of the line, the fields that each line has (kind, length, value), and the hint
+/// `{:x}`.
 const fn head() -> [u8; HEAD] {
     const NONE: &[u8] = &[];
     let line = size_of::<Line>() as u16;
@@ -75,8 +76,8 @@ fn send(record: TraceRecord) {
     let _ = AYA_LOGS.output::<Line>(&Line { head: HEAD_BYTES, record }, 0);
 }
 
-/// An outbound decision. Called last, when nothing else is left to do: otherwise the verifier walks the rest of the hook
-/// twice.
+/// An outbound decision. Called last, when nothing else is left to do: otherwise the verifier walks the rest
+/// of the hook twice.
 #[inline(always)]
 pub(crate) fn outbound(call: &Call, decision: Outbound) {
     let (flow, cookie) = (&call.flow, call.facts.cookie);

@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use redirect_common::policy::InboundMode;
+use redirect_common::decide::InboundMode;
 use redirect_common::{
     Caller, Endpoint, Facts, Flow, Inbound, InboundFacts, InboundRule, Ip, Outbound, Protocol, Rule, Target,
     decide, decide_inbound,

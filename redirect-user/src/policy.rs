@@ -10,6 +10,7 @@ pub mod owner_groups;
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
+use redirect_common::{PROXY_PORTS, STATUS_PORT};
 use serde::{Deserialize, Serialize};
 
 /// Everything that decides which of a pod's connections go through the sidecar.
@@ -105,9 +106,9 @@ impl Default for Policy {
             include_outbound_ip_ranges: Ranges::All,
             exclude_outbound_ip_ranges: Vec::new(),
             include_outbound_ports: BTreeSet::new(),
-            exclude_outbound_ports: BTreeSet::from([15020]),
+            exclude_outbound_ports: BTreeSet::from([STATUS_PORT]),
             include_inbound_ports: Ports::All,
-            exclude_inbound_ports: BTreeSet::from([15020, 15021, 15090]),
+            exclude_inbound_ports: BTreeSet::from(PROXY_PORTS),
             exclude_interfaces: Vec::new(),
             owner_groups: OwnerGroups::AllBut(BTreeSet::new()),
             dns_capture: false,

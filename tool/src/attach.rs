@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use ipnet::IpNet;
+use redirect_common::PROXY_PORTS;
 use redirect_user::attach::record::AttachmentId;
 use redirect_user::attach::{self, Request};
 use redirect_user::node::Node;
@@ -16,9 +17,6 @@ use redirect_user::policy::{Policy, Ports, Proxy, Ranges};
 
 use crate::Output;
 use crate::output;
-
-/// Ports that are never captured inbound: merged Prometheus, health, Envoy's Prometheus.
-const NEVER_INBOUND: [u16; 3] = [15020, 15021, 15090];
 
 /// `redirect attach`
 #[derive(Debug, clap::Args)]
@@ -99,7 +97,7 @@ impl Args {
     fn policy(&self) -> Policy {
         let set = |list: &List<u16>| list.0.iter().copied().collect::<BTreeSet<_>>();
         let mut exclude_inbound_ports = set(&self.exclude_inbound_ports);
-        exclude_inbound_ports.extend(NEVER_INBOUND);
+        exclude_inbound_ports.extend(PROXY_PORTS);
         Policy {
             include_outbound_ip_ranges: self.include_outbound_ip_ranges.clone(),
             exclude_outbound_ip_ranges: self.exclude_outbound_ip_ranges.0.clone(),

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use proptest::prelude::*;
 use proptest::sample::select;
-use redirect_common::policy::InboundMode;
+use redirect_common::decide::InboundMode;
 use redirect_common::{Caller, Endpoint, Facts, Flow, InboundFacts, Ip, Protocol};
 
 /// The pod's own addresses, on `eth0` and `eth1`.

@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::bpf_sk_lookup;
 use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release};
 use aya_ebpf::programs::SkLookupContext;
-use redirect_common::{Endpoint, ListenerKey};
+use redirect_common::{Endpoint, Family, ListenerKey};
 
 use super::{AF_INET, TCP};
 use crate::maps;
@@ -40,10 +40,10 @@ impl Lookup {
         field!(self.ctx, ingress_ifindex)
     }
 
-    /// Whether the packet is IPv4.
+    /// The packet's family.
     #[inline(always)]
-    pub(crate) fn is_v4(&self) -> bool {
-        field!(self.ctx, family) == AF_INET
+    pub(crate) fn family(&self) -> Family {
+        if field!(self.ctx, family) == AF_INET { Family::V4 } else { Family::V6 }
     }
 
     /// The destination. `local_port` is in host byte order.
@@ -60,8 +60,8 @@ impl Lookup {
         Endpoint { ip, port: u32::from(u16::from_be(field!(self.ctx, remote_port))) }
     }
 
-    /// Gives the connection to the listener in a slot; false when the slot is empty or the listener cannot take it (an
-    /// IPv6-only socket and an IPv4 packet).
+    /// Gives the connection to the listener in a place; false when the place is empty or the listener cannot
+    /// take it (an IPv6-only socket and an IPv4 packet).
     #[inline(always)]
     pub(crate) fn assign(&self, key: &ListenerKey) -> bool {
         // SAFETY: a sockhash look-up returns a referenced socket or null; it is released below.

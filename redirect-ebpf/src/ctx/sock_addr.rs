@@ -9,7 +9,7 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::programs::SockAddrContext;
 use redirect_common::{Caller, DnsPending, Endpoint, Ip, Origin, Protocol};
 
-use super::{AF_INET, AF_INET6, MPTCP, SockaddrIn, SockaddrIn6, TCP, UDP, record};
+use super::{AF_INET, AF_INET6, MPTCP, SockaddrIn, SockaddrIn6, TCP, UDP, origin};
 use crate::maps;
 
 /// The context of connect4/6, getpeername4/6, sendmsg4/6 and recvmsg4/6.
@@ -109,17 +109,17 @@ impl SockAddr {
         if sk.is_null() { Ip::NONE } else { words!(sk, src_ip6) }
     }
 
-    /// The socket's record, if it has one.
+    /// Where the socket's connection was meant to go, if it is kept in the socket.
     #[inline(always)]
-    pub(crate) fn record(&self) -> Option<&'static mut Origin> {
-        record(self.sk().cast(), None)
+    pub(crate) fn origin(&self) -> Option<&'static mut Origin> {
+        origin(self.sk().cast(), None)
     }
 
-    /// Writes the socket's record; false when the kernel has no memory for it.
+    /// Keeps in the socket where its connection was meant to go; false when the kernel has no memory for it.
     #[inline(always)]
-    pub(crate) fn set_record(&self, mut origin: Origin) -> bool {
-        let Some(record) = record(self.sk().cast(), Some(&mut origin)) else { return false };
-        *record = origin;
+    pub(crate) fn set_origin(&self, mut value: Origin) -> bool {
+        let Some(kept) = origin(self.sk().cast(), Some(&mut value)) else { return false };
+        *kept = value;
         true
     }
 
@@ -169,12 +169,14 @@ impl SockAddr {
         }
     }
 
-    /// Binds the socket to an address of the pod and any port; a failure (the socket has a port already) is harmless.
+    /// Binds the socket to an address of the pod and any port; a failure (the socket has a port already) is
+    /// harmless.
     #[inline(always)]
     pub(crate) fn bind(&self, ip: &Ip) {
         if ip.is_v4() {
             let address = SockaddrIn { family: AF_INET as u16, port: 0, address: ip.words[3], zero: 0 };
-            // SAFETY: the helper reads one sockaddr of the given length; allowed in connect hooks since Linux 4.17.
+            // SAFETY: the helper reads one sockaddr of the given length; allowed in connect hooks since Linux
+            // 4.17.
             unsafe {
                 bpf_bind(self.ctx, (&raw const address).cast_mut().cast(), size_of::<SockaddrIn>() as i32)
             };

@@ -3,9 +3,9 @@
 use aya_ebpf::bindings::{BPF_NOEXIST, BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sock, bpf_sock_ops};
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sock_ops_cb_flags_set};
 use aya_ebpf::programs::SockOpsContext;
-use redirect_common::{Endpoint, ListenerKey, Origin};
+use redirect_common::{Endpoint, Family, ListenerKey, Origin, Own, Peer};
 
-use super::{AF_INET, record};
+use super::{AF_INET, origin};
 use crate::maps;
 
 /// The context of sock_ops.
@@ -32,24 +32,24 @@ impl SockOps {
         unsafe { bpf_get_netns_cookie(self.ctx.cast()) }
     }
 
-    /// Whether the socket is an IPv4 socket.
+    /// The socket's family.
     #[inline(always)]
-    pub(crate) fn is_v4(&self) -> bool {
-        field!(self.ctx, family) == AF_INET
+    pub(crate) fn family(&self) -> Family {
+        if field!(self.ctx, family) == AF_INET { Family::V4 } else { Family::V6 }
     }
 
     /// The socket's own address. `local_port` is in host byte order.
     #[inline(always)]
-    pub(crate) fn local(&self) -> Endpoint {
+    pub(crate) fn own(&self) -> Own {
         let ip = address!(self.ctx, family, local_ip4, local_ip6);
-        Endpoint { ip, port: field!(self.ctx, local_port) }
+        Own(Endpoint { ip, port: field!(self.ctx, local_port) })
     }
 
     /// The peer's address. `remote_port` holds the port in network byte order in the upper half of the word.
     #[inline(always)]
-    pub(crate) fn remote(&self) -> Endpoint {
+    pub(crate) fn peer(&self) -> Peer {
         let ip = address!(self.ctx, family, remote_ip4, remote_ip6);
-        Endpoint { ip, port: u32::from_be(field!(self.ctx, remote_port)) & 0xffff }
+        Peer(Endpoint { ip, port: u32::from_be(field!(self.ctx, remote_port)) & 0xffff })
     }
 
     #[inline(always)]
@@ -57,17 +57,17 @@ impl SockOps {
         field!(self.ctx, __bindgen_anon_2.sk)
     }
 
-    /// The socket's record, if it has one.
+    /// Where the socket's connection was meant to go, if it is kept in the socket.
     #[inline(always)]
-    pub(crate) fn record(&self) -> Option<&'static mut Origin> {
-        record(self.sk().cast(), None)
+    pub(crate) fn origin(&self) -> Option<&'static mut Origin> {
+        origin(self.sk().cast(), None)
     }
 
-    /// Writes the socket's record; false when the kernel has no memory for it.
+    /// Keeps in the socket where its connection was meant to go; false when the kernel has no memory for it.
     #[inline(always)]
-    pub(crate) fn set_record(&self, mut origin: Origin) -> bool {
-        let Some(record) = record(self.sk().cast(), Some(&mut origin)) else { return false };
-        *record = origin;
+    pub(crate) fn set_origin(&self, mut value: Origin) -> bool {
+        let Some(kept) = origin(self.sk().cast(), Some(&mut value)) else { return false };
+        *kept = value;
         true
     }
 
@@ -75,7 +75,8 @@ impl SockOps {
     #[inline(always)]
     pub(crate) fn watch_state(&self) {
         let flags = field!(self.ctx, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG;
-        // SAFETY: the context is valid; the call fails only for sockets that are not full, which have no callbacks.
+        // SAFETY: the context is valid; the call fails only for sockets that are not full, which have no
+        // callbacks.
         let _ = unsafe { bpf_sock_ops_cb_flags_set(self.ctx, flags as i32) };
     }
 
@@ -85,7 +86,8 @@ impl SockOps {
         field!(self.ctx, __bindgen_anon_1.args[1])
     }
 
-    /// Puts the listening socket into a slot; false when the slot is taken or the kernel refuses the socket.
+    /// Puts the listening socket into a place; false when the place is taken or the kernel refuses the
+    /// socket.
     #[inline(always)]
     pub(crate) fn register(&self, mut key: ListenerKey) -> bool {
         // SAFETY: the context is valid, and the kernel locks the socket around TCP_LISTEN_CB.

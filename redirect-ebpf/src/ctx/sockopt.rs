@@ -3,9 +3,9 @@
 use aya_ebpf::bindings::bpf_sockopt;
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_set_retval};
 use aya_ebpf::programs::SockoptContext;
-use redirect_common::{Endpoint, Origin};
+use redirect_common::{Endpoint, Origin, Own, Peer};
 
-use super::record;
+use super::origin;
 
 /// The context of getsockopt.
 pub(crate) struct Sockopt {
@@ -30,8 +30,8 @@ impl Sockopt {
         field!(self.ctx, optlen)
     }
 
-    /// Tells the kernel that the program did not look at the value. Needed when the buffer is larger than a page, of
-    /// which the program sees the first page only; the kernel's answer would otherwise be cut off.
+    /// Tells the kernel that the program did not look at the value. Needed when the buffer is larger than a
+    /// page, of which the program sees the first page only; the kernel's answer would otherwise be cut off.
     #[inline(always)]
     pub(crate) fn leave_untouched(&self) {
         set_field!(self.ctx, optlen, 0);
@@ -44,23 +44,23 @@ impl Sockopt {
         unsafe { bpf_get_netns_cookie(self.ctx.cast()) }
     }
 
-    /// The socket's record, if it has one.
+    /// Where the socket's connection was meant to go, if it is kept in the socket.
     #[inline(always)]
-    pub(crate) fn record(&self) -> Option<&'static mut Origin> {
-        record(field!(self.ctx, __bindgen_anon_1.sk).cast(), None)
+    pub(crate) fn origin(&self) -> Option<&'static mut Origin> {
+        origin(field!(self.ctx, __bindgen_anon_1.sk).cast(), None)
     }
 
-    /// Writes the socket's record, if the kernel has memory for it.
+    /// Keeps it in the socket, if the kernel has memory for it.
     #[inline(always)]
-    pub(crate) fn set_record(&self, mut origin: Origin) {
-        if let Some(record) = record(field!(self.ctx, __bindgen_anon_1.sk).cast(), Some(&mut origin)) {
-            *record = origin;
+    pub(crate) fn set_origin(&self, mut value: Origin) {
+        if let Some(kept) = origin(field!(self.ctx, __bindgen_anon_1.sk).cast(), Some(&mut value)) {
+            *kept = value;
         }
     }
 
-    /// The connection's two ends, client and own, as [`SockOps`] saw them in the handshake.
+    /// The connection's two ends, as [`super::SockOps`] saw them in the handshake.
     #[inline(always)]
-    pub(crate) fn ends(&self) -> Option<(Endpoint, Endpoint)> {
+    pub(crate) fn ends(&self) -> Option<(Own, Peer)> {
         let sk = field!(self.ctx, __bindgen_anon_1.sk);
         if sk.is_null() {
             return None;
@@ -68,7 +68,8 @@ impl Sockopt {
         let peer = address!(sk, family, dst_ip4, dst_ip6);
         let own = address!(sk, family, src_ip4, src_ip6);
         let peer_port = u32::from(u16::from_be(field!(sk, dst_port)));
-        Some((Endpoint { ip: peer, port: peer_port }, Endpoint { ip: own, port: field!(sk, src_port) }))
+        let own = Own(Endpoint { ip: own, port: field!(sk, src_port) });
+        Some((own, Peer(Endpoint { ip: peer, port: peer_port })))
     }
 
     /// Answers with a value and success; the caller has checked that the buffer holds them.

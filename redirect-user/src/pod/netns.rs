@@ -28,7 +28,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily as Af, SockFlag, SockType, socket};
-use redirect_common::{SPREAD4, SPREAD6};
+use redirect_common::{PREFIX4, PREFIX6};
 
 use crate::kernel::sys::{self, SyscallError};
 
@@ -346,12 +346,12 @@ fn passthrough6() -> AddressMessage {
 fn spread_routes(source: IpAddr) -> Vec<RouteMessage> {
     match source {
         IpAddr::V4(v4) => {
-            let prefix = RouteAddress::Inet(Ipv4Addr::from(SPREAD4));
+            let prefix = RouteAddress::Inet(Ipv4Addr::from(PREFIX4));
             let own = RouteAddress::Inet(v4);
             vec![local_route(prefix, 16, own.clone()), local_route(own.clone(), 32, own)]
         }
         IpAddr::V6(v6) => {
-            let bits = u128::from(SPREAD6[0]) << 96 | u128::from(SPREAD6[1]) << 64;
+            let bits = u128::from(PREFIX6[0]) << 96 | u128::from(PREFIX6[1]) << 64;
             vec![local_route(RouteAddress::Inet6(Ipv6Addr::from(bits)), 64, RouteAddress::Inet6(v6))]
         }
     }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use redirect_common::PROXY_PORTS;
 use thiserror::Error;
 
 use crate::policy::grammar::{self, Malformed, shorten};
@@ -36,9 +37,6 @@ pub const REROUTE_VIRTUAL_INTERFACES: &str = "istio.io/reroute-virtual-interface
 pub const KUBEVIRT_INTERFACES: &str = "traffic.sidecar.istio.io/kubevirtInterfaces";
 /// The sidecar's status port. It is checked but decides nothing: the injector puts it into the exclude list.
 pub const STATUS_PORT: &str = "status.sidecar.istio.io/port";
-
-/// The proxy's own ports (merged metrics, health, Envoy's metrics), which no policy captures inbound.
-const PROXY_PORTS: [u16; 3] = [15020, 15021, 15090];
 
 /// Why a pod's annotations cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

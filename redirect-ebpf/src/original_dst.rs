@@ -1,19 +1,20 @@
-//! 3 of 3: the sidecar asks its accepted socket for SO_ORIGINAL_DST, which without connection tracking the kernel
-//! cannot answer. We answer from what its local address stands
-//! for, or from the socket's record.
+//! The sidecar asks its accepted socket for SO_ORIGINAL_DST (step 3 of a connection, see `connect`), which
+//! without connection tracking the kernel cannot answer. The answer is what the socket's local address stands
+//! for or, after the detour, what is kept in the socket.
 //!
-//! The program runs after the kernel's own handler, for every getsockopt of the pod: the first lines are the ones that
-//! matter for everybody else.
+//! The program runs after the kernel's own handler, for every getsockopt of the pod: the first lines are the
+//! ones that matter for everybody else.
 
 use aya_ebpf::macros::cgroup_sockopt;
 use aya_ebpf::programs::SockoptContext;
-use redirect_common::{Endpoint, Event, HandoffKey, Origin, SlotKey, is_handoff_address, role, slot_at};
+use redirect_common::{Endpoint, Event, Family, HandoffKey, Origin, Own, SlotKey, is_handoff_address, role};
 
 use crate::ctx::{AF_INET, AF_INET6, SockaddrIn, SockaddrIn6, Sockopt};
 use crate::maps;
 use crate::stats::count;
 
-/// `SO_ORIGINAL_DST` of `linux/netfilter_ipv4.h` and `IP6T_SO_ORIGINAL_DST` of `linux/netfilter_ipv6/ip6_tables.h`.
+/// `SO_ORIGINAL_DST` of `linux/netfilter_ipv4.h` and `IP6T_SO_ORIGINAL_DST` of
+/// `linux/netfilter_ipv6/ip6_tables.h`.
 const ORIGINAL_DST: i32 = 80;
 const SOL_IP: i32 = 0;
 const SOL_IPV6: i32 = 41;
@@ -27,14 +28,14 @@ const DONE: i32 = 1;
 #[cgroup_sockopt(getsockopt)]
 pub(crate) fn original_dst(ctx: SockoptContext) -> i32 {
     let call = Sockopt::new(&ctx);
-    let v4 = match call.option() {
-        (SOL_IP, ORIGINAL_DST) => true,
-        (SOL_IPV6, ORIGINAL_DST) => false,
+    let family = match call.option() {
+        (SOL_IP, ORIGINAL_DST) => Family::V4,
+        (SOL_IPV6, ORIGINAL_DST) => Family::V6,
         _ => return untouched(&call),
     };
     // The level must fit the destination: an IPv4 connection on a dual-stack socket is asked about at SOL_IP.
     match destination(&call) {
-        Some(dst) if dst.ip.is_v4() == v4 => answer(&call, &dst),
+        Some(dst) if dst.ip.family() == family => answer(&call, &dst),
         _ => return untouched(&call),
     }
     DONE
@@ -43,31 +44,30 @@ pub(crate) fn original_dst(ctx: SockoptContext) -> i32 {
 /// What a connection accepted by the sidecar was meant for.
 #[inline(always)]
 fn destination(call: &Sockopt) -> Option<Endpoint> {
-    let (client, own) = call.ends()?;
-    if let Some(slot) = slot_at(&own.ip) {
-        let family = if own.ip.is_v4() { 4 } else { 6 };
-        return maps::destination(&SlotKey { cookie: call.cookie(), slot, family }).copied();
+    let (own, peer) = call.ends()?;
+    let Own(at) = own;
+    if let Some(slot) = SlotKey::new(call.cookie(), &at.ip) {
+        return maps::destination(&slot).copied();
     }
-    if let Some(record) = call.record()
-        && record.role == role::ACCEPTED
+    if let Some(origin) = call.origin()
+        && origin.role == role::ACCEPTED
     {
-        return Some(record.dst);
+        return Some(origin.dst);
     }
-    if !is_handoff_address(&own.ip) {
+    if !is_handoff_address(&at.ip) {
         return None;
     }
     // With TCP Fast Open the client's side of the handshake comes after the server's: look again now.
-    let dst = maps::handoff_take(&HandoffKey { cookie: call.cookie(), client, proxy: own })?;
-    call.set_record(Origin { dst, role: role::ACCEPTED });
+    let dst = maps::handoff_take(&HandoffKey::of_sidecar(call.cookie(), own, peer))?;
+    call.set_origin(Origin { dst, role: role::ACCEPTED });
     Some(dst)
 }
 
 #[inline(always)]
 fn answer(call: &Sockopt, dst: &Endpoint) {
-    if dst.ip.is_v4() {
-        answer4(call, dst);
-    } else {
-        answer6(call, dst);
+    match dst.ip.family() {
+        Family::V4 => answer4(call, dst),
+        Family::V6 => answer6(call, dst),
     }
 }
 

@@ -1,8 +1,8 @@
-//! The one decision function. The rule numbers are those of Istio's `ISTIO_OUTPUT` chain in the order in which
-//! iptables evaluates them; ARCHITECTURE.md has the list in words.
+//! The one decision function. The rule numbers are those of Istio's `ISTIO_OUTPUT` chain in the order in
+//! which iptables evaluates them; ARCHITECTURE.md has the list in words.
 //!
-//! The kernel answers the questions of [`Facts`] with map look-ups, user space with plain collections; each is
-//! asked only when the rules before it did not decide, so a look-up that is not needed is not made.
+//! The kernel answers the questions of [`Facts`] with map look-ups, user space with plain collections; each
+//! is asked only when the rules before it did not decide, so a look-up that is not needed is not made.
 
 use crate::addr::Ip;
 use crate::flow::{Flow, Protocol};
@@ -11,6 +11,10 @@ use crate::flow::{Flow, Protocol};
 pub const HBONE_PORT: u32 = 15008;
 /// The DNS port.
 pub const DNS_PORT: u32 = 53;
+/// The agent's status port, whose default is that outbound traffic to it is not captured either.
+pub const STATUS_PORT: u16 = 15020;
+/// Ports that the sidecar serves itself (merged metrics, health, its own metrics): never captured inbound.
+pub const PROXY_PORTS: [u16; 3] = [STATUS_PORT, 15021, 15090];
 
 /// An enum of rules with stable numbers (the kernel writes them into trace records) and labels.
 macro_rules! rules {

@@ -1,0 +1,107 @@
+//! The maps' answers to the questions of `decide()` and `decide_inbound()`.
+
+use redirect_common::decide::InboundMode;
+use redirect_common::{Facts, InboundFacts, Ip, PodConfig, flags, list, set};
+
+use crate::maps::{in_ranges, in_set, own_address};
+
+/// A pod's policy as the maps hold it; the flags say which look-ups can be saved.
+pub(crate) struct PodFacts {
+    pub(crate) cookie: u64,
+    pub(crate) pod: &'static PodConfig,
+}
+
+impl PodFacts {
+    #[inline(always)]
+    fn has(&self, flag: u32) -> bool {
+        self.pod.flags & flag != 0
+    }
+}
+
+impl Facts for PodFacts {
+    #[inline(always)]
+    fn port_excluded(&self, port: u32) -> bool {
+        self.has(flags::OUTBOUND_EXCLUDED_PORTS) && in_set(self.cookie, set::OUTBOUND_EXCLUDED, port)
+    }
+    #[inline(always)]
+    fn port_included(&self, port: u32) -> bool {
+        self.has(flags::OUTBOUND_INCLUDED_PORTS) && in_set(self.cookie, set::OUTBOUND_INCLUDED, port)
+    }
+    #[inline(always)]
+    fn range_excluded(&self, ip: &Ip) -> bool {
+        self.has(flags::EXCLUDED_RANGES) && in_ranges(self.cookie, list::EXCLUDED, ip)
+    }
+    #[inline(always)]
+    fn range_included(&self, ip: &Ip) -> bool {
+        self.has(flags::INCLUDE_ALL)
+            || (self.has(flags::INCLUDED_RANGES) && in_ranges(self.cookie, list::INCLUDED, ip))
+    }
+    #[inline(always)]
+    fn own_address(&self, ip: &Ip) -> bool {
+        own_address(self.cookie, ip)
+    }
+    #[inline(always)]
+    fn interface_excluded(&self, ip: &Ip) -> bool {
+        self.has(flags::EXCLUDED_INTERFACES) && in_ranges(self.cookie, list::INTERFACE, ip)
+    }
+    #[inline(always)]
+    fn lo_excluded(&self) -> bool {
+        self.has(flags::LO_EXCLUDED)
+    }
+    #[inline(always)]
+    fn loopback_included(&self) -> bool {
+        self.has(flags::LOOPBACK_INCLUDED)
+    }
+    #[inline(always)]
+    fn group_excluded(&self, gid: u32) -> bool {
+        if self.has(flags::GROUPS_INCLUDED) {
+            !in_set(self.cookie, set::GROUP, gid)
+        } else {
+            self.has(flags::GROUPS_EXCLUDED) && in_set(self.cookie, set::GROUP, gid)
+        }
+    }
+    #[inline(always)]
+    fn dns_captured(&self) -> bool {
+        self.has(flags::DNS)
+    }
+    #[inline(always)]
+    fn proxy_uid(&self) -> u32 {
+        self.pod.proxy_uid
+    }
+    #[inline(always)]
+    fn proxy_gid(&self) -> u32 {
+        self.pod.proxy_gid
+    }
+}
+
+/// The pod's inbound policy as the maps hold it, and the interface of this packet.
+pub(crate) struct PacketFacts {
+    pub(crate) cookie: u64,
+    pub(crate) pod: &'static PodConfig,
+    pub(crate) interface: u32,
+}
+
+impl InboundFacts for PacketFacts {
+    #[inline(always)]
+    fn arrived_on_excluded_interface(&self) -> bool {
+        self.pod.flags & flags::INBOUND_INTERFACES != 0 && in_set(self.cookie, set::INTERFACE, self.interface)
+    }
+    #[inline(always)]
+    fn mode(&self) -> InboundMode {
+        if self.pod.flags & flags::INBOUND_ALL != 0 {
+            InboundMode::All
+        } else if self.pod.flags & flags::INBOUND_LIST != 0 {
+            InboundMode::List
+        } else {
+            InboundMode::Off
+        }
+    }
+    #[inline(always)]
+    fn port_excluded(&self, port: u32) -> bool {
+        in_set(self.cookie, set::INBOUND_EXCLUDED, port)
+    }
+    #[inline(always)]
+    fn port_listed(&self, port: u32) -> bool {
+        in_set(self.cookie, set::INBOUND_INCLUDED, port)
+    }
+}
