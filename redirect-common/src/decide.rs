@@ -1,5 +1,5 @@
 //! The one decision function. The rule numbers are those of Istio's `ISTIO_OUTPUT` chain in the order in
-//! which iptables evaluates them; ARCHITECTURE.md has the list in words.
+//! which iptables evaluates them; docs/rules.md has the list in words.
 //!
 //! The kernel answers the questions of [`Facts`] with map look-ups, user space with plain collections; each
 //! is asked only when the rules before it did not decide, so a look-up that is not needed is not made.

@@ -1,20 +1,23 @@
 //! The contract between the kernel programs and user space: what the maps hold, what a hook decides, what it
 //! counts. Everything here is `no_std`, so the same `decide()` runs in a hook and in `redirect explain`.
 //!
-//! | map | kind | key -> value | written by | read by |
-//! |---|---|---|---|---|
-//! | PODS | hash | netns cookie -> [`PodConfig`] | attach | every program |
-//! | RANGES | LPM trie | [`RangeKey`] -> 1 | attach | connect, sendmsg |
-//! | SETS | hash | [`SetKey`] -> 1 | attach | connect, sendmsg, inbound |
-//! | OWN | hash | [`AddrKey`] -> 1 | attach | connect, sendmsg |
-//! | DESTINATIONS | hash | [`SlotKey`] -> [`Endpoint`] | connect | getsockopt, getpeername |
-//! | ORIGIN | socket storage | socket -> [`Origin`] | connect, sock_ops, getsockopt | sock_ops, getpeername, recvmsg, getsockopt |
-//! | DNS_PENDING | socket storage | socket -> [`DnsPending`] | sendmsg | recvmsg |
-//! | HANDOFF | hash | [`HandoffKey`] -> [`Endpoint`] | sock_ops (client side) | sock_ops (server side) |
-//! | LISTENERS | sockhash | [`ListenerKey`] -> socket | sock_ops | connect, inbound |
-//! | ENTERED | per-CPU array | 0 -> netns cookie | the pod's own program | inbound |
-//! | INBOUND | program array | 0 -> `inbound` | install, upgrade | the pod's own program |
-//! | STATS | per-CPU hash | netns cookie -> [`Counters`] | every program | `redirect stats` |
+//! The maps, by key and value; who writes and who reads them is in docs/maps.md, which a test compares with the
+//! object.
+//!
+//! | map | kind | key -> value |
+//! |---|---|---|
+//! | PODS | hash | netns cookie -> [`PodConfig`] |
+//! | RANGES | LPM trie | [`RangeKey`] -> 1 |
+//! | SETS | hash | [`SetKey`] -> 1 |
+//! | OWN | hash | [`AddrKey`] -> 1 |
+//! | DESTINATIONS | hash | [`SlotKey`] -> [`Endpoint`] |
+//! | ORIGIN | socket storage | socket -> [`Origin`] |
+//! | DNS_PENDING | socket storage | socket -> [`DnsPending`] |
+//! | HANDOFF | hash | [`HandoffKey`] -> [`Endpoint`] |
+//! | LISTENERS | sockhash | [`ListenerKey`] -> socket |
+//! | ENTERED | per-CPU array | 0 -> netns cookie |
+//! | INBOUND | program array | 0 -> `inbound` |
+//! | STATS | per-CPU hash | netns cookie -> [`Counters`] |
 //!
 //! Reading order: [`addr`], [`flow`], [`mod@decide`], [`stats`], [`abi`], [`prefix`], [`socket`].
 #![no_std]

@@ -1,5 +1,6 @@
 //! `cargo xtask tidy`: house rules that neither the compiler nor clippy knows.
 
+mod links;
 mod plugin;
 mod width;
 
@@ -31,10 +32,14 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
         .filter(|name| !workspace.root.join(name).exists())
         .map(|name| format!("{name}: this licence text is missing"))
         .collect();
-    for path in files(&workspace.root)? {
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let name = path.strip_prefix(&workspace.root).unwrap_or(&path);
+    let files = files(&workspace.root)?;
+    let tree = links::Tree::new(&workspace.root, &files);
+    for path in &files {
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let name = path.strip_prefix(&workspace.root).unwrap_or(path);
         faults.extend(faults_of(name, &text));
+        let lost = tree.faults(name, &text)?.into_iter();
+        faults.extend(lost.map(|(number, fault)| format!("{}:{number}: {fault}", name.display())));
     }
     faults.extend(plugin::faults(workspace)?);
     if faults.is_empty() {

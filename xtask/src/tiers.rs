@@ -55,9 +55,12 @@ pub(crate) const TIERS: &[Tier] = &[
         root: false,
         ..tier(
             "unit",
-            "pure functions, no privileges",
+            "pure functions, and the documents against the code; no privileges",
             &["toolchain"],
-            &[Job::Tests(&["--lib", "--bins", "--test", "decide"]), Job::Tests(&["--doc"])],
+            &[
+                Job::Tests(&["--lib", "--bins", "--test", "decide", "--test", "documents"]),
+                Job::Tests(&["--doc"]),
+            ],
         )
     },
     Tier {
