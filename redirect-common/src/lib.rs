@@ -1,8 +1,8 @@
 //! The contract between the kernel programs and user space: what the maps hold, what a hook decides, what it
 //! counts. Everything here is `no_std`, so the same `decide()` runs in a hook and in `redirect explain`.
 //!
-//! The maps, by key and value; who writes and who reads them is in docs/maps.md, which a test compares with the
-//! object.
+//! The maps, by key and value; who writes and who reads them is in docs/maps.md, which a test compares with
+//! the object.
 //!
 //! | map | kind | key -> value |
 //! |---|---|---|

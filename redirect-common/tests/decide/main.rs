@@ -1,8 +1,8 @@
-//! `decide()` and `decide_inbound()` against a second, literal model: the list of rules that Istio gives to iptables,
-//! evaluated one after the other as the kernel does it.
+//! `decide()` and `decide_inbound()` against a second, literal model: the list of rules that Istio gives to
+//! iptables, evaluated one after the other as the kernel does it.
 //!
-//! The two are written from opposite ends on purpose: [`rules`] knows matches, actions and nothing of short cuts, and
-//! [`world`] makes the policies and packets; only here do they meet.
+//! The two are written from opposite ends on purpose: [`rules`] knows matches, actions and nothing of short
+//! cuts, and [`world`] makes the policies and packets; only here do they meet.
 
 mod rules;
 mod world;
@@ -93,7 +93,8 @@ fn every_rule_is_reached() {
         let packet = packet().new_tree(&mut runner).unwrap().current();
         reached.insert(verdict(&output_rules(&policy, packet.dst.is_ipv6()), &packet).1 as u32);
     }
-    // Rule 7 stands behind rule 4 with the same conditions, and rule 5 takes what rule 4 leaves: nothing gets there.
+    // Rule 7 stands behind rule 4 with the same conditions, and rule 5 takes what rule 4 leaves: nothing gets
+    // there.
     let all: Vec<u32> = (0..=15).filter(|number| *number != 7).collect();
     assert_eq!(reached.into_iter().collect::<Vec<_>>(), all);
 }

@@ -1,5 +1,5 @@
-//! The rules as iptables has them: each a list of matches that must all hold, and an action. No order but that of the
-//! list, no conclusion from one rule to the next.
+//! The rules as iptables has them: each a list of matches that must all hold, and an action. No order but
+//! that of the list, no conclusion from one rule to the next.
 
 use std::net::IpAddr;
 

@@ -196,8 +196,8 @@ impl Packet {
         }
     }
 
-    /// Its source address: what the socket is bound to, else what the kernel picks. For `::6`, an address of `lo`, that
-    /// is `::6` itself; for 127.0.0.6, which is none, it is 127.0.0.1.
+    /// Its source address: what the socket is bound to, else what the kernel picks. For `::6`, an address of
+    /// `lo`, that is `::6` itself; for 127.0.0.6, which is none, it is 127.0.0.1.
     pub(crate) fn source(&self) -> IpAddr {
         let picked = match self.dst {
             IpAddr::V6(_) if ["::1", "::6"].map(ip_of).contains(&self.dst) => self.dst,
