@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use harness::User;
 use harness::envoy::{Bootstrap, Entry, Envoy, HEALTH_PORT};
+use harness::runtime::CGROUPS;
+use harness::runtime::cri::messages::*;
+use harness::runtime::image::IMAGE;
 
-use crate::cri::messages::*;
-use crate::image::IMAGE;
-use crate::node::{CGROUPS, Node};
+use crate::node::Node;
 use crate::tool;
 
 /// What the injector writes into a pod with a sidecar.
@@ -121,24 +122,23 @@ pub(crate) struct Got {
 
 /// Makes a pod's cgroup, as a kubelet does before it asks for a sandbox, and the sandbox. Returns its id.
 pub(crate) fn sandbox(node: &Node, spec: &Spec) -> Result<String> {
-    let cgroup = format!("{CGROUPS}{}", spec.cgroup());
-    fs::create_dir_all(&cgroup).with_context(|| format!("making the cgroup {cgroup}"))?;
-    node.cri()?.run_sandbox(spec.config(&node.logs()))
+    node.runtime.make_cgroup(&spec.cgroup())?;
+    node.cri().run_sandbox(spec.config(&node.runtime.logs()))
 }
 
 /// Runs a pod: its sandbox, an Envoy where it was injected, and the application; returns when Envoy is ready.
 pub(crate) fn run(node: &Node, spec: &Spec) -> Result<Pod> {
     let id = sandbox(node, spec)?;
-    let addresses = node.cri()?.addresses(&id)?.into_iter().filter(|ip| !ip.is_empty());
+    let addresses = node.cri().addresses(&id)?.into_iter().filter(|ip| !ip.is_empty());
     let ips = addresses.map(|ip| Ok(ip.parse()?)).collect::<Result<_>>()?;
-    let pod_config = spec.config(&node.logs());
+    let pod_config = spec.config(&node.runtime.logs());
     let proxy = spec.annotations.contains(&INJECTED);
     if proxy {
         let envoy = container(spec, "istio-proxy", envoy_command(), User::PROXY)?;
-        node.cri()?.start_container(&id, envoy, pod_config.clone())?;
+        node.cri().start_container(&id, envoy, pod_config.clone())?;
     }
     let command = vec![tool::PATH.to_owned(), "serve".to_owned()];
-    let app = node.cri()?.start_container(&id, container(spec, "app", command, User::APP)?, pod_config)?;
+    let app = node.cri().start_container(&id, container(spec, "app", command, User::APP)?, pod_config)?;
     let pod = Pod { spec: spec.clone(), id, ips, app };
     let ready = |pod: &Pod| -> Result<bool> {
         if proxy { pod.probe(node) } else { Ok(pod.ips.is_empty() || pod.get(node, pod.at(0)).is_ok()) }
@@ -160,12 +160,12 @@ impl Pod {
     /// An exec probe: whether Envoy says that it is ready, asked from within the application's container.
     pub(crate) fn probe(&self, node: &Node) -> Result<bool> {
         let health = format!("127.0.0.1:{HEALTH_PORT}");
-        Ok(node.cri()?.exec(&self.app, &[tool::PATH, "get", &health, "/healthz/ready"])?.code == 0)
+        Ok(node.cri().exec(&self.app, &[tool::PATH, "get", &health, "/healthz/ready"])?.code == 0)
     }
 
     /// A request by the pod's application.
     pub(crate) fn get(&self, node: &Node, to: SocketAddr) -> Result<Got> {
-        let got = node.cri()?.exec(&self.app, &[tool::PATH, "get", &to.to_string(), "/"])?;
+        let got = node.cri().exec(&self.app, &[tool::PATH, "get", &to.to_string(), "/"])?;
         ensure!(got.code == 0, "{} asked {to} in vain: {}{}", self.spec.name, got.stdout, got.stderr);
         let ends = got.stdout.lines().next().unwrap_or_default().split_once(' ');
         let (local, peer) = ends.with_context(|| format!("the client printed {:?}", got.stdout))?;
@@ -176,7 +176,7 @@ impl Pod {
 
     /// The entry in its Envoy's access log that `wanted` accepts.
     pub(crate) fn logged(&self, node: &Node, wanted: impl Fn(&Entry) -> bool) -> Result<Entry> {
-        let path = node.logs().join(log_name(&self.spec, "istio-proxy"));
+        let path = node.runtime.logs().join(log_name(&self.spec, "istio-proxy"));
         let deadline = Instant::now() + PATIENCE;
         loop {
             let entries = access_log(&path)?;
@@ -193,13 +193,13 @@ impl Pod {
     /// `StopPodSandbox`.
     pub(crate) fn stop(&self, node: &Node) -> Result<()> {
         let id = SandboxId { pod_sandbox_id: self.id.clone() };
-        node.cri()?.call::<_, Empty>("StopPodSandbox", id).map(drop)
+        node.cri().call::<_, Empty>("StopPodSandbox", id).map(drop)
     }
 
     /// `RemovePodSandbox`.
     pub(crate) fn remove(&self, node: &Node) -> Result<()> {
         let id = SandboxId { pod_sandbox_id: self.id.clone() };
-        node.cri()?.call::<_, Empty>("RemovePodSandbox", id).map(drop)
+        node.cri().call::<_, Empty>("RemovePodSandbox", id).map(drop)
     }
 
     /// Stops and removes its sandbox, and removes its cgroup.

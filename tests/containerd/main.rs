@@ -12,31 +12,16 @@ mod plugin;
 mod scenarios;
 mod tool;
 
-/// The runtime's side, as in the demonstration Bookinfo: containerd's configuration and start, the CRI and its messages,
-/// an image, and what stands in for runc.
-#[allow(
-    dead_code,
-    unused_imports,
-    reason = "the demonstration uses more of it, and its unit tests run there"
-)]
-#[path = "../bookinfo/node"]
-mod runtime {
-    pub(crate) mod containerd;
-    pub(crate) mod cri;
-    pub(crate) mod image;
-    pub(crate) mod runc;
-}
-
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use harness::runtime::runc;
 use harness::{MachineLock, Residue, stage};
 
 use node::Release;
-use runtime::{containerd, cri, image, runc};
 use scenarios::SCENARIOS;
 
 fn main() -> ExitCode {

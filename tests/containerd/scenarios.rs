@@ -4,9 +4,10 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
+use harness::runtime::CGROUPS;
 
 use crate::kubelet::{self, INJECTED, Pod, Qos, Spec, run};
-use crate::node::{CGROUPS, Configuration, Node, Release, entries};
+use crate::node::{Configuration, Node, Release, entries};
 use crate::plugin::Call;
 
 /// A test.
@@ -87,7 +88,7 @@ fn restart(node: &mut Node) -> Result<()> {
     let server = run(node, &Spec::injected("server"))?;
     let client = run(node, &Spec::injected("client"))?;
     let before = node.calls()?.len();
-    node.restart_containerd()?;
+    node.runtime.restart_containerd()?;
     both_ways(node, &client, &server)?;
     let since = node.calls()?.split_off(before);
     ensure!(since.iter().all(|call| call.verb == "VERSION"), "the restart caused {since:?}");

@@ -3,13 +3,11 @@
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-use harness::{Node, Pod};
+use harness::{Node, Pod, istio};
 use redirect_user::attach::record::AttachmentId;
 use redirect_user::attach::{self, Request};
 use redirect_user::node::lock::NodeLock;
 use redirect_user::policy::{OwnerGroups, Policy, Ports, Ranges};
-
-use crate::rules::restore_input;
 
 /// Who captures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +44,8 @@ impl Enforcer {
 
 fn load_rules(node: &Node, pod: &Pod, policy: &Policy, v6: bool) {
     let program = if v6 { "ip6tables-legacy-restore" } else { "iptables-legacy-restore" };
-    let input = restore_input(policy, v6);
+    // Both tables, so that nothing of an earlier policy stays.
+    let input = istio::nat(policy, v6) + &istio::raw(policy, v6);
     let mut command = Command::new(program);
     // A lock of our own: the machine's is none of our business.
     command.env("XTABLES_LOCKFILE", node.dir().join("xtables.lock"));

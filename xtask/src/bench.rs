@@ -24,7 +24,7 @@ pub(crate) fn main(workspace: &Workspace, options: &Options) -> Result<()> {
     setup::ensure(workspace, &["toolchain", "mesh", "oracle", "bench"])?;
     let binaries = dist::build(workspace)?;
     let mut cargo = workspace.cargo();
-    cargo.args(["build", "--profile", "tool", "--package", "redirect-tests", "--bin", "bench"]);
+    cargo.args(["build", "--profile", "tool", "--package", "redirect-bench"]);
     cmd::progress("building the benchmark", &mut cargo)?;
     let mut bench = workspace.command(workspace.target.join("tool/bench"));
     // State goes where a node has it, to memory: /run is a tmpfs there, a directory for temporary files may

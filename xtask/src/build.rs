@@ -1,4 +1,4 @@
-//! `cargo xtask build-ebpf`, and the build that `test` and `demo` start from.
+//! `cargo xtask build-ebpf`, and the builds that `test` and `demo` start from.
 
 use std::path::PathBuf;
 
@@ -25,5 +25,13 @@ pub(crate) fn build_all(workspace: &Workspace) -> Result<PathBuf> {
         "building user space, kernel programs and tests",
         workspace.cargo().args(["build", "--all-targets"]),
     )?;
+    Ok(workspace.target.join("debug"))
+}
+
+/// Builds the binaries of these packages alone, and returns where they are.
+pub(crate) fn build_binaries(workspace: &Workspace, packages: &[&str]) -> Result<PathBuf> {
+    let mut cargo = workspace.cargo();
+    cargo.args(["build", "--bins"]).args(packages.iter().flat_map(|package| ["--package", package]));
+    cmd::progress("building what the demo needs, kernel programs included", &mut cargo)?;
     Ok(workspace.target.join("debug"))
 }

@@ -18,14 +18,31 @@ pub(crate) struct Options {
     arguments: Vec<OsString>,
 }
 
+/// What a demonstration needs, and no more: from a clone to its table it is mostly compiling.
+struct Demo {
+    /// The binary's name.
+    name: &'static str,
+    groups: &'static [&'static str],
+    /// Whose binaries it starts, its own among them.
+    packages: &'static [&'static str],
+}
+
+const MESH: Demo = Demo {
+    name: "demo",
+    groups: &["toolchain", "mesh"],
+    packages: &["redirect-demo", "redirect-cni", "redirect-harness"],
+};
+const BOOKINFO: Demo = Demo {
+    name: "bookinfo",
+    groups: &["toolchain", "mesh", "containerd"],
+    packages: &["redirect-bookinfo", "redirect-cni", "redirect-tool"],
+};
+
 /// Sets up, builds, and becomes the demo that was asked for.
 pub(crate) fn main(workspace: &Workspace, options: &Options) -> Result<()> {
-    let (name, groups): (_, &[&str]) = match options.bookinfo {
-        true => ("bookinfo", &["toolchain", "mesh", "containerd"]),
-        false => ("demo", &["toolchain", "mesh"]),
-    };
+    let Demo { name, groups, packages } = if options.bookinfo { BOOKINFO } else { MESH };
     setup::ensure(workspace, groups)?;
-    let binaries = build::build_all(workspace)?;
+    let binaries = build::build_binaries(workspace, packages)?;
     let mut demo = workspace.command(binaries.join(name));
     cmd::become_it(demo.args(&options.arguments).env("REDIRECT_BIN_DIR", &binaries))
 }

@@ -16,7 +16,7 @@ use serde_json::Value;
 const LIMITS: [&str; 6] = ["cpu", "memory", "pids", "hugepageLimits", "blockIO", "unified"];
 
 /// Does what the program is for; returns only if it fails.
-pub(crate) fn become_runc(arguments: &[OsString]) -> Result<()> {
+pub fn become_runc(arguments: &[OsString]) -> Result<()> {
     if let Some(bundle) = bundle(arguments) {
         let path = bundle.join("config.json");
         let problem = || format!("rewriting {}", path.display());

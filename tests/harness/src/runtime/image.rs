@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 /// The name that the image has on the node.
-pub(crate) const IMAGE: &str = "localhost/bookinfo-base:1";
+pub const IMAGE: &str = "localhost/base:1";
 /// The program, of Debian's package busybox-static.
 const BUSYBOX: &str = "/bin/busybox";
 /// Directories of the root file system; what is mounted below them is made by the runtime.
@@ -19,7 +19,7 @@ const DIRECTORIES: [&str; 12] =
 const APPLETS: [&str; 3] = ["bin/cat", "bin/sh", "bin/sleep"];
 
 /// Writes the image to `path`, in the layout that container runtimes import.
-pub(crate) fn write(path: &Path) -> Result<()> {
+pub(super) fn write(path: &Path) -> Result<()> {
     let busybox =
         fs::read(BUSYBOX).with_context(|| format!("reading {BUSYBOX} (Debian package busybox-static)"))?;
     let layer = layer(&busybox)?;

@@ -7,20 +7,24 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::cri::Cri;
 use super::image::{self, IMAGE};
+use crate::chain::STANDARD_DIRS;
 
 /// Debian's package containerd.
 const CONTAINERD: &str = "/usr/bin/containerd";
+/// The programs of a release.
+const PROGRAMS: [&str; 3] = ["containerd", "ctr", "containerd-shim-runc-v2"];
 /// How long it may take to start and to stop.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A running containerd with nothing but its CRI plugin. It ends when this goes out of scope.
 #[derive(Debug)]
-pub(crate) struct Containerd {
+pub struct Containerd {
     child: Child,
     log: PathBuf,
     socket: PathBuf,
@@ -28,21 +32,34 @@ pub(crate) struct Containerd {
 }
 
 /// Where things are.
-pub(crate) struct Places<'a> {
+#[derive(Clone, Debug)]
+pub(super) struct Places {
     /// A directory of its own.
-    pub(crate) dir: &'a Path,
+    dir: PathBuf,
     /// The directory of network configurations.
-    pub(crate) conf_dir: &'a Path,
+    conf_dir: PathBuf,
     /// The directory of CNI plugins.
-    pub(crate) bin_dir: &'a Path,
+    bin_dir: PathBuf,
     /// The program to run as runc.
-    pub(crate) runc: &'a Path,
+    runc: PathBuf,
+}
+
+impl Places {
+    /// The places of a node in `dir`.
+    pub(super) fn of(dir: &Path) -> Places {
+        Places {
+            dir: dir.join("containerd"),
+            conf_dir: dir.join("cni"),
+            bin_dir: dir.join("bin"),
+            runc: dir.join("runc"),
+        }
+    }
 }
 
 impl Containerd {
     /// Starts it and waits until it and its network are ready; then imports the image.
-    pub(crate) fn start(places: &Places<'_>) -> Result<Containerd> {
-        let dir = places.dir;
+    pub(super) fn start(places: &Places) -> Result<Containerd> {
+        let dir = &places.dir;
         let (config, log, socket) = (dir.join("config.toml"), dir.join("containerd.log"), dir.join("c.sock"));
         fs::write(&config, configuration(places, &socket, major_version()?))?;
         let output = File::create(&log)?;
@@ -65,17 +82,20 @@ impl Containerd {
     }
 
     /// Its interface for kubelets.
-    pub(crate) fn cri(&self) -> &Cri {
+    pub(super) fn cri(&self) -> &Cri {
         &self.cri
     }
 
     /// What its log says that is worse than a message.
-    pub(crate) fn complaints(&self) -> String {
+    pub(super) fn complaints(&self) -> String {
         complaints(&self.log)
     }
 
-    /// Ends it with SIGTERM.
-    pub(crate) fn stop(&mut self) -> Result<()> {
+    /// Ends it with SIGTERM. One that has ended stays so.
+    pub(super) fn stop(&mut self) -> Result<()> {
+        if self.child.try_wait()?.is_some() {
+            return Ok(());
+        }
         kill(Pid::from_raw(self.child.id().try_into()?), Signal::SIGTERM)?;
         let deadline = Instant::now() + PATIENCE;
         while self.child.try_wait()?.is_none() {
@@ -108,6 +128,20 @@ impl Drop for Containerd {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Puts the programs below `root` in place of the machine's, for this mount namespace only. Its CNI plugins come along:
+/// those of Debian 12 do not speak version 1.1.0 of the specification.
+pub(super) fn put_in_place(root: &Path) -> Result<()> {
+    for program in PROGRAMS.map(|program| format!("usr/bin/{program}")) {
+        bind(&root.join(&program), &Path::new("/").join(&program))?;
+    }
+    bind(&root.join("usr/lib/cni"), Path::new(STANDARD_DIRS[0]))
+}
+
+fn bind(from: &Path, to: &Path) -> Result<()> {
+    mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .with_context(|| format!("mounting {} at {}", from.display(), to.display()))
 }
 
 fn connect(socket: &Path, child: &mut Child) -> Result<Cri> {
@@ -147,7 +181,7 @@ fn major_version() -> Result<u32> {
 }
 
 /// Everything below `dir`; no limits, no devices, no plugin that is not needed.
-fn configuration(places: &Places<'_>, socket: &Path, major: u32) -> String {
+fn configuration(places: &Places, socket: &Path, major: u32) -> String {
     let Places { dir, conf_dir, bin_dir, runc } = places;
     let (dir, conf_dir, bin_dir) = (dir.display(), conf_dir.display(), bin_dir.display());
     let (runc, socket) = (runc.display(), socket.display());

@@ -1,7 +1,8 @@
 //! The part of a kubelet that talks to the container runtime: the Container Runtime Interface, version `runtime.v1`,
 //! with the calls and fields that are needed here. [`messages`] has what is sent.
 
-pub(crate) mod messages;
+#[expect(missing_docs, reason = "names and meanings are those of the protocol's own file")]
+pub mod messages;
 
 use std::path::Path;
 use std::time::Duration;
@@ -20,27 +21,28 @@ use messages::*;
 /// How long the runtime may take for one call.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A connection to a container runtime. Calls may be made from several threads.
+/// A connection to a container runtime. Calls may be made from several threads. They fail with the words of the runtime
+/// if it refuses, and if it does not answer in time.
 #[derive(Debug)]
-pub(crate) struct Cri {
+pub struct Cri {
     runtime: Runtime,
     channel: Channel,
 }
 
 /// How a command ended that was run in a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Executed {
+pub struct Executed {
     /// Its exit status.
-    pub(crate) code: i32,
+    pub code: i32,
     /// What it printed.
-    pub(crate) stdout: String,
+    pub stdout: String,
     /// What it complained about.
-    pub(crate) stderr: String,
+    pub stderr: String,
 }
 
 impl Cri {
     /// Connects to the runtime's socket.
-    pub(crate) fn connect(socket: &Path) -> Result<Cri> {
+    pub fn connect(socket: &Path) -> Result<Cri> {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         let runtime = builder.worker_threads(1).enable_all().build().context("starting a runtime")?;
         let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()))?;
@@ -50,13 +52,13 @@ impl Cri {
     }
 
     /// The runtime's name and version.
-    pub(crate) fn version(&self) -> Result<String> {
+    pub fn version(&self) -> Result<String> {
         let answer: VersionResponse = self.call("Version", VersionRequest { version: "v1".into() })?;
         Ok(format!("{} {}", answer.runtime_name, answer.runtime_version))
     }
 
     /// Whether it says that it, and its network, are ready.
-    pub(crate) fn is_ready(&self) -> Result<bool> {
+    pub fn is_ready(&self) -> Result<bool> {
         let answer: StatusResponse = self.call("Status", StatusRequest { verbose: false })?;
         let conditions = answer.status.unwrap_or_default().conditions;
         let mut needed = ["RuntimeReady", "NetworkReady"].into_iter();
@@ -64,13 +66,13 @@ impl Cri {
     }
 
     /// Makes a sandbox; this is when the runtime calls the CNI plugins with ADD. Returns its id.
-    pub(crate) fn run_sandbox(&self, config: PodSandboxConfig) -> Result<String> {
+    pub fn run_sandbox(&self, config: PodSandboxConfig) -> Result<String> {
         let request = RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
         Ok(self.call::<_, SandboxId>("RunPodSandbox", request)?.pod_sandbox_id)
     }
 
     /// The sandbox's IPv4 and further addresses.
-    pub(crate) fn addresses(&self, sandbox: &str) -> Result<Vec<String>> {
+    pub fn addresses(&self, sandbox: &str) -> Result<Vec<String>> {
         let request = PodSandboxStatusRequest { pod_sandbox_id: sandbox.into(), verbose: false };
         let answer: PodSandboxStatusResponse = self.call("PodSandboxStatus", request)?;
         let network = answer.status.unwrap_or_default().network.unwrap_or_default();
@@ -78,14 +80,14 @@ impl Cri {
     }
 
     /// Stops a sandbox and everything in it, and removes it; the plugins are called with DEL.
-    pub(crate) fn remove_sandbox(&self, sandbox: &str) -> Result<()> {
+    pub fn remove_sandbox(&self, sandbox: &str) -> Result<()> {
         let id = SandboxId { pod_sandbox_id: sandbox.into() };
         self.call::<_, Empty>("StopPodSandbox", id.clone())?;
         self.call::<_, Empty>("RemovePodSandbox", id).map(drop)
     }
 
     /// Makes a container and starts it. Returns its id.
-    pub(crate) fn start_container(
+    pub fn start_container(
         &self,
         sandbox: &str,
         config: ContainerConfig,
@@ -102,14 +104,14 @@ impl Cri {
     }
 
     /// Kills a container with SIGKILL and removes it.
-    pub(crate) fn kill_container(&self, container: &str) -> Result<()> {
+    pub fn kill_container(&self, container: &str) -> Result<()> {
         let stop = StopContainerRequest { container_id: container.into(), timeout: 0 };
         self.call::<_, Empty>("StopContainer", stop)?;
         self.call::<_, Empty>("RemoveContainer", ContainerId { container_id: container.into() }).map(drop)
     }
 
     /// All containers of a sandbox, in the order in which they were made: name, and whether it runs.
-    pub(crate) fn containers(&self, sandbox: &str) -> Result<Vec<(String, bool)>> {
+    pub fn containers(&self, sandbox: &str) -> Result<Vec<(String, bool)>> {
         let filter = ContainerFilter { pod_sandbox_id: sandbox.into() };
         let answer: ListContainersResponse =
             self.call("ListContainers", ListContainersRequest { filter: Some(filter) })?;
@@ -123,7 +125,7 @@ impl Cri {
     }
 
     /// Runs a command in a container.
-    pub(crate) fn exec(&self, container: &str, command: &[&str]) -> Result<Executed> {
+    pub fn exec(&self, container: &str, command: &[&str]) -> Result<Executed> {
         let request = ExecSyncRequest {
             container_id: container.into(),
             cmd: command.iter().map(|word| (*word).to_owned()).collect(),
@@ -136,7 +138,7 @@ impl Cri {
     }
 
     /// One call, from the calling thread.
-    pub(crate) fn call<Req, Res>(&self, method: &str, message: Req) -> Result<Res>
+    pub fn call<Req, Res>(&self, method: &str, message: Req) -> Result<Res>
     where
         Req: Message + Default + 'static,
         Res: Message + Default + 'static,

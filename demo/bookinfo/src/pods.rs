@@ -6,11 +6,12 @@ use std::path::Path;
 
 use harness::User;
 use harness::envoy::HEALTH_PORT;
+use harness::runtime::cri::messages::*;
+use harness::runtime::image::IMAGE;
 use serde_json::json;
 
 use crate::files::Files;
-use crate::node::cri::messages::*;
-use crate::node::{GATEWAY_HOST_PORT, IMAGE};
+use crate::node::GATEWAY_HOST_PORT;
 use crate::plan::{self, GATEWAY, GATEWAY_PORT, LEGACY, PORT, WORKLOADS};
 use crate::proxy;
 

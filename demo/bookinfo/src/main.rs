@@ -20,8 +20,6 @@ mod node;
 mod pki;
 mod plan;
 mod pods;
-#[path = "../demo/progress.rs"]
-mod progress;
 mod proxy;
 mod report;
 mod scene;
@@ -36,7 +34,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
-use harness::{MachineLock, stage};
+use harness::runtime::runc;
+use harness::{MachineLock, progress, stage};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 /// Bookinfo on this one machine: pods, what their sidecars log, and the page
@@ -86,7 +85,7 @@ fn main() -> ExitCode {
     let result = match &options.role {
         None => outside(&options),
         Some(Role::Inside { dir, cgroup, door }) => inside(&options, dir, cgroup, *door),
-        Some(Role::Runc { arguments }) => node::runc::become_runc(arguments).map(|()| ExitCode::FAILURE),
+        Some(Role::Runc { arguments }) => runc::become_runc(arguments).map(|()| ExitCode::FAILURE),
     };
     result.unwrap_or_else(|error| {
         eprintln!("bookinfo: {error:#}");

@@ -4,21 +4,26 @@
 //! Table of contents, in reading order: [`kernel_test`] runs one test on a [`Node`]; a [`Pod`] is made on its
 //! [`Wire`]; a [`Process`] runs in a pod and makes [`Socket`]s; [`Sidecar`] is a process that listens as Envoy
 //! does; [`envoy`] is a real one; `redirect` is driven by [`cli`], chained CNI plugins by [`chain`]; [`Residue`] is what
-//! must be gone afterwards; demonstrations run on a [`stage`]. Below them: [`netns`], [`cgroup`], [`unprivileged`]
-//! programs, and the [`protocol`] between a test and its [`agent`].
+//! must be gone afterwards. [`istio`] writes the rules that redirection is compared with. Demonstrations run on a
+//! [`stage`] and show their [`progress`]; those with containers have a [`runtime`]. Below them: [`netns`], [`cgroup`],
+//! [`unprivileged`] programs, and the [`protocol`] between a test and its [`agent`].
 
 pub mod agent;
 pub mod cgroup;
 pub mod chain;
 pub mod cli;
 pub mod envoy;
+pub mod istio;
 mod maps;
 pub mod netns;
 mod node;
 mod pod;
 mod process;
+pub mod progress;
 pub mod protocol;
 mod residue;
+#[cfg(feature = "runtime")]
+pub mod runtime;
 pub mod sidecar;
 mod sockets;
 pub mod stage;

@@ -8,13 +8,13 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, ensure};
 use harness::chain::{Chain, mesh_conflist};
+use harness::progress::step;
 use nix::mount::{MsFlags, mount};
 use serde_json::json;
 
 use crate::app::{Answered, Outcome};
 use crate::checks;
 use crate::pod::{App, Pod, Sidecar};
-use crate::progress::step;
 use crate::report::{Exchange, Fact, Report};
 
 /// The pods' addresses.

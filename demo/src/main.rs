@@ -7,7 +7,6 @@
 mod app;
 mod checks;
 mod pod;
-mod progress;
 mod report;
 mod scene;
 
@@ -17,7 +16,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use harness::{MachineLock, stage};
+use harness::{MachineLock, progress, stage};
 
 /// A mesh of two pods on this one host: what is sent, and what everybody on the way sees
 #[derive(Debug, Parser)]

@@ -8,12 +8,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use harness::progress::step;
 
 use crate::counts;
 use crate::door::Door;
 use crate::mesh::Mesh;
 use crate::node::{ADDRESS, GATEWAY_HOST_PORT};
-use crate::progress::step;
 use crate::report::{Check, Count, Report};
 use crate::trips::{Logs, Trip, Visit};
 use crate::visit::visit;

@@ -1,13 +1,13 @@
 //! The rules that Istio gives a pod when it captures everything, and the commands with which its CNI plugin puts
 //! them in place.
 
-use std::fmt::Write as _;
-use std::net::IpAddr;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
+use harness::istio;
 use harness::netns::NetNs;
 use ipnet::IpNet;
+use redirect_user::policy::Policy;
 
 /// The two implementations of the iptables commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,34 +31,8 @@ impl Backend {
 }
 
 /// The input of `iptables-restore`: capture everything, with these ranges excluded.
-pub(crate) fn text(v6: bool, excluded: &[IpNet]) -> String {
-    let (passthrough, localhost) = if v6 { ("::6/128", "::1/128") } else { ("127.0.0.6/32", "127.0.0.1/32") };
-    let mut rules = String::from(
-        "*nat\n:ISTIO_INBOUND - [0:0]\n:ISTIO_REDIRECT - [0:0]\n:ISTIO_IN_REDIRECT - [0:0]\n:ISTIO_OUTPUT - [0:0]\n",
-    );
-    let mut append = |rule: &str| rules.push_str(&format!("-A {rule}\n"));
-    append("ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001");
-    append("ISTIO_IN_REDIRECT -p tcp -j REDIRECT --to-ports 15006");
-    append("PREROUTING -p tcp -j ISTIO_INBOUND");
-    for port in [15008, 15090, 15021, 15020] {
-        append(&format!("ISTIO_INBOUND -p tcp --dport {port} -j RETURN"));
-    }
-    append("ISTIO_INBOUND -p tcp -j ISTIO_IN_REDIRECT");
-    append("OUTPUT -j ISTIO_OUTPUT");
-    append(&format!("ISTIO_OUTPUT -o lo -s {passthrough} -j RETURN"));
-    for owner in ["--uid-owner 1337", "--gid-owner 1337"] {
-        let own = format!("! -d {localhost} -p tcp ! --dport 15008 -m owner {owner}");
-        append(&format!("ISTIO_OUTPUT -o lo {own} -j ISTIO_IN_REDIRECT"));
-        append(&format!("ISTIO_OUTPUT -o lo -m owner ! {owner} -j RETURN"));
-        append(&format!("ISTIO_OUTPUT -m owner {owner} -j RETURN"));
-    }
-    append(&format!("ISTIO_OUTPUT -d {localhost} -j RETURN"));
-    for range in excluded.iter().filter(|range| matches!(range.addr(), IpAddr::V6(_)) == v6) {
-        append(&format!("ISTIO_OUTPUT -d {range} -j RETURN"));
-    }
-    append("ISTIO_OUTPUT -p tcp -j ISTIO_REDIRECT");
-    let _ = writeln!(rules, "COMMIT");
-    rules
+fn text(v6: bool, excluded: &[IpNet]) -> String {
+    istio::nat(&Policy { exclude_outbound_ip_ranges: excluded.to_vec(), ..Policy::default() }, v6)
 }
 
 /// One command of the plugin: its line, and what it reads.

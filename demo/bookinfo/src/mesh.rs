@@ -11,14 +11,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use harness::envoy::Envoy;
+use harness::runtime::Node;
+use harness::runtime::cri::messages::PodSandboxConfig;
 use serde_json::Value;
 
 use crate::counts::Counters;
 use crate::files::Files;
 use crate::got::Got;
 use crate::log;
-use crate::node::Node;
-use crate::node::cri::messages::PodSandboxConfig;
+use crate::node;
 use crate::plan::WORKLOADS;
 use crate::pods::{self, APP, PROXY, Spec};
 use crate::report::PodRow;
@@ -57,7 +58,7 @@ impl Mesh {
     /// Makes the node, and what the pods will need.
     pub(crate) fn start(dir: &Path, cgroup: &Path) -> Result<Mesh> {
         let envoy = Envoy::find().context("there is no Envoy in the cache: run `cargo xtask setup mesh`")?;
-        let node = Node::start(dir, cgroup)?;
+        let node = node::start(dir, cgroup)?;
         let files = Files::create(node.dir().join("files"))?;
         Ok(Mesh { node, files, envoy, pods: BTreeMap::new() })
     }
@@ -97,7 +98,7 @@ impl Mesh {
 
     /// The node's network namespace.
     pub(crate) fn netns(&self) -> Result<File> {
-        self.node.netns()
+        node::netns()
     }
 
     /// What runs the containers.
@@ -118,9 +119,7 @@ impl Mesh {
 
     /// The same as JSON.
     pub(crate) fn redirect_json(&self, arguments: &[&str]) -> Result<Value> {
-        let text = self.node.redirect(&[arguments, &["--output", "json"]].concat())?;
-        serde_json::from_str(&text)
-            .with_context(|| format!("`redirect {}` prints {text}", arguments.join(" ")))
+        self.node.redirect_json(arguments)
     }
 
     /// Makes a request from a container; `arguments` are those of `bookinfo-services get`.
@@ -217,7 +216,8 @@ impl Mesh {
     }
 
     fn add(&self, spec: &Spec, attempt: u32) -> Result<Pod> {
-        let cgroup = self.node.pod_cgroup(&spec.uid)?;
+        let cgroup = format!("/kubepods/burstable/pod{}", spec.uid);
+        self.node.make_cgroup(&cgroup)?;
         let config = spec.sandbox(&cgroup, &self.node.logs(), attempt);
         let added = self.node.cri().run_sandbox(config.clone());
         let sandbox =

@@ -4,343 +4,343 @@
 use std::collections::HashMap;
 
 /// The state of a container that runs.
-pub(crate) const CONTAINER_RUNNING: i32 = 1;
+pub const CONTAINER_RUNNING: i32 = 1;
 /// A namespace of the pod's own; the protocol's 0.
-pub(crate) const NAMESPACE_POD: i32 = 0;
+pub const NAMESPACE_POD: i32 = 0;
 /// A namespace of the container's own.
-pub(crate) const NAMESPACE_CONTAINER: i32 = 1;
+pub const NAMESPACE_CONTAINER: i32 = 1;
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct Empty {}
+pub struct Empty {}
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct VersionRequest {
+pub struct VersionRequest {
     #[prost(string, tag = "1")]
-    pub(crate) version: String,
+    pub version: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct VersionResponse {
+pub struct VersionResponse {
     #[prost(string, tag = "1")]
-    pub(crate) version: String,
+    pub version: String,
     #[prost(string, tag = "2")]
-    pub(crate) runtime_name: String,
+    pub runtime_name: String,
     #[prost(string, tag = "3")]
-    pub(crate) runtime_version: String,
+    pub runtime_version: String,
     #[prost(string, tag = "4")]
-    pub(crate) runtime_api_version: String,
+    pub runtime_api_version: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct StatusRequest {
+pub struct StatusRequest {
     #[prost(bool, tag = "1")]
-    pub(crate) verbose: bool,
+    pub verbose: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct StatusResponse {
+pub struct StatusResponse {
     #[prost(message, optional, tag = "1")]
-    pub(crate) status: Option<RuntimeStatus>,
+    pub status: Option<RuntimeStatus>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct RuntimeStatus {
+pub struct RuntimeStatus {
     #[prost(message, repeated, tag = "1")]
-    pub(crate) conditions: Vec<RuntimeCondition>,
+    pub conditions: Vec<RuntimeCondition>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct RuntimeCondition {
+pub struct RuntimeCondition {
     #[prost(string, tag = "1")]
-    pub(crate) r#type: String,
+    pub r#type: String,
     #[prost(bool, tag = "2")]
-    pub(crate) status: bool,
+    pub status: bool,
     #[prost(string, tag = "3")]
-    pub(crate) reason: String,
+    pub reason: String,
     #[prost(string, tag = "4")]
-    pub(crate) message: String,
+    pub message: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct PodSandboxMetadata {
+pub struct PodSandboxMetadata {
     #[prost(string, tag = "1")]
-    pub(crate) name: String,
+    pub name: String,
     #[prost(string, tag = "2")]
-    pub(crate) uid: String,
+    pub uid: String,
     #[prost(string, tag = "3")]
-    pub(crate) namespace: String,
+    pub namespace: String,
     #[prost(uint32, tag = "4")]
-    pub(crate) attempt: u32,
+    pub attempt: u32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct NamespaceOption {
+pub struct NamespaceOption {
     #[prost(int32, tag = "1")]
-    pub(crate) network: i32,
+    pub network: i32,
     #[prost(int32, tag = "2")]
-    pub(crate) pid: i32,
+    pub pid: i32,
     #[prost(int32, tag = "3")]
-    pub(crate) ipc: i32,
+    pub ipc: i32,
     #[prost(string, tag = "4")]
-    pub(crate) target_id: String,
+    pub target_id: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct PortMapping {
+pub struct PortMapping {
     #[prost(int32, tag = "1")]
-    pub(crate) protocol: i32,
+    pub protocol: i32,
     #[prost(int32, tag = "2")]
-    pub(crate) container_port: i32,
+    pub container_port: i32,
     #[prost(int32, tag = "3")]
-    pub(crate) host_port: i32,
+    pub host_port: i32,
     #[prost(string, tag = "4")]
-    pub(crate) host_ip: String,
+    pub host_ip: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct LinuxContainerResources {
+pub struct LinuxContainerResources {
     #[prost(int64, tag = "3")]
-    pub(crate) cpu_shares: i64,
+    pub cpu_shares: i64,
     #[prost(int64, tag = "5")]
-    pub(crate) oom_score_adj: i64,
+    pub oom_score_adj: i64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct LinuxSandboxSecurityContext {
+pub struct LinuxSandboxSecurityContext {
     #[prost(message, optional, tag = "1")]
-    pub(crate) namespace_options: Option<NamespaceOption>,
+    pub namespace_options: Option<NamespaceOption>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct LinuxPodSandboxConfig {
+pub struct LinuxPodSandboxConfig {
     #[prost(string, tag = "1")]
-    pub(crate) cgroup_parent: String,
+    pub cgroup_parent: String,
     #[prost(message, optional, tag = "2")]
-    pub(crate) security_context: Option<LinuxSandboxSecurityContext>,
+    pub security_context: Option<LinuxSandboxSecurityContext>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct PodSandboxConfig {
+pub struct PodSandboxConfig {
     #[prost(message, optional, tag = "1")]
-    pub(crate) metadata: Option<PodSandboxMetadata>,
+    pub metadata: Option<PodSandboxMetadata>,
     #[prost(string, tag = "2")]
-    pub(crate) hostname: String,
+    pub hostname: String,
     #[prost(string, tag = "3")]
-    pub(crate) log_directory: String,
+    pub log_directory: String,
     #[prost(message, repeated, tag = "5")]
-    pub(crate) port_mappings: Vec<PortMapping>,
+    pub port_mappings: Vec<PortMapping>,
     #[prost(map = "string, string", tag = "6")]
-    pub(crate) labels: HashMap<String, String>,
+    pub labels: HashMap<String, String>,
     #[prost(map = "string, string", tag = "7")]
-    pub(crate) annotations: HashMap<String, String>,
+    pub annotations: HashMap<String, String>,
     #[prost(message, optional, tag = "8")]
-    pub(crate) linux: Option<LinuxPodSandboxConfig>,
+    pub linux: Option<LinuxPodSandboxConfig>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct RunPodSandboxRequest {
+pub struct RunPodSandboxRequest {
     #[prost(message, optional, tag = "1")]
-    pub(crate) config: Option<PodSandboxConfig>,
+    pub config: Option<PodSandboxConfig>,
     #[prost(string, tag = "2")]
-    pub(crate) runtime_handler: String,
+    pub runtime_handler: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct SandboxId {
+pub struct SandboxId {
     #[prost(string, tag = "1")]
-    pub(crate) pod_sandbox_id: String,
+    pub pod_sandbox_id: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct PodSandboxStatusRequest {
+pub struct PodSandboxStatusRequest {
     #[prost(string, tag = "1")]
-    pub(crate) pod_sandbox_id: String,
+    pub pod_sandbox_id: String,
     #[prost(bool, tag = "2")]
-    pub(crate) verbose: bool,
+    pub verbose: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct PodIPs {
+pub struct PodIPs {
     #[prost(string, tag = "1")]
-    pub(crate) ip: String,
+    pub ip: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct PodSandboxNetworkStatus {
+pub struct PodSandboxNetworkStatus {
     #[prost(string, tag = "1")]
-    pub(crate) ip: String,
+    pub ip: String,
     #[prost(message, repeated, tag = "2")]
-    pub(crate) additional_ips: Vec<PodIPs>,
+    pub additional_ips: Vec<PodIPs>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct PodSandboxStatus {
+pub struct PodSandboxStatus {
     #[prost(string, tag = "1")]
-    pub(crate) id: String,
+    pub id: String,
     #[prost(message, optional, tag = "2")]
-    pub(crate) metadata: Option<PodSandboxMetadata>,
+    pub metadata: Option<PodSandboxMetadata>,
     #[prost(int32, tag = "3")]
-    pub(crate) state: i32,
+    pub state: i32,
     #[prost(int64, tag = "4")]
-    pub(crate) created_at: i64,
+    pub created_at: i64,
     #[prost(message, optional, tag = "5")]
-    pub(crate) network: Option<PodSandboxNetworkStatus>,
+    pub network: Option<PodSandboxNetworkStatus>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct PodSandboxStatusResponse {
+pub struct PodSandboxStatusResponse {
     #[prost(message, optional, tag = "1")]
-    pub(crate) status: Option<PodSandboxStatus>,
+    pub status: Option<PodSandboxStatus>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct ContainerMetadata {
+pub struct ContainerMetadata {
     #[prost(string, tag = "1")]
-    pub(crate) name: String,
+    pub name: String,
     #[prost(uint32, tag = "2")]
-    pub(crate) attempt: u32,
+    pub attempt: u32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct ImageSpec {
+pub struct ImageSpec {
     #[prost(string, tag = "1")]
-    pub(crate) image: String,
+    pub image: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct KeyValue {
+pub struct KeyValue {
     #[prost(string, tag = "1")]
-    pub(crate) key: String,
+    pub key: String,
     #[prost(string, tag = "2")]
-    pub(crate) value: String,
+    pub value: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct Mount {
+pub struct Mount {
     #[prost(string, tag = "1")]
-    pub(crate) container_path: String,
+    pub container_path: String,
     #[prost(string, tag = "2")]
-    pub(crate) host_path: String,
+    pub host_path: String,
     #[prost(bool, tag = "3")]
-    pub(crate) readonly: bool,
+    pub readonly: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct Int64Value {
+pub struct Int64Value {
     #[prost(int64, tag = "1")]
-    pub(crate) value: i64,
+    pub value: i64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct LinuxContainerSecurityContext {
+pub struct LinuxContainerSecurityContext {
     #[prost(message, optional, tag = "3")]
-    pub(crate) namespace_options: Option<NamespaceOption>,
+    pub namespace_options: Option<NamespaceOption>,
     #[prost(message, optional, tag = "5")]
-    pub(crate) run_as_user: Option<Int64Value>,
+    pub run_as_user: Option<Int64Value>,
     #[prost(message, optional, tag = "12")]
-    pub(crate) run_as_group: Option<Int64Value>,
+    pub run_as_group: Option<Int64Value>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct LinuxContainerConfig {
+pub struct LinuxContainerConfig {
     #[prost(message, optional, tag = "1")]
-    pub(crate) resources: Option<LinuxContainerResources>,
+    pub resources: Option<LinuxContainerResources>,
     #[prost(message, optional, tag = "2")]
-    pub(crate) security_context: Option<LinuxContainerSecurityContext>,
+    pub security_context: Option<LinuxContainerSecurityContext>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct ContainerConfig {
+pub struct ContainerConfig {
     #[prost(message, optional, tag = "1")]
-    pub(crate) metadata: Option<ContainerMetadata>,
+    pub metadata: Option<ContainerMetadata>,
     #[prost(message, optional, tag = "2")]
-    pub(crate) image: Option<ImageSpec>,
+    pub image: Option<ImageSpec>,
     #[prost(string, repeated, tag = "3")]
-    pub(crate) command: Vec<String>,
+    pub command: Vec<String>,
     #[prost(string, repeated, tag = "4")]
-    pub(crate) args: Vec<String>,
+    pub args: Vec<String>,
     #[prost(message, repeated, tag = "6")]
-    pub(crate) envs: Vec<KeyValue>,
+    pub envs: Vec<KeyValue>,
     #[prost(message, repeated, tag = "7")]
-    pub(crate) mounts: Vec<Mount>,
+    pub mounts: Vec<Mount>,
     #[prost(string, tag = "11")]
-    pub(crate) log_path: String,
+    pub log_path: String,
     #[prost(message, optional, tag = "15")]
-    pub(crate) linux: Option<LinuxContainerConfig>,
+    pub linux: Option<LinuxContainerConfig>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct CreateContainerRequest {
+pub struct CreateContainerRequest {
     #[prost(string, tag = "1")]
-    pub(crate) pod_sandbox_id: String,
+    pub pod_sandbox_id: String,
     #[prost(message, optional, tag = "2")]
-    pub(crate) config: Option<ContainerConfig>,
+    pub config: Option<ContainerConfig>,
     #[prost(message, optional, tag = "3")]
-    pub(crate) sandbox_config: Option<PodSandboxConfig>,
+    pub sandbox_config: Option<PodSandboxConfig>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct ContainerId {
+pub struct ContainerId {
     #[prost(string, tag = "1")]
-    pub(crate) container_id: String,
+    pub container_id: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct StopContainerRequest {
+pub struct StopContainerRequest {
     #[prost(string, tag = "1")]
-    pub(crate) container_id: String,
+    pub container_id: String,
     #[prost(int64, tag = "2")]
-    pub(crate) timeout: i64,
+    pub timeout: i64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct ExecSyncRequest {
+pub struct ExecSyncRequest {
     #[prost(string, tag = "1")]
-    pub(crate) container_id: String,
+    pub container_id: String,
     #[prost(string, repeated, tag = "2")]
-    pub(crate) cmd: Vec<String>,
+    pub cmd: Vec<String>,
     #[prost(int64, tag = "3")]
-    pub(crate) timeout: i64,
+    pub timeout: i64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct ExecSyncResponse {
+pub struct ExecSyncResponse {
     #[prost(bytes = "vec", tag = "1")]
-    pub(crate) stdout: Vec<u8>,
+    pub stdout: Vec<u8>,
     #[prost(bytes = "vec", tag = "2")]
-    pub(crate) stderr: Vec<u8>,
+    pub stderr: Vec<u8>,
     #[prost(int32, tag = "3")]
-    pub(crate) exit_code: i32,
+    pub exit_code: i32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct ContainerFilter {
+pub struct ContainerFilter {
     #[prost(string, tag = "3")]
-    pub(crate) pod_sandbox_id: String,
+    pub pod_sandbox_id: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct ListContainersRequest {
+pub struct ListContainersRequest {
     #[prost(message, optional, tag = "1")]
-    pub(crate) filter: Option<ContainerFilter>,
+    pub filter: Option<ContainerFilter>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct Container {
+pub struct Container {
     #[prost(string, tag = "1")]
-    pub(crate) id: String,
+    pub id: String,
     #[prost(string, tag = "2")]
-    pub(crate) pod_sandbox_id: String,
+    pub pod_sandbox_id: String,
     #[prost(message, optional, tag = "3")]
-    pub(crate) metadata: Option<ContainerMetadata>,
+    pub metadata: Option<ContainerMetadata>,
     #[prost(int32, tag = "6")]
-    pub(crate) state: i32,
+    pub state: i32,
     #[prost(int64, tag = "7")]
-    pub(crate) created_at: i64,
+    pub created_at: i64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct ListContainersResponse {
+pub struct ListContainersResponse {
     #[prost(message, repeated, tag = "1")]
-    pub(crate) containers: Vec<Container>,
+    pub containers: Vec<Container>,
 }

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Runs a step under its name and says how long it took; an error carries the name.
-pub(crate) fn step<T>(name: impl Display, run: impl FnOnce() -> Result<T>) -> Result<T> {
+pub fn step<T>(name: impl Display, run: impl FnOnce() -> Result<T>) -> Result<T> {
     let name = name.to_string();
     let start = Instant::now();
     let spinner = stderr().is_terminal().then(|| spinner(&name));
