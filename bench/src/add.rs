@@ -1,5 +1,5 @@
-//! Section 4: what it costs to put a pod under redirection and to let it go, against the commands that Istio's plugin
-//! runs for the same pod.
+//! Section 4: what it costs to put a pod under redirection and to let it go, against the commands that
+//! Istio's plugin runs for the same pod.
 
 use std::path::Path;
 use std::sync::Barrier;
@@ -28,7 +28,8 @@ pub(crate) fn run(node: &Node, pods: &[Pod], scale: &Scale, results: &mut Result
     versions(scale.versions, results)
 }
 
-/// Every pod once, by each way in turn; the pods' namespaces are new, and one backend's rules do not disturb another's.
+/// Every pod once, by each way in turn; the pods' namespaces are new, and one backend's rules do not disturb
+/// another's.
 fn one_by_one(node: &Node, pods: &[Pod], results: &mut Results) -> Result<()> {
     let mut costs: [Vec<Cost>; 4] = Default::default();
     for pod in pods {

@@ -1,5 +1,5 @@
-//! The marks that this project set itself, and whether this run met them. Each is computed from values that were
-//! measured side by side; none is rounded in our favour.
+//! The marks that this project set itself, and whether this run met them. Each is computed from values that
+//! were measured side by side; none is rounded in our favour.
 
 use serde::Serialize;
 

@@ -14,7 +14,8 @@ use crate::rules::Backend;
 use crate::scene::{Direction, Mode, Stage, interleaved};
 use crate::worker::{Order, Timing, Worker};
 
-/// Open connections of one worker: two sockets each, and 20,000 descriptors are all that some hosts allow a process.
+/// Open connections of one worker: two sockets each, and 20,000 descriptors are all that some hosts allow a
+/// process.
 const PER_WORKER: usize = 8400;
 
 /// More and more enrolled pods; the connection is made in the pod that was enrolled first.
@@ -119,8 +120,8 @@ fn some_ranges(count: usize) -> Vec<IpNet> {
         .collect()
 }
 
-/// More and more destinations that pods have dialled. Each takes a slot of its pod, as long as there is one; when two
-/// destinations meet in a slot, the second goes the longer way.
+/// More and more destinations that pods have dialled. Each takes a slot of its pod, as long as there is one;
+/// when two destinations meet in a slot, the second goes the longer way.
 pub(crate) fn destinations(node: &Node, peer: &Pod, scale: &Scale, results: &mut Results) -> Result<()> {
     let mut stage = Stage::new(node, "destinations", Mode::Ours, peer, &[])?;
     let (_, listener) = stage.route(Direction::Outbound, false);

@@ -1,9 +1,9 @@
 //! The load itself: loops of bare system calls, both ends of every connection driven by one thread.
 //!
-//! One thread makes the figures steady: loopback and veth deliver a packet within the sender's system call, so nothing
-//! is ever waited for, no scheduler takes part, and the thread's CPU clock (which counts the soft interrupts that its
-//! calls bring about) is the whole cost of client, server and network stack. Most of the `unsafe` of the
-//! benchmark is here.
+//! One thread makes the figures steady: loopback and veth deliver a packet within the sender's system call,
+//! so nothing is ever waited for, no scheduler takes part, and the thread's CPU clock (which counts the soft
+//! interrupts that its calls bring about) is the whole cost of client, server and network stack. Most of the
+//! `unsafe` of the benchmark is here.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,7 +16,8 @@ use nix::sys::socket::{
 
 /// One byte to the server and one back is a round trip.
 const BYTE: [u8; 1] = [1];
-/// How much one `send` of the throughput loop hands to the kernel: as much as fits into the socket's buffers at once.
+/// How much one `send` of the throughput loop hands to the kernel: as much as fits into the socket's buffers
+/// at once.
 const CHUNK: usize = 64 << 10;
 
 /// A connection's two ends.
@@ -35,7 +36,8 @@ pub(crate) struct Lap {
     pub(crate) whole: Duration,
 }
 
-/// A TCP socket that closes with a reset, so that no TIME_WAIT is left behind, and does not wait for more to send.
+/// A TCP socket that closes with a reset, so that no TIME_WAIT is left behind, and does not wait for more to
+/// send.
 pub(crate) fn tcp(v6: bool) -> io::Result<OwnedFd> {
     let family = if v6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
     let socket = nix::sys::socket::socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
@@ -50,7 +52,8 @@ pub(crate) fn pair(socket: OwnedFd, to: SocketAddr, listener: &OwnedFd) -> io::R
     Ok(Pair { client: socket, server: accept(listener.as_raw_fd())? })
 }
 
-/// One whole connection: set up, a byte each way, the question for the original destination, both ends closed.
+/// One whole connection: set up, a byte each way, the question for the original destination, both ends
+/// closed.
 pub(crate) fn lap(client: OwnedFd, to: &SockaddrStorage, listener: RawFd, v6: bool) -> io::Result<Lap> {
     let start = now();
     connect(client.as_raw_fd(), to)?;

@@ -16,7 +16,8 @@ pub(crate) struct Machine {
     pub(crate) kernel: String,
     pub(crate) system: String,
     pub(crate) virtualised: bool,
-    /// Processes that wanted a CPU on average when the run began and when it ended: other work disturbs a run.
+    /// Processes that wanted a CPU on average when the run began and when it ended: other work disturbs a
+    /// run.
     pub(crate) load: [f64; 2],
     pub(crate) iptables: String,
     pub(crate) envoy: String,

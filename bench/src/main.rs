@@ -1,9 +1,10 @@
 //! `cargo xtask bench`: what redirection costs, side by side in one run: none, Istio's iptables rules on both
 //! backends, and this project.
 //!
-//! A [`worker`] in each pod of the [`scene`] runs the loops of [`load`]. The sections, in the order of the report:
-//! [`setup`] of connections, [`steady`] ones, [`proxied`] by a real Envoy, [`add`] and delete of pods, [`growth`], and
-//! [`unrelated`] cost. [`goals`] says what was to be reached, [`report`] writes it all down.
+//! A [`worker`] in each pod of the [`scene`] runs the loops of [`load`]. The sections, in the order of the
+//! report: [`setup`] of connections, [`steady`] ones, [`proxied`] by a real Envoy, [`add`] and delete of
+//! pods, [`growth`], and [`unrelated`] cost. [`goals`] says what was to be reached, [`report`] writes it all
+//! down.
 
 mod add;
 mod chart;

@@ -1,5 +1,5 @@
-//! Sockets that one worker makes and another uses: a socket belongs for good to the namespace and the cgroup that it was
-//! made in.
+//! Sockets that one worker makes and another uses: a socket belongs for good to the namespace and the cgroup
+//! that it was made in.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};

@@ -38,7 +38,8 @@ impl Cost {
     }
 }
 
-/// A call of the plugin for a pod. The injector's annotations say that the pod has a sidecar and what to exclude.
+/// A call of the plugin for a pod. The injector's annotations say that the pod has a sidecar and what to
+/// exclude.
 pub(crate) fn call(node: &Node, pod: &Pod, verb: &str, excluded: &[IpNet]) -> Result<Command> {
     let mut command = Command::new(binary("redirect-cni"));
     command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("CNI_PATH", "/opt/cni/bin");

@@ -9,7 +9,8 @@ use serde::Serialize;
 use crate::Scale;
 use crate::scene::{Direction, Mode, Stage};
 
-/// A program's share in one kind of connection. The kernel's clock around a program costs some 20 ns by itself.
+/// A program's share in one kind of connection. The kernel's clock around a program costs some 20 ns by
+/// itself.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Share {
     pub(crate) direction: &'static str,

@@ -1,7 +1,8 @@
 //! Section 3: wrk, a real Envoy as sidecar, and nginx behind it.
 //!
-//! The pod that is not redirected has wrk dial a port of its Envoy that has a fixed route to nginx; the other pods'
-//! Envoys find the same nginx by the original destination, through the listener that Istio would give them.
+//! The pod that is not redirected has wrk dial a port of its Envoy that has a fixed route to nginx; the other
+//! pods' Envoys find the same nginx by the original destination, through the listener that Istio would give
+//! them.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

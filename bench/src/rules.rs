@@ -1,5 +1,5 @@
-//! The rules that Istio gives a pod when it captures everything, and the commands with which its CNI plugin puts
-//! them in place.
+//! The rules that Istio gives a pod when it captures everything, and the commands with which its CNI plugin
+//! puts them in place.
 
 use std::process::{Command, Stdio};
 
@@ -49,8 +49,8 @@ impl Step {
         Step { program, arguments, input: String::new() }
     }
 
-    /// The command, with its rules on standard input and nothing seen of its output. The lock is the pod's own, as
-    /// Istio has it, so that pods do not wait for each other.
+    /// The command, with its rules on standard input and nothing seen of its output. The lock is the pod's
+    /// own, as Istio has it, so that pods do not wait for each other.
     pub(crate) fn command(&self, netns: &NetNs) -> Result<Command> {
         let mut command = Command::new(&self.program);
         command.args(&self.arguments).env("XTABLES_LOCKFILE", netns.path());
@@ -71,9 +71,9 @@ pub(crate) fn input_of(text: &str) -> Result<Stdio> {
     Ok(file.into())
 }
 
-/// What Istio's plugin runs for one pod, in its order: for each family it looks for the implementation that works
-/// (save, version, a rule added and deleted) and for rules that are there already (save), restores its own, and saves
-/// once more for its log.
+/// What Istio's plugin runs for one pod, in its order: for each family it looks for the implementation that
+/// works (save, version, a rule added and deleted) and for rules that are there already (save), restores its
+/// own, and saves once more for its log.
 pub(crate) fn steps(backend: Backend) -> Vec<Step> {
     const PROBE: [&str; 8] = ["-t", "filter", "INPUT", "-p", "255", "-j", "DROP", "-A"];
     let save = |v6| Step::new(backend.command(v6, "-save"), &[]);

@@ -42,8 +42,8 @@ pub(crate) fn paired<const N: usize>(series: [&[f64]; N], f: impl Fn([f64; N]) -
     (0..rounds).map(|round| f(series.map(|values| values[round]))).filter(|value| value.is_finite()).collect()
 }
 
-/// Medians of 1,000 random draws with replacement, the middle 95 % of them. The random numbers are the same in each
-/// run, so that the same values give the same interval.
+/// Medians of 1,000 random draws with replacement, the middle 95 % of them. The random numbers are the same
+/// in each run, so that the same values give the same interval.
 fn bootstrap(values: &[f64]) -> [f64; 2] {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut draw = || {

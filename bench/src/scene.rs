@@ -151,8 +151,9 @@ pub(crate) fn stages(node: &Node, peer: &Pod) -> Result<Vec<Stage>> {
         .collect()
 }
 
-/// Runs `measure` for every stage, `rounds` times over, each round beginning with another stage: what disturbs the
-/// machine for a while then disturbs all modes alike. The result is indexed by mode, then by round.
+/// Runs `measure` for every stage, `rounds` times over, each round beginning with another stage: what
+/// disturbs the machine for a while then disturbs all modes alike. The result is indexed by mode, then by
+/// round.
 pub(crate) fn interleaved<T>(
     stages: &mut [Stage],
     rounds: usize,

@@ -1,5 +1,5 @@
-//! Section 6: what others pay. A pod that is not enrolled, with and without enrolled pods on the node, and sockets of
-//! an enrolled pod that are not redirected.
+//! Section 6: what others pay. A pod that is not enrolled, with and without enrolled pods on the node, and
+//! sockets of an enrolled pod that are not redirected.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -17,7 +17,8 @@ pub(crate) const BARE: &str = "nothing attached on the node";
 pub(crate) const OUTSIDE: &str = "pod not enrolled";
 pub(crate) const INSIDE: &str = "enrolled pod, socket not ours";
 
-/// Within every round the pod is enrolled and let go again, so that all three situations are measured side by side.
+/// Within every round the pod is enrolled and let go again, so that all three situations are measured side by
+/// side.
 pub(crate) fn run(node: &Node, scale: &Scale, results: &mut Results) -> Result<()> {
     let (outsider, insider) = (node.pod("outsider"), node.pod("insider"));
     let mut outside = listening_worker(&outsider)?;

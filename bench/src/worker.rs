@@ -1,8 +1,8 @@
 //! A worker: a process of the benchmark in a pod, which runs loops of [`crate::load`] when it is told to.
 //!
-//! Orders and answers are lines of JSON on its standard input and output. Client sockets of another pod come from a
-//! second worker in that pod, over a Unix socket: a socket belongs for good to the namespace and the cgroup that it was
-//! made in, whoever uses it.
+//! Orders and answers are lines of JSON on its standard input and output. Client sockets of another pod come
+//! from a second worker in that pod, over a Unix socket: a socket belongs for good to the namespace and the
+//! cgroup that it was made in, whoever uses it.
 
 use std::io::{self, BufRead, BufReader, Write as _};
 use std::net::SocketAddr;

@@ -1,6 +1,6 @@
-//! The application in the demo's pods: a small HTTP server and client that knows nothing of sidecars, namespaces or
-//! this project. It serves on one port of every address, and takes requests to make, one URL authority a line, on
-//! standard input; what it saw goes to standard output as JSON.
+//! The application in the demo's pods: a small HTTP server and client that knows nothing of sidecars,
+//! namespaces or this project. It serves on one port of every address, and takes requests to make, one URL
+//! authority a line, on standard input; what it saw goes to standard output as JSON.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -54,7 +54,8 @@ pub(crate) struct Served {
 
 /// Runs the application until standard input ends.
 pub(crate) fn run(pod: &str, port: u16) -> Result<()> {
-    // The standard library leaves IPV6_V6ONLY at the system's default, which is off: one socket serves both families.
+    // The standard library leaves IPV6_V6ONLY at the system's default, which is off: one socket serves both
+    // families.
     let listener =
         TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).with_context(|| format!("listening on {port}"))?;
     let name = pod.to_owned();

@@ -1,5 +1,5 @@
-//! The promises that are not about a single request: what is in the pods and what is not, what happens without a
-//! sidecar, and what is left after DEL.
+//! The promises that are not about a single request: what is in the pods and what is not, what happens
+//! without a sidecar, and what is left after DEL.
 
 use std::fs;
 use std::io;
@@ -80,8 +80,8 @@ fn capabilities(pods: &[&Pod]) -> Result<Check> {
     Ok(Check { promise: promise.into(), found, ok: having.is_empty() && processes >= 2 * pods.len() })
 }
 
-/// The capability sets with NET_ADMIN in a process' status. What is only in the bounding set can be had by starting a
-/// privileged program, but not with no_new_privs.
+/// The capability sets with NET_ADMIN in a process' status. What is only in the bounding set can be had by
+/// starting a privileged program, but not with no_new_privs.
 fn sets_with_net_admin(status: &str) -> Result<Vec<&'static str>> {
     let field = |name: &str| {
         let mut values = status.lines().filter_map(|line| line.split_once(":\t"));

@@ -1,8 +1,9 @@
-//! `cargo xtask demo`: a small mesh on this one host, from CNI ADD to CNI DEL, and a table of what everybody saw.
+//! `cargo xtask demo`: a small mesh on this one host, from CNI ADD to CNI DEL, and a table of what everybody
+//! saw.
 //!
-//! Reading order: this file runs the demo on a stage of its own;
-//! [`scene`] is what happens inside, step by step; [`pod`] is a pod with its application and sidecar; [`checks`] are
-//! the promises beside the requests; [`report`] prints; [`app`] is the application.
+//! Reading order: this file runs the demo on a stage of its own; [`scene`] is what happens inside, step by
+//! step; [`pod`] is a pod with its application and sidecar; [`checks`] are the promises beside the requests;
+//! [`report`] prints; [`app`] is the application.
 
 mod app;
 mod checks;

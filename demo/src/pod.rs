@@ -1,5 +1,5 @@
-//! A pod of the demo, made as kubelet and container runtime make one: the pod's cgroup, its network namespace, the
-//! CNI chain, and then its two containers.
+//! A pod of the demo, made as kubelet and container runtime make one: the pod's cgroup, its network
+//! namespace, the CNI chain, and then its two containers.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -39,7 +39,8 @@ pub(crate) struct Pod {
 }
 
 impl Pod {
-    /// Makes the pod `short` and adds it to the network. `root` plays the root of the node's cgroup hierarchy.
+    /// Makes the pod `short` and adds it to the network. `root` plays the root of the node's cgroup
+    /// hierarchy.
     pub(crate) fn add(short: &str, number: u8, dir: &Path, root: &Path, chain: &Chain) -> Result<Pod> {
         let uid = format!("7d4ac5e2-0000-4000-8000-{number:012}");
         let cgroup = root.join(format!("kubepods/burstable/pod{uid}"));

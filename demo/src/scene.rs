@@ -1,5 +1,5 @@
-//! What happens in the demo, in order: two pods are added, requests go both ways, promises are checked, a sidecar is
-//! taken away, and the pods are deleted.
+//! What happens in the demo, in order: two pods are added, requests go both ways, promises are checked, a
+//! sidecar is taken away, and the pods are deleted.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -73,7 +73,8 @@ fn prepare(dir: &Path) -> Result<()> {
         .context("mounting a bpf file system")?;
     let status = Command::new("ip").args(["link", "set", "lo", "up"]).status().context("starting `ip`")?;
     ensure!(status.success(), "`ip link set lo up` failed: {status}");
-    // While the bridge's address is being checked for duplicates, which takes seconds, the node would dial from ::1.
+    // While the bridge's address is being checked for duplicates, which takes seconds, the node would dial
+    // from ::1.
     fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").context("switching duplicate detection off")
 }
 

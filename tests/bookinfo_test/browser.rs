@@ -6,8 +6,8 @@ use tempfile::TempDir;
 
 /// Where Debian puts it.
 const CHROMIUM: &str = "/usr/bin/chromium";
-/// Quiet: without them it looks for updates and for its maker's hosts at every start. The sandbox needs namespaces of
-/// an unprivileged user, and tests run as root.
+/// Quiet: without them it looks for updates and for its maker's hosts at every start. The sandbox needs
+/// namespaces of an unprivileged user, and tests run as root.
 const FLAGS: [&str; 9] = [
     "--headless",
     "--no-sandbox",

@@ -1,4 +1,5 @@
-//! DNS capture: whatever way a resolver asks, the proxy answers, and the resolver sees the server that it asked.
+//! DNS capture: whatever way a resolver asks, the proxy answers, and the resolver sees the server that it
+//! asked.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -161,8 +162,8 @@ fn no_proxy_means_no_answer_from_elsewhere() {
     });
 }
 
-/// The resolver of the machine's C library, with a resolv.conf of its own. glibc sends the questions for A and AAAA from
-/// one connected socket with sendmmsg().
+/// The resolver of the machine's C library, with a resolv.conf of its own. glibc sends the questions for A
+/// and AAAA from one connected socket with sendmmsg().
 #[test]
 fn the_c_library_resolves() {
     kernel_test(|node| {
@@ -204,8 +205,8 @@ fn resolver(node: &Node, pod: &Pod, resolv_conf: &str, line: &str) -> Command {
     command
 }
 
-/// What musl does: all servers are asked at once from one unbound socket, A and AAAA interleaved, and the first answers
-/// from any of them count.
+/// What musl does: all servers are asked at once from one unbound socket, A and AAAA interleaved, and the
+/// first answers from any of them count.
 #[test]
 fn parallel_questions_to_all_servers_with_sendmmsg() {
     kernel_test(|node| {

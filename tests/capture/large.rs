@@ -10,8 +10,9 @@ use redirect_user::policy::Policy;
 
 use crate::output;
 
-/// 10,000 excluded ranges, IPv4 and IPv6, and 1,000 ports: an address inside one is direct, its neighbour is not, and
-/// detach leaves no entry behind. (Through the library: the list is longer than one argument of a command may be.)
+/// 10,000 excluded ranges, IPv4 and IPv6, and 1,000 ports: an address inside one is direct, its neighbour is
+/// not, and detach leaves no entry behind. (Through the library: the list is longer than one argument of a
+/// command may be.)
 #[test]
 fn ten_thousand_excluded_ranges() {
     kernel_test(|node| {

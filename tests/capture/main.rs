@@ -1,5 +1,5 @@
-//! The capture contract beyond the ordinary `connect()`: DNS in all its ways, the ways around a connect hook, large
-//! policies, and the tools that show what is captured (`explain`, `trace`, `upgrade`).
+//! The capture contract beyond the ordinary `connect()`: DNS in all its ways, the ways around a connect hook,
+//! large policies, and the tools that show what is captured (`explain`, `trace`, `upgrade`).
 //!
 //! Run as root with `--test-threads=1`.
 

@@ -1,4 +1,5 @@
-//! Does in a pod what the harness's agent does not: one unusual way to use a socket per call, result on stdout.
+//! Does in a pod what the harness's agent does not: one unusual way to use a socket per call, result on
+//! stdout.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
@@ -51,7 +52,8 @@ fn mptcp(to: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-/// `sendto(MSG_FASTOPEN)`: connects and sends in one call. Twice, so that the second has the cookie of the first.
+/// `sendto(MSG_FASTOPEN)`: connects and sends in one call. Twice, so that the second has the cookie of the
+/// first.
 fn fast_open(to: &str) -> Result<()> {
     let address: SocketAddr = to.parse()?;
     let family = if address.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };

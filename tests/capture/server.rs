@@ -1,5 +1,5 @@
-//! A DNS proxy as small as can be: every A question is answered with one address, whatever the name, over UDP and TCP. It
-//! counts, so that a test can tell whether a question reached it.
+//! A DNS proxy as small as can be: every A question is answered with one address, whatever the name, over UDP
+//! and TCP. It counts, so that a test can tell whether a question reached it.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
@@ -13,8 +13,8 @@ use harness::Pod;
 /// What every name resolves to.
 pub(crate) const ANSWER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 77);
 
-/// The proxy: threads in a namespace, until dropped. Its sockets do not belong to a pod's cgroup, as little as those of a
-/// sidecar would be captured.
+/// The proxy: threads in a namespace, until dropped. Its sockets do not belong to a pod's cgroup, as little
+/// as those of a sidecar would be captured.
 pub(crate) struct DnsServer {
     questions: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,

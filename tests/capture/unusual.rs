@@ -1,5 +1,5 @@
-//! Ways to connect that are not the ordinary one: MPTCP, TCP Fast Open, io_uring, a socket from another process, users of
-//! another user namespace. None of them is a way around the sidecar.
+//! Ways to connect that are not the ordinary one: MPTCP, TCP Fast Open, io_uring, a socket from another
+//! process, users of another user namespace. None of them is a way around the sidecar.
 
 use std::path::Path;
 use std::process::Command;

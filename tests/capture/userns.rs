@@ -1,4 +1,5 @@
-//! Pods with users of their own (`hostUsers: false`): what the pod calls uid 1337 is another uid to the kernel's hooks.
+//! Pods with users of their own (`hostUsers: false`): what the pod calls uid 1337 is another uid to the
+//! kernel's hooks.
 
 use std::fs;
 
@@ -22,7 +23,8 @@ fn of_pod(uid: u32, gid: u32) -> User {
     User { uid: FIRST + uid, gid: FIRST + gid }
 }
 
-/// A namespace and a cgroup for a pod with users of its own. It has no interface but lo: what is not captured has no way.
+/// A namespace and a cgroup for a pod with users of its own. It has no interface but lo: what is not captured
+/// has no way.
 fn pod(node: &Node) -> (NetNs, std::path::PathBuf) {
     let cgroup = node.cgroup().join("users");
     fs::create_dir(&cgroup).expect("make a cgroup");

@@ -1,10 +1,10 @@
-//! redirect-cni called by a real container runtime: containerd 1.6 of Debian 12 and 2.1 of a later suite, each with runc,
-//! the standard CNI plugins and ours as the last of the chain; pods with a real Envoy.
+//! redirect-cni called by a real container runtime: containerd 1.6 of Debian 12 and 2.1 of a later suite,
+//! each with runc, the standard CNI plugins and ours as the last of the chain; pods with a real Envoy.
 //!
-//! Every test runs on a stage of its own ([`harness::stage`]), where this program is the first process: it makes a
-//! [`node`], plays the kubelet ([`kubelet`]) as one of the [`scenarios`] says, and ends; then nothing may be left on the
-//! machine. The same program is what containers run ([`tool`]), what the runtime takes for runc, and a recorder around
-//! the plugin ([`plugin`]).
+//! Every test runs on a stage of its own ([`harness::stage`]), where this program is the first process: it
+//! makes a [`node`], plays the kubelet ([`kubelet`]) as one of the [`scenarios`] says, and ends; then nothing
+//! may be left on the machine. The same program is what containers run ([`tool`]), what the runtime takes for
+//! runc, and a recorder around the plugin ([`plugin`]).
 
 mod kubelet;
 mod node;

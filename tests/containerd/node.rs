@@ -1,4 +1,5 @@
-//! The node of these tests: a [`harness::runtime::Node`] with one of two containerds, and what there is to ask about it.
+//! The node of these tests: a [`harness::runtime::Node`] with one of two containerds, and what there is to
+//! ask about it.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -105,7 +106,8 @@ impl Node {
         Ok(serde_json::from_value(self.runtime.redirect_json(&["list"])?)?)
     }
 
-    /// What pods have on the node: addresses leased, interfaces, pins and records. Empty where there is no pod.
+    /// What pods have on the node: addresses leased, interfaces, pins and records. Empty where there is no
+    /// pod.
     pub(crate) fn of_pods(&self) -> Result<Vec<String>> {
         let mut found = Vec::new();
         let leases = entries(&self.dir.join("leases/mesh"))?.into_iter();

@@ -1,5 +1,5 @@
-//! A recorder around the plugin: it runs the real binary with what the runtime gave, writes down the call and the
-//! answer, and hands the answer on.
+//! A recorder around the plugin: it runs the real binary with what the runtime gave, writes down the call and
+//! the answer, and hands the answer on.
 
 use std::ffi::OsString;
 use std::fs::{self, File};

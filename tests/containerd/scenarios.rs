@@ -42,7 +42,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// Sandboxes in the cgroups of all three classes; traffic both ways in both families; an exec probe; Stop twice.
+/// Sandboxes in the cgroups of all three classes; traffic both ways in both families; an exec probe; Stop
+/// twice.
 fn traffic(node: &mut Node) -> Result<()> {
     let specs = [("server", Qos::Guaranteed), ("client", Qos::Burstable), ("batch", Qos::BestEffort)];
     let specs = specs.map(|(name, qos)| Spec { qos, ..Spec::injected(name) });
@@ -62,8 +63,8 @@ fn traffic(node: &mut Node) -> Result<()> {
     nothing_left(node)
 }
 
-/// A pod's sandbox is made anew: once after the old one was stopped, once beside it. The old one's late DELs must not
-/// touch the new one.
+/// A pod's sandbox is made anew: once after the old one was stopped, once beside it. The old one's late DELs
+/// must not touch the new one.
 fn new_sandbox(node: &mut Node) -> Result<()> {
     let server = run(node, &Spec::injected("server"))?;
     let first = run(node, &Spec::injected("client"))?;

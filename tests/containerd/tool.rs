@@ -1,5 +1,5 @@
-//! What the applications in the pods are: a server that says who connected to it, and a client that says what it
-//! believes it is connected to.
+//! What the applications in the pods are: a server that says who connected to it, and a client that says what
+//! it believes it is connected to.
 
 use std::ffi::OsString;
 use std::io::{Read as _, Write as _};

@@ -1,5 +1,5 @@
-//! The sidecar does not listen (yet): nothing leaves the pod in clear and nothing comes in, it is counted, and it
-//! works as soon as the sidecar listens.
+//! The sidecar does not listen (yet): nothing leaves the pod in clear and nothing comes in, it is counted,
+//! and it works as soon as the sidecar listens.
 
 use harness::{Errno, Event, Service, Sidecar, kernel_test};
 

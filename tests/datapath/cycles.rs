@@ -70,8 +70,9 @@ fn ten_thousand_cycles_leave_the_node_as_it_was() {
         let (app, peer, _sidecar) = (pod.app(), server.app(), pod.sidecar());
         peer.serve(&[any(false, 8080)], Service::Tell).unwrap();
         let to = server.at(false, 8080);
-        // The first one installs the programs, which stay. This one stays attached too, as on a real node: where a hook
-        // has no program on the whole machine, the kernel patches its code with the first and with the last.
+        // The first one installs the programs, which stay. This one stays attached too, as on a real node:
+        // where a hook has no program on the whole machine, the kernel patches its code with the first and
+        // with the last.
         let neighbour = node.pod("neighbour");
         node.attach(&neighbour, &[]);
         let (footprint, kernel) = (Footprint::of(node, &pod), Residue::now());

@@ -1,4 +1,5 @@
-//! Misuse of `redirect attach`: one clear error that names what was wrong, the right status, nothing left attached.
+//! Misuse of `redirect attach`: one clear error that names what was wrong, the right status, nothing left
+//! attached.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

@@ -1,4 +1,5 @@
-//! Somebody dials the pod: the sidecar gets the connection, with the client's address and the original destination.
+//! Somebody dials the pod: the sidecar gets the connection, with the client's address and the original
+//! destination.
 
 use std::collections::BTreeSet;
 

@@ -54,8 +54,8 @@ fn handshakes_that_the_sidecar_never_finishes_are_forgotten() {
         let pod = enrolled(node, "pod");
         let (app, proxy) = (pod.app(), pod.proxy());
         for v6 in FAMILIES {
-            // The client believes it is connected; the sidecar's kernel waits for data before it makes a socket. A full
-            // accept queue has the same effect.
+            // The client believes it is connected; the sidecar's kernel waits for data before it makes a
+            // socket. A full accept queue has the same effect.
             let listener = proxy.tcp(v6);
             listener.set_option(libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 5).unwrap();
             listener.bind(crate::any(v6, 15001)).unwrap();

@@ -1,8 +1,10 @@
-//! The data path as applications and sidecars see it: real sockets in real pods, enrolled with `redirect attach`.
+//! The data path as applications and sidecars see it: real sockets in real pods, enrolled with `redirect
+//! attach`.
 //!
-//! Modules in reading order: [`plain`] proves the harness and the kernel's own behaviour, without us; [`outbound`]
-//! and [`inbound`] are the main road; [`bypass`] is what must be left alone; [`original_dst`] asks every question
-//! about SO_ORIGINAL_DST; [`absent`] has no sidecar; [`errors`] misuses the tool; [`load`] and [`cycles`] count in thousands.
+//! Modules in reading order: [`plain`] proves the harness and the kernel's own behaviour, without us;
+//! [`outbound`] and [`inbound`] are the main road; [`bypass`] is what must be left alone; [`original_dst`]
+//! asks every question about SO_ORIGINAL_DST; [`absent`] has no sidecar; [`errors`] misuses the tool;
+//! [`load`] and [`cycles`] count in thousands.
 //!
 //! Run as root with `--test-threads=1`; `KEEP=1` keeps the pods of a failed test.
 
@@ -55,8 +57,8 @@ fn mapped(address: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Two destinations for which the pod's private prefix has one slot: the first to be dialled gets it, connections to the
-/// other one go by HANDOFF.
+/// Two destinations for which the pod's private prefix has one slot: the first to be dialled gets it,
+/// connections to the other one go by HANDOFF.
 fn crowded(v6: bool) -> [SocketAddr; 2] {
     let slot = |to: SocketAddr| redirect_common::slot_of(&to.into());
     let first = far_away(v6, 8080);

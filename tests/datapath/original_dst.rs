@@ -1,5 +1,5 @@
-//! SO_ORIGINAL_DST: the answer for the sidecar's connections with every size of buffer at both levels, and the
-//! kernel's own answer, untouched, for everybody else's.
+//! SO_ORIGINAL_DST: the answer for the sidecar's connections with every size of buffer at both levels, and
+//! the kernel's own answer, untouched, for everybody else's.
 
 use std::net::SocketAddr;
 
@@ -121,7 +121,8 @@ fn sockets_that_are_not_ours_are_answered_as_in_a_pod_that_is_not_enrolled() {
     kernel_test(|node| {
         let (ours, plain) = (enrolled(node, "ours"), node.pod("plain"));
         for v6 in FAMILIES {
-            // The application's connection to itself, and one that dials the sidecar's port without being redirected.
+            // The application's connection to itself, and one that dials the sidecar's port without being
+            // redirected.
             for port in [8080, 15001, 15006] {
                 let (mine, theirs) = (loopback(&ours, v6, port), loopback(&plain, v6, port));
                 assert_eq!(answers(&mine.0), answers(&theirs.0), "dialling end, v6 {v6}, port {port}");
@@ -203,8 +204,8 @@ fn an_answer_longer_than_a_page_is_not_cut_off() {
     });
 }
 
-/// A multicast source filter (`struct ip_msfilter`) with 2,000 sources, written and read back. The only option of an
-/// ordinary socket with an answer of any length.
+/// A multicast source filter (`struct ip_msfilter`) with 2,000 sources, written and read back. The only
+/// option of an ordinary socket with an answer of any length.
 fn source_filter(pod: &Pod) -> OptionBytes {
     const SOURCES: u32 = 2000;
     const INCLUDE: u32 = 1;

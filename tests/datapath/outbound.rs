@@ -1,5 +1,5 @@
-//! An application dials out: the sidecar gets the connection and learns where it was meant to go, the application
-//! notices nothing.
+//! An application dials out: the sidecar gets the connection and learns where it was meant to go, the
+//! application notices nothing.
 
 use std::net::SocketAddr;
 use std::process::Command;

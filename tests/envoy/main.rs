@@ -1,7 +1,8 @@
-//! Real Envoys as sidecars, and the demo that people see first: what Envoy's access log says about connections that
-//! nothing but the attached programs has steered to it.
+//! Real Envoys as sidecars, and the demo that people see first: what Envoy's access log says about
+//! connections that nothing but the attached programs has steered to it.
 //!
-//! Without an Envoy in the cache (`cargo xtask setup mesh` puts it there) these tests fail: they are not skipped.
+//! Without an Envoy in the cache (`cargo xtask setup mesh` puts it there) these tests fail: they are not
+//! skipped.
 
 mod demo;
 mod outbound_and_inbound;

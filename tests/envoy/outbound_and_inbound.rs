@@ -1,4 +1,5 @@
-//! Two pods with a sidecar each, traffic both ways: original destination and client address in both access logs.
+//! Two pods with a sidecar each, traffic both ways: original destination and client address in both access
+//! logs.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 

@@ -1,5 +1,5 @@
-//! The shapes that an Envoy's listeners can have: handed-over HTTP, IPv4 only, one socket for both families, and the
-//! ports that are not captured.
+//! The shapes that an Envoy's listeners can have: handed-over HTTP, IPv4 only, one socket for both families,
+//! and the ports that are not captured.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};

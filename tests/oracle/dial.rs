@@ -10,8 +10,8 @@ use crate::outcome::{Outcome, Reached, Server};
 use crate::scenario::{Connection, Kind};
 use crate::world::World;
 
-/// How long the handshake may take before it counts as silence, in milliseconds: inside one machine it takes less than
-/// one, and a lost SYN is not sent again before a second is over.
+/// How long the handshake may take before it counts as silence, in milliseconds: inside one machine it takes
+/// less than one, and a lost SYN is not sent again before a second is over.
 const HANDSHAKE_MS: i64 = 700;
 /// How long somebody may take to say what he saw, in milliseconds.
 const ANSWER_MS: u16 = 3000;

@@ -1,5 +1,5 @@
-//! What `redirect explain` foretells about a connection in a pod of ours, from the attachment's record alone; it must be
-//! what then happens.
+//! What `redirect explain` foretells about a connection in a pod of ours, from the attachment's record alone;
+//! it must be what then happens.
 
 use harness::{Node, Pod};
 use nix::net::if_::if_nametoindex;

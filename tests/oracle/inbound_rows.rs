@@ -1,5 +1,5 @@
-//! The truth table of inbound connections. The rows about rerouted virtual interfaces (13, 14) are not here: ADD refuses
-//! that annotation.
+//! The truth table of inbound connections. The rows about rerouted virtual interfaces (13, 14) are not here:
+//! ADD refuses that annotation.
 
 use redirect_user::policy::Policy;
 

@@ -1,11 +1,11 @@
-//! The oracle: the same connections in a pod with the rules that Istio loads into iptables and in a pod of ours must
-//! come to the same end, but for the differences that are meant.
+//! The oracle: the same connections in a pod with the rules that Istio loads into iptables and in a pod of
+//! ours must come to the same end, but for the differences that are meant.
 //!
-//! Modules in reading order: [`scenario`] is what is tried and [`outcome`] what comes of it; [`enforce`] brings
-//! Istio's rules or our programs into a pod; [`world`] is a pod with everybody in it, [`dial`] tries a
-//! connection there, [`pair`] in both; [`differences`] is the table of what is meant, [`foretold`] what `redirect
-//! explain` says beforehand. [`rows`], [`outbound_rows`] and [`inbound_rows`] are the fixed scenarios, [`random`] makes
-//! others and shrinks what fails.
+//! Modules in reading order: [`scenario`] is what is tried and [`outcome`] what comes of it; [`enforce`]
+//! brings Istio's rules or our programs into a pod; [`world`] is a pod with everybody in it, [`dial`] tries a
+//! connection there, [`pair`] in both; [`differences`] is the table of what is meant, [`foretold`] what
+//! `redirect explain` says beforehand. [`rows`], [`outbound_rows`] and [`inbound_rows`] are the fixed
+//! scenarios, [`random`] makes others and shrinks what fails.
 //!
 //! Run as root with `--test-threads=1`. `ORACLE_SEED` and `ORACLE_COUNT` repeat or prolong the random part.
 

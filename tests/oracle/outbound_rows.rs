@@ -1,5 +1,5 @@
-//! The truth table of outbound connections. Rows about a list of DNS servers (42, 43) are not here: such a list cannot
-//! be had through CNI.
+//! The truth table of outbound connections. Rows about a list of DNS servers (42, 43) are not here: such a
+//! list cannot be had through CNI.
 
 use redirect_user::policy::{OwnerGroups, Policy};
 

@@ -167,8 +167,8 @@ fn tcp_port() -> impl Strategy<Value = u16> {
     ]
 }
 
-/// What a socket may be bound to so that an answer can find its way back: a packet from localhost that leaves the pod is
-/// lost in both worlds, and waiting for nothing takes long.
+/// What a socket may be bound to so that an answer can find its way back: a packet from localhost that leaves
+/// the pod is lost in both worlds, and waiting for nothing takes long.
 fn sources(who: Who, to: IpAddr) -> Vec<IpAddr> {
     let texts: &[&str] = match (who, to.is_ipv6(), LOCAL.map(|ip| ip.parse()).contains(&Ok(to))) {
         (Who::Peer, false, _) => &["10.77.0.3", "192.0.2.10"],
@@ -181,8 +181,8 @@ fn sources(who: Who, to: IpAddr) -> Vec<IpAddr> {
     texts.iter().map(|text| text.parse().expect("an address")).collect()
 }
 
-/// Setups that are one step simpler than this one, the largest steps first. Simpler is what takes fewer words to tell, so
-/// that no series of steps goes round in a circle.
+/// Setups that are one step simpler than this one, the largest steps first. Simpler is what takes fewer words
+/// to tell, so that no series of steps goes round in a circle.
 pub(crate) fn simpler(setup: &Setup) -> Vec<Setup> {
     let usual = Policy::default();
     let mut candidates = vec![Setup { policy: setup.policy.clone(), ..Setup::default() }];

@@ -1,5 +1,5 @@
-//! The fixed scenarios: what is common to [`crate::outbound_rows`] and [`crate::inbound_rows`], one row or more for each
-//! of the documentation's two truth tables, and [`beyond`] for what the tables leave open.
+//! The fixed scenarios: what is common to [`crate::outbound_rows`] and [`crate::inbound_rows`], one row or
+//! more for each of the documentation's two truth tables, and [`beyond`] for what the tables leave open.
 
 use redirect_user::policy::{Policy, Ports, Ranges};
 
@@ -51,8 +51,8 @@ pub(crate) fn listed(ports: &[u16]) -> Ports {
     Ports::List(ports.iter().copied().collect())
 }
 
-/// Everything whose end the tables do not tell: bound sockets, sidecars that listen on localhost or not at all, dialling
-/// the sidecar's ports oneself, ports that nobody serves.
+/// Everything whose end the tables do not tell: bound sockets, sidecars that listen on localhost or not at
+/// all, dialling the sidecar's ports oneself, ports that nobody serves.
 pub(crate) fn beyond() -> Vec<Row> {
     let everybody = |to: &[&str]| Who::IN_POD.iter().flat_map(|who| tcp(*who, to)).collect::<Vec<_>>();
     let dns = policy(|policy| policy.dns_capture = true);

@@ -1,4 +1,5 @@
-//! One of the two worlds: a pod, another pod beside it, everybody who listens in them and everybody who connects.
+//! One of the two worlds: a pod, another pod beside it, everybody who listens in them and everybody who
+//! connects.
 //!
 //! | | pod | the other pod |
 //! |---|---|---|
@@ -6,7 +7,8 @@
 //! | eth1 | 10.88.0.2, fd88::2 | 10.88.0.3, fd88::3 |
 //! | lo | 127/8, ::1, ::6 | 192.0.2.0/24, 198.51.100.0/24, 169.254.169.254, 2001:db8::10, ::20, 2001:db8:1::10 |
 //!
-//! The addresses on the other pod's `lo` stand for services and the world outside; the pod has routes to them.
+//! The addresses on the other pod's `lo` stand for services and the world outside; the pod has routes to
+//! them.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -109,8 +111,9 @@ impl<'n> World<'n> {
         Record::of(self.node, &self.pod)
     }
 
-    /// Gives client sockets a range of ports that no connection under an earlier policy used: iptables decides once per
-    /// connection, and would remember an old decision for the same pair of addresses and ports.
+    /// Gives client sockets a range of ports that no connection under an earlier policy used: iptables
+    /// decides once per connection, and would remember an old decision for the same pair of addresses and
+    /// ports.
     fn next_ports(&mut self) {
         const SPAN: u16 = 200;
         let low = 20_000 + self.batch % 200 * SPAN;
@@ -182,7 +185,8 @@ fn lay_out(pod: &Pod, peer: &Pod) {
          route add 2001:db8::/32 via fd77::3");
 }
 
-/// The first packet on a new link may be lost, and neighbours have to find each other: none of that is a difference.
+/// The first packet on a new link may be lost, and neighbours have to find each other: none of that is a
+/// difference.
 fn greet(pod: &Pod, peer: &Pod) {
     let (one, other) = (pod.app(), peer.app());
     for (client, server, addresses) in [

@@ -1,4 +1,5 @@
-//! ADD of a pod that is ours, and DEL: the pod's connections go to its sidecar, and afterwards nothing is left.
+//! ADD of a pod that is ours, and DEL: the pod's connections go to its sidecar, and afterwards nothing is
+//! left.
 
 use std::path::PathBuf;
 

@@ -18,7 +18,8 @@ pub(crate) const STATUS: (&str, &str) = (
     r#"{"initContainers":["istio-validation"],"containers":["istio-proxy"],"revision":"default"}"#,
 );
 
-/// A result as `bridge` and `host-local` leave it, with spacing, order and numbers that a careless plugin would change.
+/// A result as `bridge` and `host-local` leave it, with spacing, order and numbers that a careless plugin
+/// would change.
 pub(crate) const PREV_RESULT: &str = r#"{ "cniVersion": "1.0.0", "interfaces":[{"name":"eth0","mac":"aa:bb:cc:dd:ee:ff",
   "sandbox":"/var/run/netns/x"}], "ips":[{"interface":0,"address":"10.77.0.2/16","gateway":"10.77.0.1"},
   {"address":"fd77::2/64"}], "dns":{}, "zz-later":{"big":12345678901234567890123, "float":1.50, "a":null}}"#;

@@ -39,7 +39,8 @@ impl Attached {
     fn call(&self, command: i64, flags: u32) -> std::io::Result<()> {
         let target = self.cgroup.as_raw_fd() as u32;
         let mut attr = [target, self.program.as_fd().as_raw_fd() as u32, self.hook.attach_type(), flags, 0];
-        // SAFETY: `attr` is the beginning of `union bpf_attr` for these two commands, and its size goes with it.
+        // SAFETY: `attr` is the beginning of `union bpf_attr` for these two commands, and its size goes with
+        // it.
         let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_mut_ptr(), size_of_val(&attr)) };
         if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
     }
@@ -68,7 +69,8 @@ fn an_ancestor_that_is_attached_exclusively_is_named() {
             assert_nothing_attached(node);
             drop(attached);
         }
-        // The pod's own cgroup, too; and a programme that allows others, as far as the kernel lets links be added.
+        // The pod's own cgroup, too; and a programme that allows others, as far as the kernel lets links be
+        // added.
         let attached = Attached::new(pod.cgroup(), node, Hook::Connect6, EXCLUSIVE);
         assert!(sandbox.call("ADD").run().refused(104).contains(&pod.cgroup().display().to_string()));
         drop(attached);

@@ -112,7 +112,8 @@ fn gc_spares_a_living_pod_whose_record_is_lost() {
         let sidecar = pod.sidecar();
         assert_redirected(&pod.app());
         drop(sidecar);
-        // When the pod is gone, so are its pins; the kernel takes a namespace apart some time after its last process.
+        // When the pod is gone, so are its pins; the kernel takes a namespace apart some time after its last
+        // process.
         drop(pod);
         let deadline = Instant::now() + Duration::from_secs(10);
         while node.map_entries().iter().any(|(_, entries)| *entries > 0) {

@@ -1,5 +1,5 @@
-//! The plugin killed, as by `kill -9`, at every step: the repeated call converges, and a pod that runs meanwhile never
-//! sends in clear.
+//! The plugin killed, as by `kill -9`, at every step: the repeated call converges, and a pod that runs
+//! meanwhile never sends in clear.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;

@@ -1,5 +1,5 @@
-//! Who is captured, seen from outside: a pod that is not ours gets the previous result back, whatever the state of the
-//! node, and its reason is logged and counted; a pod that is ours needs the node.
+//! Who is captured, seen from outside: a pod that is not ours gets the previous result back, whatever the
+//! state of the node, and its reason is logged and counted; a pod that is ours needs the node.
 
 use std::os::unix::fs::PermissionsExt as _;
 

@@ -1,8 +1,9 @@
-//! Random input, for a time each: configurations, `CNI_ARGS`, annotations and previous results go through the real
-//! binary, and annotations also through the library, where a second, literal reading of the grammar must agree.
+//! Random input, for a time each: configurations, `CNI_ARGS`, annotations and previous results go through the
+//! real binary, and annotations also through the library, where a second, literal reading of the grammar must
+//! agree.
 //!
-//! `REDIRECT_FUZZ_SECONDS` says how long each test goes on (60 unless it is set). A failure prints the smallest input
-//! that shows it. Every run begins from another seed.
+//! `REDIRECT_FUZZ_SECONDS` says how long each test goes on (60 unless it is set). A failure prints the
+//! smallest input that shows it. Every run begins from another seed.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -1,8 +1,8 @@
-//! One recorded pair per verb and version of the specification: `golden/<version>/<verb>.request.json` is what the
-//! plugin gets, `<verb>.reply` what it prints, byte for byte.
+//! One recorded pair per verb and version of the specification: `golden/<version>/<verb>.request.json` is
+//! what the plugin gets, `<verb>.reply` what it prints, byte for byte.
 //!
-//! In both, `$DIR` stands for the test's directory. A reply with a `code` goes with exit status 1, any other with 0.
-//! After a change that is meant, run the test with `REDIRECT_BLESS=1` and read the diff.
+//! In both, `$DIR` stands for the test's directory. A reply with a `code` goes with exit status 1, any other
+//! with 0. After a change that is meant, run the test with `REDIRECT_BLESS=1` and read the diff.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,5 @@
-//! Input that must be refused: one error JSON with the right code on stdout, exit status 1, and never a panic.
+//! Input that must be refused: one error JSON with the right code on stdout, exit status 1, and never a
+//! panic.
 
 use serde_json::json;
 

@@ -1,4 +1,5 @@
-//! Calls in the orders in which runtimes really make them: twice, late, after a reboot, for a second interface.
+//! Calls in the orders in which runtimes really make them: twice, late, after a reboot, for a second
+//! interface.
 
 use harness::{Sidecar, kernel_test};
 use serde_json::{Value, json};

@@ -1,4 +1,5 @@
-//! A sandbox as a runtime has it: a pod of the harness under a container id, and the calls that a runtime makes for it.
+//! A sandbox as a runtime has it: a pod of the harness under a container id, and the calls that a runtime
+//! makes for it.
 
 use std::path::{Path, PathBuf};
 
@@ -132,7 +133,8 @@ pub(crate) fn assert_nothing_attached(node: &Node) {
     assert_eq!(pins, 0, "pins are left in {}", pods.display());
 }
 
-/// A process with the sidecar's ids and one of an application, in the cgroup of `pod` and the namespace of `other`.
+/// A process with the sidecar's ids and one of an application, in the cgroup of `pod` and the namespace of
+/// `other`.
 pub(crate) fn processes_in(pod: &Pod, other: &Pod) -> (Process, Process) {
     let start =
         |container: &str, user| Process::start(container, other.netns(), &pod.container(container), user);

@@ -1,5 +1,5 @@
-//! How one service asks another: by the service's name, on port 9080, and with the headers by which a mesh knows
-//! that calls belong together.
+//! How one service asks another: by the service's name, on port 9080, and with the headers by which a mesh
+//! knows that calls belong together.
 
 use std::time::Duration;
 

@@ -1,8 +1,8 @@
-//! The applications of the Bookinfo demonstration: one binary, one mode per service, each on port 9080 with the paths
-//! and JSON shapes of the well-known example. None of them knows that there is a mesh.
+//! The applications of the Bookinfo demonstration: one binary, one mode per service, each on port 9080 with
+//! the paths and JSON shapes of the well-known example. None of them knows that there is a mesh.
 //!
-//! Reading order: [`productpage`] asks [`details`] and [`reviews`]; reviews asks [`ratings`] in two of its three
-//! versions; [`call`] is how they ask each other; [`get`] is what a person would use `curl` for.
+//! Reading order: [`productpage`] asks [`details`] and [`reviews`]; reviews asks [`ratings`] in two of its
+//! three versions; [`call`] is how they ask each other; [`get`] is what a person would use `curl` for.
 
 #![forbid(unsafe_code)]
 

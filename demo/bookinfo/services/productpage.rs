@@ -1,5 +1,5 @@
-//! The service `productpage`: asks for details and reviews at the same time and shows what it got; the same as JSON
-//! below `/api/v1`.
+//! The service `productpage`: asks for details and reviews at the same time and shows what it got; the same
+//! as JSON below `/api/v1`.
 
 use anyhow::Result;
 use axum::extract::{Path, State};

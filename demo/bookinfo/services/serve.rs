@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Serves at `listen`. In a container this is process 1, to which the kernel passes only signals that it waits for.
+/// Serves at `listen`. In a container this is process 1, to which the kernel passes only signals that it
+/// waits for.
 pub(crate) async fn serve(listen: SocketAddr, router: Router) -> Result<()> {
     let mut end = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
     let listener = TcpListener::bind(listen).await.with_context(|| format!("listening at {listen}"))?;

@@ -95,8 +95,8 @@ fn health(service: Service) -> String {
     format!("http://{}:{PORT}/health", service.address())
 }
 
-/// The pod in the excluded namespace has the annotations of an injected pod and no sidecar: if it were redirected,
-/// nobody would get an answer from it, and it none from anybody.
+/// The pod in the excluded namespace has the annotations of an injected pod and no sidecar: if it were
+/// redirected, nobody would get an answer from it, and it none from anybody.
 fn left_alone(mesh: &Mesh) -> Result<Check> {
     let url = format!("http://{}:{PORT}/ratings/0", mesh.ip(LEGACY.pod)?);
     let got = mesh.get_from_node(&url)?;

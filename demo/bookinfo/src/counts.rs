@@ -1,4 +1,5 @@
-//! Who counted how many requests: what was asked, what the Envoys counted, what the programs in the kernel counted.
+//! Who counted how many requests: what was asked, what the Envoys counted, what the programs in the kernel
+//! counted.
 
 use std::collections::BTreeMap;
 

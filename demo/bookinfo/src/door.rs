@@ -1,5 +1,5 @@
-//! A port of this machine that leads into the node: connections to it are carried on in a network namespace that the
-//! machine has no route to. Nothing of the machine's own network is changed.
+//! A port of this machine that leads into the node: connections to it are carried on in a network namespace
+//! that the machine has no route to. Nothing of the machine's own network is changed.
 
 use std::fs::File;
 use std::io;

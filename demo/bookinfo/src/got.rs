@@ -22,7 +22,8 @@ impl Got {
         self.stdout.split_once('\n').map_or("", |(_, body)| body)
     }
 
-    /// Whether the request was made and there was no answer to it; a program that could not be run does not count.
+    /// Whether the request was made and there was no answer to it; a program that could not be run does not
+    /// count.
     pub(crate) fn is_failure(&self) -> bool {
         self.code == 1 && self.stdout.is_empty() && self.stderr.contains("error sending request")
     }

@@ -44,8 +44,8 @@ impl Line {
     }
 }
 
-/// The requests in a container's log. A CRI log has lines of `TIME stdout|stderr F|P TEXT`; Envoy's own messages go
-/// to stderr, the access log to stdout.
+/// The requests in a container's log. A CRI log has lines of `TIME stdout|stderr F|P TEXT`; Envoy's own
+/// messages go to stderr, the access log to stdout.
 pub(crate) fn requests(container_log: &str) -> Result<Vec<Line>> {
     // What follows the last line end is still being written.
     let whole = container_log.rfind('\n').map_or("", |end| &container_log[..end]);

@@ -1,12 +1,12 @@
-//! `cargo xtask demo --bookinfo`: Istio's Bookinfo on this one machine, on a real container runtime, with real Envoys
-//! and mutual TLS between them, and a page to open in a browser.
+//! `cargo xtask demo --bookinfo`: Istio's Bookinfo on this one machine, on a real container runtime, with
+//! real Envoys and mutual TLS between them, and a page to open in a browser.
 //!
-//! Reading order: this file runs everything in namespaces of its own and cleans up after it, whatever happens;
-//! [`scene`] is what happens, step by step; [`plan`] is what Bookinfo consists of, [`node`] a node with containerd,
-//! [`mesh`] the pods on it ([`pods`] specifies them, [`files`], [`proxy`] and [`pki`] are what their Envoys are given);
-//! [`visit`] opens the page, [`trips`], [`log`] and [`counts`] find out who saw what, [`checks`] and [`drill`] are the
-//! promises besides ([`got`] is what a single request got); [`door`] leads into the node; [`report`] prints. The
-//! applications are the binary `bookinfo-services`.
+//! Reading order: this file runs everything in namespaces of its own and cleans up after it, whatever
+//! happens; [`scene`] is what happens, step by step; [`plan`] is what Bookinfo consists of, [`node`] a node
+//! with containerd, [`mesh`] the pods on it ([`pods`] specifies them, [`files`], [`proxy`] and [`pki`] are
+//! what their Envoys are given); [`visit`] opens the page, [`trips`], [`log`] and [`counts`] find out who saw
+//! what, [`checks`] and [`drill`] are the promises besides ([`got`] is what a single request got); [`door`]
+//! leads into the node; [`report`] prints. The applications are the binary `bookinfo-services`.
 
 mod checks;
 mod counts;
@@ -111,7 +111,8 @@ fn outside(options: &Options) -> Result<ExitCode> {
 /// Plays the demonstration; `door` was inherited.
 fn inside(options: &Options, dir: &Path, cgroup: &Path, door: RawFd) -> Result<ExitCode> {
     stage::enter()?;
-    // SAFETY: the process outside has opened this descriptor for us, and nothing else in this process uses it.
+    // SAFETY: the process outside has opened this descriptor for us, and nothing else in this process uses
+    // it.
     let door = unsafe { OwnedFd::from_raw_fd(door) };
     fcntl(&door, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).context("keeping the door from containers")?;
     scene::play(options, dir, cgroup, TcpListener::from(door))

@@ -1,5 +1,5 @@
-//! Bookinfo on the node: this plays the kubelet, which makes pods and containers, and the control plane, which tells
-//! the Envoys where they are.
+//! Bookinfo on the node: this plays the kubelet, which makes pods and containers, and the control plane,
+//! which tells the Envoys where they are.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -241,7 +241,8 @@ impl Mesh {
         Ok(Container { id: started.with_context(failed)?, log })
     }
 
-    /// What a readiness probe waits for: the application says that it serves, the sidecar answers on its health port.
+    /// What a readiness probe waits for: the application says that it serves, the sidecar answers on its
+    /// health port.
     fn wait_until_ready(&self, name: &str) -> Result<()> {
         let pod = self.pod(name)?;
         let deadline = Instant::now() + PATIENCE;

@@ -1,4 +1,5 @@
-//! Certificates made on the spot: one authority per run, one certificate per identity, keys that nobody keeps.
+//! Certificates made on the spot: one authority per run, one certificate per identity, keys that nobody
+//! keeps.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown};

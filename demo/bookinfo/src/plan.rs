@@ -1,4 +1,5 @@
-//! What Bookinfo consists of: services with an address each, pods that stand behind them, and who is in the mesh.
+//! What Bookinfo consists of: services with an address each, pods that stand behind them, and who is in the
+//! mesh.
 
 use std::net::Ipv4Addr;
 
@@ -19,8 +20,8 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Its address, from the range that clusters use for services. Nothing routes it: who dials it gets somewhere
-    /// only if a sidecar takes the connection.
+    /// Its address, from the range that clusters use for services. Nothing routes it: who dials it gets
+    /// somewhere only if a sidecar takes the connection.
     pub(crate) fn address(self) -> Ipv4Addr {
         Ipv4Addr::new(10, 96, 0, self.number)
     }

@@ -1,5 +1,5 @@
-//! The configuration of the Envoys: services as clusters with mutual TLS, an inbound listener that takes nothing
-//! else, and the gateway. The shape around it, with the two virtual listeners, is [`Bootstrap`]'s.
+//! The configuration of the Envoys: services as clusters with mutual TLS, an inbound listener that takes
+//! nothing else, and the gateway. The shape around it, with the two virtual listeners, is [`Bootstrap`]'s.
 
 use std::net::Ipv4Addr;
 
@@ -13,7 +13,8 @@ use crate::plan::{GATEWAY_PORT, PORT, SERVICES, Service};
 pub(crate) const CERTIFICATES: &str = "/etc/istio/proxy";
 /// The file with its configuration there.
 pub(crate) const CONFIG_FILE: &str = "envoy.json";
-/// Where it finds the endpoints of the services; a directory, because the file in it is replaced, not written.
+/// Where it finds the endpoints of the services; a directory, because the file in it is replaced, not
+/// written.
 pub(crate) const ENDPOINTS: &str = "/etc/istio/mesh";
 /// What a readiness probe asks a gateway for.
 pub(crate) const GATEWAY_HEALTH: &str = "/healthz/ready";
@@ -68,8 +69,8 @@ pub(crate) fn gateway(pod: &str) -> Value {
     })
 }
 
-/// The answer of what plays the control plane: where the pods of a service are. `of` knows the address of a pod that
-/// runs.
+/// The answer of what plays the control plane: where the pods of a service are. `of` knows the address of a
+/// pod that runs.
 pub(crate) fn endpoints(service: Service, version: u32, of: impl Fn(&str) -> Option<Ipv4Addr>) -> Value {
     let addresses = service.workloads().filter_map(|workload| of(&workload.pod()));
     let endpoints: Vec<_> = addresses
@@ -90,7 +91,8 @@ pub(crate) fn endpoints_file(service: Service) -> String {
     format!("{}.json", service.name)
 }
 
-/// Takes what an inbound listener lets through in clear away: mutual TLS on the application's port is all there is.
+/// Takes what an inbound listener lets through in clear away: mutual TLS on the application's port is all
+/// there is.
 fn strict(listener: &mut Value) {
     let chains = listener["filter_chains"].as_array().cloned().unwrap_or_default();
     // Connections to the port itself still end in the black hole.
@@ -162,8 +164,8 @@ fn log(name: &str) -> Value {
     typed(message, "envoy.access_loggers.stdout", json!({ "log_format": { "json_format": fields } }))
 }
 
-/// The pods behind a service, taken in turn, each request in a connection of its own so that the kernel's counters
-/// can be compared with what was asked. Only a peer with the service's identity is believed.
+/// The pods behind a service, taken in turn, each request in a connection of its own so that the kernel's
+/// counters can be compared with what was asked. Only a peer with the service's identity is believed.
 fn service_cluster(service: Service) -> Value {
     let identity = json!([{ "san_type": "URI", "matcher": { "exact": service.identity() } }]);
     let sni = json!({ "sni": format!("outbound_.{PORT}_._.{}.default.svc.cluster.local", service.name) });
@@ -187,8 +189,8 @@ fn service_cluster(service: Service) -> Value {
     })
 }
 
-/// The application, at the address that the request was sent to, from the address by which the kernel knows that
-/// the request has been through the sidecar.
+/// The application, at the address that the request was sent to, from the address by which the kernel knows
+/// that the request has been through the sidecar.
 fn application_cluster() -> Value {
     json!({
         "name": application(),

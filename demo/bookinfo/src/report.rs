@@ -87,8 +87,9 @@ impl Check {
 }
 
 impl Count {
-    /// Each request comes on a connection of its own, and Envoy may open one more that it finds it does not need: the kernel
-    /// counts connections, so it must not have counted fewer. Fewer would be a way past the sidecar.
+    /// Each request comes on a connection of its own, and Envoy may open one more that it finds it does not
+    /// need: the kernel counts connections, so it must not have counted fewer. Fewer would be a way past the
+    /// sidecar.
     fn agree(&self) -> bool {
         let connections = if self.asked == 0 { self.kernel == 0 } else { self.kernel >= self.asked };
         self.asked == self.envoy && connections

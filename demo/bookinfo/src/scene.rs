@@ -1,4 +1,5 @@
-//! What happens, in order: a node, the pods, requests and who saw what of them, promises, mishaps, and the page.
+//! What happens, in order: a node, the pods, requests and who saw what of them, promises, mishaps, and the
+//! page.
 
 use std::io::{self, IsTerminal as _};
 use std::net::{SocketAddr, TcpListener};
@@ -31,8 +32,8 @@ pub(crate) fn play(options: &Options, dir: &Path, cgroup: &Path, door: TcpListen
         step("a node: containerd, CNI plugins with redirect-cni as the last", || Mesh::start(dir, cgroup))?;
     step("eight pods: cgroup, sandbox, CNI ADD", || mesh.add_sandboxes())?;
     step("their containers: applications and Envoys", || mesh.start_containers())?;
-    // In by the node's port, which the plugin portmap leads to the gateway: from the machine through the door, and from
-    // here, where the machine's own 127.0.0.1 is out of reach, directly.
+    // In by the node's port, which the plugin portmap leads to the gateway: from the machine through the
+    // door, and from here, where the machine's own 127.0.0.1 is out of reach, directly.
     let gateway = SocketAddr::from((ADDRESS, GATEWAY_HOST_PORT));
     let door = Door::open(door, mesh.netns()?, gateway)?;
     let page = format!("http://{gateway}/productpage");

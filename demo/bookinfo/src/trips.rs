@@ -1,4 +1,5 @@
-//! Requests from outside, followed through the mesh: which Envoy logged what about the requests made for them.
+//! Requests from outside, followed through the mesh: which Envoy logged what about the requests made for
+//! them.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -106,7 +107,8 @@ fn service_of(line: &Line) -> String {
 }
 
 impl Hop {
-    /// What must be true of every request that was answered, as one check each. `ip` knows the pods' addresses.
+    /// What must be true of every request that was answered, as one check each. `ip` knows the pods'
+    /// addresses.
     pub(crate) fn checks(&self, ip: &BTreeMap<String, Ipv4Addr>) -> Vec<Check> {
         let (Some(to), Some(server)) = (&self.to, &self.server) else {
             return vec![self.check("is answered", "no pod's sidecar logged it".into(), false)];

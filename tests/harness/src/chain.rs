@@ -1,5 +1,5 @@
-//! A chain of CNI plugins run as a container runtime runs it: real binaries, the configuration on standard input,
-//! the call in `CNI_*` variables, each ADD's result handed to the next plugin, DEL in reverse.
+//! A chain of CNI plugins run as a container runtime runs it: real binaries, the configuration on standard
+//! input, the call in `CNI_*` variables, each ADD's result handed to the next plugin, DEL in reverse.
 //!
 //! The plugins act on the network namespace of the calling thread: that is the node.
 
@@ -65,8 +65,8 @@ impl fmt::Display for Refusal {
 impl std::error::Error for Refusal {}
 
 impl Chain {
-    /// A chain from a network configuration list (the JSON of a `.conflist` file). Plugins are looked up in `dirs`
-    /// and then where distributions put the standard ones.
+    /// A chain from a network configuration list (the JSON of a `.conflist` file). Plugins are looked up in
+    /// `dirs` and then where distributions put the standard ones.
     ///
     /// # Errors
     /// If the list has no name, version or plugins.
@@ -84,8 +84,8 @@ impl Chain {
         Ok(Chain { list, dirs })
     }
 
-    /// Adds the sandbox to the network; the result is the last plugin's. When a plugin refuses, the whole chain is
-    /// called with DEL, as runtimes do.
+    /// Adds the sandbox to the network; the result is the last plugin's. When a plugin refuses, the whole
+    /// chain is called with DEL, as runtimes do.
     ///
     /// # Errors
     /// A [`Refusal`] of the plugin that failed, or a plugin that cannot be run.
@@ -150,8 +150,8 @@ impl Chain {
         })
     }
 
-    /// The configuration that one plugin gets: its own entry, the list's name and version, the capabilities that it
-    /// declares and the result so far.
+    /// The configuration that one plugin gets: its own entry, the list's name and version, the capabilities
+    /// that it declares and the result so far.
     fn config(&self, plugin: &Value, sandbox: &Sandbox, prev_result: &Value) -> Value {
         let mut config = plugin.clone();
         config["name"] = self.list["name"].clone();
@@ -236,8 +236,8 @@ fn feed(mut command: Command, input: &Value) -> Result<Output> {
     Ok(child.wait_with_output()?)
 }
 
-/// A list as on a node with a mesh: the standard `bridge` plugin with `host-local` addresses of both families, and
-/// then `redirect-cni` with the given configuration. Leases are kept in `leases`.
+/// A list as on a node with a mesh: the standard `bridge` plugin with `host-local` addresses of both
+/// families, and then `redirect-cni` with the given configuration. Leases are kept in `leases`.
 #[must_use]
 pub fn mesh_conflist(leases: &Path, subnets: [&str; 2], redirect: &Value) -> Value {
     let [v4, v6] = subnets;

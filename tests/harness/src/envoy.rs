@@ -1,4 +1,5 @@
-//! A real Envoy as a pod's sidecar: uid and gid 1337, no capabilities, in the pod's network namespace and cgroup.
+//! A real Envoy as a pod's sidecar: uid and gid 1337, no capabilities, in the pod's network namespace and
+//! cgroup.
 //!
 //! [`Bootstrap`] says what it is configured to do, [`Entry`] is what it says about each connection.
 
@@ -42,8 +43,8 @@ pub struct Envoy {
 }
 
 impl Envoy {
-    /// The Envoy that `cargo xtask setup` has put into the cache; none where it could not be had, or where it does
-    /// not run.
+    /// The Envoy that `cargo xtask setup` has put into the cache; none where it could not be had, or where it
+    /// does not run.
     #[must_use]
     pub fn find() -> Option<PathBuf> {
         let releases = fs::read_dir(cache()?.join("envoy")).ok()?.flatten();
@@ -115,8 +116,8 @@ impl Envoy {
         new.lines().filter(|line| !line.is_empty()).map(Entry::parse).collect()
     }
 
-    /// Waits until `count` entries have been logged since the log was read last, and returns them. Envoy logs a
-    /// connection when it has ended.
+    /// Waits until `count` entries have been logged since the log was read last, and returns them. Envoy logs
+    /// a connection when it has ended.
     ///
     /// # Errors
     /// As [`Envoy::new_entries`], and when there are fewer after ten seconds.

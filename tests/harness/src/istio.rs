@@ -1,15 +1,15 @@
 //! A policy as the rules that Istio loads for it: the input of `iptables-restore` and `ip6tables-restore`.
 //!
-//! Written from the order of evaluation in the documentation of Istio's capture, and knowing nothing of `decide()`. The
-//! oracle compares decisions with them, the benchmark compares costs.
+//! Written from the order of evaluation in the documentation of Istio's capture, and knowing nothing of
+//! `decide()`. The oracle compares decisions with them, the benchmark compares costs.
 
 use std::fmt::Write as _;
 
 use ipnet::IpNet;
 use redirect_user::policy::{OwnerGroups, Policy, Ports, Ranges};
 
-/// The table `nat` of one family. Its chains are emptied first, those of the kernel too, unless the command is told not
-/// to (`--noflush`).
+/// The table `nat` of one family. Its chains are emptied first, those of the kernel too, unless the command
+/// is told not to (`--noflush`).
 #[must_use]
 pub fn nat(policy: &Policy, v6: bool) -> String {
     let mut rules = Rules { text: String::new(), policy, v6 };

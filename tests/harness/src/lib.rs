@@ -1,12 +1,14 @@
-//! The harness of the integration tests: pods made of a network namespace and a cgroup, processes inside them that
-//! make sockets on a test's behalf, a sidecar that tells what it sees, and a check that nothing is left behind.
+//! The harness of the integration tests: pods made of a network namespace and a cgroup, processes inside them
+//! that make sockets on a test's behalf, a sidecar that tells what it sees, and a check that nothing is left
+//! behind.
 //!
 //! Table of contents, in reading order: [`kernel_test`] runs one test on a [`Node`]; a [`Pod`] is made on its
-//! [`Wire`]; a [`Process`] runs in a pod and makes [`Socket`]s; [`Sidecar`] is a process that listens as Envoy
-//! does; [`envoy`] is a real one; `redirect` is driven by [`cli`], chained CNI plugins by [`chain`]; [`Residue`] is what
-//! must be gone afterwards. [`istio`] writes the rules that redirection is compared with. Demonstrations run on a
-//! [`stage`] and show their [`progress`]; those with containers have a [`runtime`]. Below them: [`netns`], [`cgroup`],
-//! [`unprivileged`] programs, and the [`protocol`] between a test and its [`agent`].
+//! [`Wire`]; a [`Process`] runs in a pod and makes [`Socket`]s; [`Sidecar`] is a process that listens as
+//! Envoy does; [`envoy`] is a real one; `redirect` is driven by [`cli`], chained CNI plugins by [`chain`];
+//! [`Residue`] is what must be gone afterwards. [`istio`] writes the rules that redirection is compared with.
+//! Demonstrations run on a [`stage`] and show their [`progress`]; those with containers have a [`runtime`].
+//! Below them: [`netns`], [`cgroup`], [`unprivileged`] programs, and the [`protocol`] between a test and its
+//! [`agent`].
 
 pub mod agent;
 pub mod cgroup;

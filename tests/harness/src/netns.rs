@@ -38,8 +38,8 @@ impl NetNs {
         netns
     }
 
-    /// Makes a namespace as a runtime does for a pod with `hostUsers: false`: it belongs to a user namespace in which the ids
-    /// from 0 are the machine's from `first_id`, and in which no process is left.
+    /// Makes a namespace as a runtime does for a pod with `hostUsers: false`: it belongs to a user namespace
+    /// in which the ids from 0 are the machine's from `first_id`, and in which no process is left.
     #[must_use]
     pub fn create_for_users(path: PathBuf, first_id: u32) -> NetNs {
         File::create(&path).unwrap_or_else(|error| panic!("create {}: {error}", path.display()));
@@ -71,8 +71,8 @@ impl NetNs {
         &self.path
     }
 
-    /// Runs `body` in the namespace, on a thread of its own. Sockets made there belong to the namespace but not
-    /// to a pod's cgroup; a [`crate::Process`] has both.
+    /// Runs `body` in the namespace, on a thread of its own. Sockets made there belong to the namespace but
+    /// not to a pod's cgroup; a [`crate::Process`] has both.
     pub fn run<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
@@ -130,8 +130,8 @@ impl NetNs {
             // "0" stands for the writer.
             procs.as_mut().map_or(Ok(()), |file| file.write_all(b"0"))
         };
-        // SAFETY: between fork and exec the closure makes two system calls on descriptors that are open already;
-        // it neither allocates nor takes a lock.
+        // SAFETY: between fork and exec the closure makes two system calls on descriptors that are open
+        // already; it neither allocates nor takes a lock.
         unsafe { command.pre_exec(before_exec) };
     }
 

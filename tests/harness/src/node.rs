@@ -23,8 +23,8 @@ pub struct MachineLock {
 }
 
 impl MachineLock {
-    /// Waits for the lock, then removes what a killed test left (not with `KEEP` in the environment). It is free
-    /// again when this goes out of scope, or its process dies.
+    /// Waits for the lock, then removes what a killed test left (not with `KEEP` in the environment). It is
+    /// free again when this goes out of scope, or its process dies.
     #[must_use]
     pub fn take() -> MachineLock {
         let run_lock = Path::new("/run/lock");
@@ -42,8 +42,9 @@ impl MachineLock {
 
 /// A node. Everything of it goes when it goes out of scope; declare it before its pods.
 ///
-/// Its mounts are made in the mount namespace of the test: the programs under test and the agents are processes of
-/// their own and must find them by path. A killed test leaves them; the next one removes them first.
+/// Its mounts are made in the mount namespace of the test: the programs under test and the agents are
+/// processes of their own and must find them by path. A killed test leaves them; the next one removes them
+/// first.
 #[derive(Debug)]
 pub struct Node {
     // In this order: what is attached goes before the cgroups that it is attached to.
@@ -142,7 +143,8 @@ impl Drop for Mount {
     }
 }
 
-/// A binary of the workspace: in `$REDIRECT_BIN_DIR`, else in the directory that this executable was built into.
+/// A binary of the workspace: in `$REDIRECT_BIN_DIR`, else in the directory that this executable was built
+/// into.
 #[must_use]
 pub fn binary(name: &str) -> PathBuf {
     let dir = std::env::var_os("REDIRECT_BIN_DIR").map_or_else(built_beside_this, PathBuf::from);

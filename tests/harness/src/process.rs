@@ -33,8 +33,8 @@ impl User {
     pub const ROOT: User = User { uid: 0, gid: 0 };
 }
 
-/// A process in a network namespace, a cgroup and with the ids of a user. Clones stand for the same process; it
-/// ends when the last clone, and the last [`Socket`] made in it, is gone.
+/// A process in a network namespace, a cgroup and with the ids of a user. Clones stand for the same process;
+/// it ends when the last clone, and the last [`Socket`] made in it, is gone.
 #[derive(Clone, Debug)]
 pub struct Process {
     agent: Arc<Mutex<Agent>>,

@@ -1,7 +1,7 @@
 //! What a test and the agent in a pod say to each other: one JSON line per request, one per answer.
 //!
-//! A request is one system call, so a test scripts exactly what an application would do; a few bulk requests are
-//! there because a round trip for each of 40,000 connections takes too long.
+//! A request is one system call, so a test scripts exactly what an application would do; a few bulk requests
+//! are there because a round trip for each of 40,000 connections takes too long.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -157,7 +157,8 @@ pub struct Seen {
 pub struct OptionBytes {
     /// The length that the kernel reported.
     pub len: u32,
-    /// The whole buffer; where the caller gave only a size, bytes that were not written are still [`UNTOUCHED`].
+    /// The whole buffer; where the caller gave only a size, bytes that were not written are still
+    /// [`UNTOUCHED`].
     pub buffer: Vec<u8>,
 }
 

@@ -47,8 +47,9 @@ impl Residue {
         Residue { things }
     }
 
-    /// What is here now and was not at the time of `self`. The kernel frees programs, maps and sockets some time
-    /// after the last reference is gone, so this looks again until nothing is left or five seconds are over.
+    /// What is here now and was not at the time of `self`. The kernel frees programs, maps and sockets some
+    /// time after the last reference is gone, so this looks again until nothing is left or five seconds are
+    /// over.
     #[must_use]
     pub fn left_over(&self) -> Vec<String> {
         let deadline = Instant::now() + Duration::from_secs(5);

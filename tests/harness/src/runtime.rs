@@ -1,8 +1,8 @@
-//! A node with a real container runtime, on the stage of the calling process: cgroups as a kubelet has them, a chain of
-//! CNI plugins with redirect-cni as the last, and containerd.
+//! A node with a real container runtime, on the stage of the calling process: cgroups as a kubelet has them,
+//! a chain of CNI plugins with redirect-cni as the last, and containerd.
 //!
-//! Reading order: the [`Node`]; its [`Containerd`], asked for pods and containers through [`cri`]; the one [`image`] that
-//! containers are made of; and [`runc`], which stands in front of the real one.
+//! Reading order: the [`Node`]; its [`Containerd`], asked for pods and containers through [`cri`]; the one
+//! [`image`] that containers are made of; and [`runc`], which stands in front of the real one.
 
 pub mod containerd;
 pub mod cri;
@@ -38,7 +38,8 @@ pub struct Setup<'a> {
     pub dir: &'a Path,
     /// A cgroup that plays the root of the node's hierarchy.
     pub cgroup: &'a Path,
-    /// The root directory of another containerd and its CNI plugins, which take the machine's place on this node.
+    /// The root directory of another containerd and its CNI plugins, which take the machine's place on this
+    /// node.
     pub release: Option<PathBuf>,
     /// `cniVersion` of the list of plugins.
     pub version: &'a str,
@@ -56,8 +57,8 @@ pub struct Node {
 }
 
 impl Node {
-    /// Makes the node. To be called on the main thread, before there are others: a cgroup namespace is a thread's.
-    /// The calling program must do [`runc::become_runc`] when its first argument is `runc`.
+    /// Makes the node. To be called on the main thread, before there are others: a cgroup namespace is a
+    /// thread's. The calling program must do [`runc::become_runc`] when its first argument is `runc`.
     ///
     /// # Errors
     /// If something that it is made of is missing, or the kernel refuses.
@@ -117,7 +118,8 @@ impl Node {
         self.dir.join("logs")
     }
 
-    /// Makes a pod's cgroup, as a kubelet does before it asks for a sandbox. `path` is that in the node's hierarchy.
+    /// Makes a pod's cgroup, as a kubelet does before it asks for a sandbox. `path` is that in the node's
+    /// hierarchy.
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -168,8 +170,8 @@ fn mount_on(path: &Path, kind: &str) -> Result<()> {
         .with_context(|| format!("mounting {kind} at {}", path.display()))
 }
 
-/// A cgroup namespace whose root is `cgroup`, mounted where runtimes look, with this process in a cgroup of its own:
-/// one with processes in it could not have controllers.
+/// A cgroup namespace whose root is `cgroup`, mounted where runtimes look, with this process in a cgroup of
+/// its own: one with processes in it could not have controllers.
 fn own_cgroups(cgroup: &Path) -> Result<()> {
     fs::write(cgroup.join("cgroup.procs"), "0")?;
     unshare(CloneFlags::CLONE_NEWCGROUP)?;

@@ -1,8 +1,8 @@
-//! A stage: mount, network and process namespaces in which a demonstration runs, so that it cannot touch the machine
-//! that it runs on and nothing of it stays behind, whatever ends it.
+//! A stage: mount, network and process namespaces in which a demonstration runs, so that it cannot touch the
+//! machine that it runs on and nothing of it stays behind, whatever ends it.
 //!
-//! Killing one process ends everything on the stage and takes its mounts, interfaces and attached programs along.
-//! What is left is a directory and a branch of the cgroup tree, which the process outside removes.
+//! Killing one process ends everything on the stage and takes its mounts, interfaces and attached programs
+//! along. What is left is a directory and a branch of the cgroup tree, which the process outside removes.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -14,8 +14,9 @@ use nix::sys::signal::{SigSet, Signal};
 use crate::cgroup::Cgroup;
 use crate::node::PREFIX;
 
-/// Runs the calling program once more, on a stage, and waits for its end. It gets the arguments that `arguments`
-/// makes of an empty directory for mounts and files and of a cgroup that plays the root of a node's hierarchy.
+/// Runs the calling program once more, on a stage, and waits for its end. It gets the arguments that
+/// `arguments` makes of an empty directory for mounts and files and of a cgroup that plays the root of a
+/// node's hierarchy.
 ///
 /// SIGINT, SIGTERM and SIGHUP end it; the exit code is then 128 and the signal's number.
 ///
@@ -37,8 +38,8 @@ pub fn run(name: &str, arguments: impl FnOnce(&Path, &Path) -> Vec<OsString>) ->
     status
 }
 
-/// To be called first on the stage, while there is one thread: lets signals through again, which [`run`] has blocked
-/// and processes inherit.
+/// To be called first on the stage, while there is one thread: lets signals through again, which [`run`] has
+/// blocked and processes inherit.
 ///
 /// # Errors
 /// If the kernel refuses.
@@ -62,7 +63,8 @@ fn start(arguments: Vec<OsString>) -> Result<Child> {
     command.spawn().context("starting `unshare` (Debian package util-linux)")
 }
 
-/// The signals that end a stage, and the one that says that it has ended; blocked, so that they can be waited for.
+/// The signals that end a stage, and the one that says that it has ended; blocked, so that they can be waited
+/// for.
 fn signals() -> SigSet {
     SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD])
 }

@@ -11,11 +11,11 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use crate::process::User;
 
-/// A command that runs `program` as `user` without any capability, also in its bounding set, and without a way to
-/// get one (no_new_privs).
+/// A command that runs `program` as `user` without any capability, also in its bounding set, and without a
+/// way to get one (no_new_privs).
 ///
-/// The program is opened here and started by its descriptor, so `user` needs no access to the directories that it
-/// lies in: a build directory or a cache below root's home.
+/// The program is opened here and started by its descriptor, so `user` needs no access to the directories
+/// that it lies in: a build directory or a cache below root's home.
 ///
 /// # Errors
 /// If the program cannot be opened.
@@ -26,8 +26,8 @@ pub fn unprivileged(program: &Path, user: User) -> Result<Command> {
     command.args([&format!("--reuid={}", user.uid), &format!("--regid={}", user.gid), "--clear-groups"]);
     command.args(["--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", "--", &path]);
     let before_exec = move || fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty())).map(drop).map_err(Into::into);
-    // SAFETY: between fork and exec the closure makes one system call on a descriptor that is open already; it
-    // neither allocates nor takes a lock.
+    // SAFETY: between fork and exec the closure makes one system call on a descriptor that is open already;
+    // it neither allocates nor takes a lock.
     unsafe { command.pre_exec(before_exec) };
     Ok(command)
 }

@@ -1,7 +1,9 @@
-//! The agent: the process that lives in a pod's network namespace and cgroup and makes system calls for a test.
+//! The agent: the process that lives in a pod's network namespace and cgroup and makes system calls for a
+//! test.
 //!
-//! It must be a process because a socket belongs to the cgroup of the *process* that made it: a thread that only
-//! entered the namespace would make sockets that the pod's programs never see. It ends when its stdin does.
+//! It must be a process because a socket belongs to the cgroup of the *process* that made it: a thread that
+//! only entered the namespace would make sockets that the pod's programs never see. It ends when its stdin
+//! does.
 
 mod server;
 mod sys;

@@ -39,8 +39,8 @@ impl Server {
     }
 }
 
-/// A listening socket that several workers can open; an IPv6 one takes IPv6 only, so that the same port can be
-/// opened for both families.
+/// A listening socket that several workers can open; an IPv6 one takes IPv6 only, so that the same port can
+/// be opened for both families.
 fn listening(address: SocketAddr) -> Result<OwnedFd, Errno> {
     let socket = sys::socket(address.is_ipv6(), false, false)?;
     setsockopt(&socket, sockopt::ReuseAddr, &true)?;

@@ -1,5 +1,5 @@
-//! An Envoy bootstrap in the shape that istiod gives a sidecar: the two virtual listeners that captured traffic
-//! arrives at, passthrough clusters, admin and health.
+//! An Envoy bootstrap in the shape that istiod gives a sidecar: the two virtual listeners that captured
+//! traffic arrives at, passthrough clusters, admin and health.
 //!
 //! | listener | port | what it does |
 //! |---|---|---|

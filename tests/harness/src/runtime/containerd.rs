@@ -130,8 +130,8 @@ impl Drop for Containerd {
     }
 }
 
-/// Puts the programs below `root` in place of the machine's, for this mount namespace only. Its CNI plugins come along:
-/// those of Debian 12 do not speak version 1.1.0 of the specification.
+/// Puts the programs below `root` in place of the machine's, for this mount namespace only. Its CNI plugins
+/// come along: those of Debian 12 do not speak version 1.1.0 of the specification.
 pub(super) fn put_in_place(root: &Path) -> Result<()> {
     for program in PROGRAMS.map(|program| format!("usr/bin/{program}")) {
         bind(&root.join(&program), &Path::new("/").join(&program))?;

@@ -1,5 +1,5 @@
-//! The part of a kubelet that talks to the container runtime: the Container Runtime Interface, version `runtime.v1`,
-//! with the calls and fields that are needed here. [`messages`] has what is sent.
+//! The part of a kubelet that talks to the container runtime: the Container Runtime Interface, version
+//! `runtime.v1`, with the calls and fields that are needed here. [`messages`] has what is sent.
 
 #[expect(missing_docs, reason = "names and meanings are those of the protocol's own file")]
 pub mod messages;
@@ -21,8 +21,8 @@ use messages::*;
 /// How long the runtime may take for one call.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A connection to a container runtime. Calls may be made from several threads. They fail with the words of the runtime
-/// if it refuses, and if it does not answer in time.
+/// A connection to a container runtime. Calls may be made from several threads. They fail with the words of
+/// the runtime if it refuses, and if it does not answer in time.
 #[derive(Debug)]
 pub struct Cri {
     runtime: Runtime,

@@ -1,5 +1,5 @@
-//! A container image made from one static program, without a registry: everything else that a container needs is
-//! mounted into it.
+//! A container image made from one static program, without a registry: everything else that a container needs
+//! is mounted into it.
 
 use std::fs;
 use std::path::Path;

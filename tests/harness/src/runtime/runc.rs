@@ -1,7 +1,8 @@
 //! A stand-in for runc that takes resource limits out of a container's specification and then becomes runc.
 //!
-//! On a host with hybrid cgroups the controllers belong to the v1 hierarchies, so that limits cannot be set in the
-//! v2 hierarchy that the node uses; runc fails on them. Where there are controllers nothing here needs limits either.
+//! On a host with hybrid cgroups the controllers belong to the v1 hierarchies, so that limits cannot be set
+//! in the v2 hierarchy that the node uses; runc fails on them. Where there are controllers nothing here needs
+//! limits either.
 
 use std::ffi::OsString;
 use std::fs;

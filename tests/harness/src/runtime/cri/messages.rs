@@ -1,5 +1,5 @@
-//! Messages of the CRI (`k8s.io/cri-api/pkg/apis/runtime/v1/api.proto`), the fields that are used here. The tags are
-//! the protocol's; fields that are left out have their defaults.
+//! Messages of the CRI (`k8s.io/cri-api/pkg/apis/runtime/v1/api.proto`), the fields that are used here. The
+//! tags are the protocol's; fields that are left out have their defaults.
 
 use std::collections::HashMap;
 
