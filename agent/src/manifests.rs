@@ -11,8 +11,8 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::server::{PodStore, StoreError};
-use redirect_user::attach::record::PodRef;
 use redirect_user::enrol::source::{Container, ContainerKind, PodDetails, VARIABLES};
+use redirect_user::ids::PodRef;
 use redirect_user::policy::annotations::Annotations;
 
 /// How often the folder is read while the pod is not there.

@@ -13,9 +13,10 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use redirect_user::attach::record::PodRef;
-use redirect_user::enrol::protocol::{self, Answer, MAX_LINE, Problem, ProblemKind, Request, Response};
+use redirect_user::enrol::protocol::{self, Answer, MAX_LINE, Problem, ProblemKind, Question, Response};
 use redirect_user::enrol::source::PodDetails;
+use redirect_user::ids::PodRef;
+use redirect_user::path_error::PathError;
 
 /// How long a client may take to send its line, and to take the answer.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(5);
@@ -63,15 +64,8 @@ pub enum BindError {
         socket: PathBuf,
     },
     /// A step of making it failed.
-    #[error("cannot {step} {}: {source}", path.display())]
-    Io {
-        /// The step.
-        step: &'static str,
-        /// The socket or its folder.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Path(#[from] PathError),
 }
 
 /// The listening socket; its file goes away with it.
@@ -85,12 +79,8 @@ impl Server {
     /// Listens at `socket`, for root only. A socket that a dead agent left is replaced in one step, so that a
     /// plugin never finds one that it must not use yet.
     pub fn bind(socket: &Path) -> Result<Server, BindError> {
-        let failed = |step, path: &Path| {
-            let path = path.to_owned();
-            move |source| BindError::Io { step, path, source }
-        };
         if let Some(parent) = socket.parent() {
-            std::fs::create_dir_all(parent).map_err(failed("create the folder", parent))?;
+            std::fs::create_dir_all(parent).map_err(PathError::at("create the folder", parent))?;
         }
         if std::os::unix::net::UnixStream::connect(socket).is_ok() {
             return Err(BindError::InUse { socket: socket.to_owned() });
@@ -98,10 +88,10 @@ impl Server {
         let mut new = socket.as_os_str().to_owned();
         new.push(format!(".{}", std::process::id()));
         let new = PathBuf::from(new);
-        let listener = UnixListener::bind(&new).map_err(failed("listen at", &new))?;
+        let listener = UnixListener::bind(&new).map_err(PathError::at("listen at", &new))?;
         std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o600))
-            .map_err(failed("restrict access to", &new))?;
-        std::fs::rename(&new, socket).map_err(failed("put the socket in place at", socket))?;
+            .map_err(PathError::at("restrict access to", &new))?;
+        std::fs::rename(&new, socket).map_err(PathError::at("put the socket in place at", socket))?;
         Ok(Server { listener, socket: socket.to_owned() })
     }
 
@@ -150,14 +140,14 @@ async fn answer(mut stream: UnixStream, store: Arc<impl PodStore>) {
     }
 }
 
-async fn question(stream: &mut UnixStream) -> Result<Request, Answer> {
+async fn question(stream: &mut UnixStream) -> Result<Question, Answer> {
     let bad = |message: String| problem(ProblemKind::BadRequest, message);
     let mut line = Vec::new();
     BufReader::new(stream.take(MAX_LINE))
         .read_until(b'\n', &mut line)
         .await
         .map_err(|error| bad(format!("cannot read the question: {error}")))?;
-    let request: Request = serde_json::from_slice(&line)
+    let request: Question = serde_json::from_slice(&line)
         .map_err(|error| bad(format!("cannot understand the question: {error}")))?;
     match request.version {
         protocol::VERSION => Ok(request),
@@ -168,7 +158,7 @@ async fn question(stream: &mut UnixStream) -> Result<Request, Answer> {
     }
 }
 
-async fn look_up(request: &Request, store: &impl PodStore) -> Answer {
+async fn look_up(request: &Question, store: &impl PodStore) -> Answer {
     let wait = Duration::from_millis(request.wait_ms).min(MAX_WAIT);
     match store.find(&request.pod, wait).await {
         Ok(Some(details)) => Answer::Pod(details),

@@ -3,42 +3,41 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use redirect_user::attach::record::PodRef;
 use redirect_user::attach::{self, Request};
-use redirect_user::enrol::Decision;
+use redirect_user::enrol::Enrolment;
+use redirect_user::ids::PodRef;
+use redirect_user::node::Node;
 use redirect_user::node::lock::NodeLock;
 use redirect_user::node::{fault, outcomes};
 use redirect_user::pod::cgroup::{self, Clues, PodCgroup};
 use redirect_user::policy::Policy;
-use redirect_user::policy::owner_groups::Variables;
 
+use crate::call::Sandbox;
 use crate::conf::Conf;
-use crate::decide::decide;
+use crate::enrol::enrol;
 use crate::error::Error;
 use crate::prev::PrevResult;
-use crate::request::Sandbox;
 
 /// Runs the verb and counts how it ended.
-pub(crate) fn run(sandbox: &Sandbox, conf: &Conf) -> Result<String, Error> {
-    let node = conf.node()?;
-    let outcome = add(sandbox, conf);
+pub(crate) fn run(sandbox: &Sandbox, conf: &Conf, node: &Node) -> Result<String, Error> {
+    let outcome = add(sandbox, conf, node);
     match &outcome {
-        Ok((label, _)) => outcomes::count(&node, label),
-        Err(error) => outcomes::count(&node, &format!("failed_{}", error.code().0)),
+        Ok((label, _)) => outcomes::count(node, label),
+        Err(error) => outcomes::count(node, &format!("failed_{}", error.code().0)),
     }
     outcome.map(|(_, result)| result)
 }
 
 /// The outcome's label and the result.
-fn add(sandbox: &Sandbox, conf: &Conf) -> Result<(&'static str, String), Error> {
+fn add(sandbox: &Sandbox, conf: &Conf, node: &Node) -> Result<(&'static str, String), Error> {
     let prev = PrevResult::read(conf)?;
-    let label = match decide(sandbox.pod.as_ref(), conf)? {
-        Decision::NotEnrolled(reason) => {
+    let label = match enrol(sandbox.pod.as_ref(), conf)? {
+        Enrolment::NotEnrolled(reason) => {
             tracing::info!(%reason, "not enrolled");
             reason.label()
         }
-        Decision::Enrolled { pod, policy } => {
-            redirect(sandbox, conf, pod, *policy, &prev)?;
+        Enrolment::Enrolled { pod, policy } => {
+            redirect(sandbox, conf, node, (pod, *policy), &prev)?;
             tracing::info!("enrolled");
             "enrolled"
         }
@@ -49,11 +48,10 @@ fn add(sandbox: &Sandbox, conf: &Conf) -> Result<(&'static str, String), Error> 
 fn redirect(
     sandbox: &Sandbox,
     conf: &Conf,
-    pod: PodRef,
-    mut policy: Policy,
+    node: &Node,
+    (pod, policy): (PodRef, Policy),
     prev: &PrevResult<'_>,
 ) -> Result<(), Error> {
-    policy.owner_groups = Variables::from_env().parse()?;
     check_netns(&sandbox.netns)?;
     let cgroup = pod_cgroup(conf, &pod)?;
     fault::point("add-cgroup");
@@ -66,16 +64,15 @@ fn redirect(
         network: conf.network()?,
         addresses: prev.addresses.clone(),
     };
-    attach(conf, &request).inspect_err(|_| cgroup.undo())?;
+    attach(node, &request).inspect_err(|_| cgroup.undo())?;
     fault::point("add-attached");
     Ok(())
 }
 
 /// The part that only one process does at a time: whatever can be found out before is known by now.
-fn attach(conf: &Conf, request: &Request) -> Result<(), Error> {
-    let node = conf.node()?;
-    let lock = NodeLock::acquire(&node)?;
-    attach::attach(&node, &lock, request)?;
+fn attach(node: &Node, request: &Request) -> Result<(), Error> {
+    let lock = NodeLock::acquire(node)?;
+    attach::attach(node, &lock, request)?;
     Ok(())
 }
 

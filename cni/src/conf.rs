@@ -9,18 +9,20 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use redirect_user::enrol::Rules;
-use redirect_user::enrol::ask_agent::Agent;
-use redirect_user::enrol::ask_runtime::Runtime;
+use redirect_user::enrol::ask_agent::AskAgent;
+use redirect_user::enrol::ask_runtime::AskRuntime;
 use redirect_user::enrol::source::PodSource;
 use redirect_user::node::Node;
 use redirect_user::policy::Proxy;
 use redirect_user::policy::annotations::{Annotations, Defaults};
 use redirect_user::policy::grammar::shorten;
+use redirect_user::policy::owner_groups::Variables;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use tracing::level_filters::LevelFilter;
 
 use crate::error::Error;
+use crate::version::Version;
 
 /// Where the agent listens unless the configuration says otherwise.
 const AGENT_SOCKET: &str = "/run/redirect-cni/agent.sock";
@@ -28,30 +30,6 @@ const AGENT_SOCKET: &str = "/run/redirect-cni/agent.sock";
 const AGENT_TIMEOUT: u64 = 30;
 /// The capability with which a runtime hands over the pod's annotations.
 const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
-
-/// The versions of the specification that are spoken here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Version {
-    V0_3_1,
-    V0_4_0,
-    V1_0_0,
-    V1_1_0,
-}
-
-impl Version {
-    pub(crate) const NEWEST: Version = Version::V1_1_0;
-    /// In the order of the variants.
-    pub(crate) const NAMES: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
-
-    pub(crate) fn name(self) -> &'static str {
-        Version::NAMES[self as usize]
-    }
-
-    fn parse(name: &str) -> Option<Version> {
-        use Version::{V0_3_1, V0_4_0, V1_0_0, V1_1_0};
-        [V0_3_1, V0_4_0, V1_0_0, V1_1_0].into_iter().find(|version| version.name() == name)
-    }
-}
 
 /// The configuration: a version, and keys that are read when they are needed.
 #[derive(Debug)]
@@ -111,6 +89,7 @@ impl Conf {
                 dns_capture: self.keys.get("dnsCapture")?.unwrap_or(false),
                 ..Defaults::default()
             },
+            owner_groups: Variables::from_env(),
         })
     }
 
@@ -120,8 +99,8 @@ impl Conf {
         let timeout = self.agent_timeout()?;
         let source: String = self.keys.get("podSource")?.unwrap_or_else(|| "kubernetes".to_owned());
         match source.as_str() {
-            "kubernetes" => Ok(Box::new(Agent { socket, timeout })),
-            "annotations" => Ok(Box::new(Runtime)),
+            "kubernetes" => Ok(Box::new(AskAgent { socket, timeout })),
+            "annotations" => Ok(Box::new(AskRuntime)),
             _ => Err(Error::Unsupported {
                 key: "podSource",
                 value: shorten(&source),

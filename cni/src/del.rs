@@ -5,23 +5,22 @@
 //! removed is an error.
 
 use redirect_user::attach;
-use redirect_user::attach::record::{self, AttachmentId};
+use redirect_user::attach::record;
+use redirect_user::ids::AttachmentId;
 use redirect_user::kernel::pins;
 use redirect_user::node::Node;
 use redirect_user::node::lock::NodeLock;
 
-use crate::conf::Conf;
 use crate::error::Error;
 
 /// Runs the verb.
-pub(crate) fn run(id: &AttachmentId, conf: &Conf) -> Result<String, Error> {
-    let node = conf.node()?;
-    if nothing_there(&node, &id.container_id) {
+pub(crate) fn run(id: &AttachmentId, node: &Node) -> Result<String, Error> {
+    if nothing_there(node, &id.container_id) {
         tracing::debug!("nothing to remove");
         return Ok(String::new());
     }
-    let lock = NodeLock::acquire(&node)?;
-    let removed = attach::detach(&node, &lock, &id.container_id, Some(&id.ifname))?;
+    let lock = NodeLock::acquire(node)?;
+    let removed = attach::detach(node, &lock, &id.container_id, Some(&id.ifname))?;
     tracing::info!(removed, "removed");
     Ok(String::new())
 }
@@ -30,5 +29,5 @@ pub(crate) fn run(id: &AttachmentId, conf: &Conf) -> Result<String, Error> {
 /// privilege.
 fn nothing_there(node: &Node, container_id: &str) -> bool {
     let recorded = record::of_container(node, container_id).map_or(true, |found| !found.is_empty());
-    !recorded && !pins::container(node, container_id).exists()
+    !recorded && !pins::current(node).container(container_id).exists()
 }

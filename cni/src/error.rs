@@ -9,11 +9,11 @@ use std::path::PathBuf;
 use redirect_user::enrol::{self, source};
 use redirect_user::node::lock;
 use redirect_user::pod::cgroup;
-use redirect_user::policy::{annotations, owner_groups};
+use redirect_user::policy::annotations;
 use redirect_user::{attach, inspect};
 use thiserror::Error as ThisError;
 
-use crate::conf::Version;
+use crate::version::Version;
 
 /// Why a verb failed. The text is the `details` of the reply.
 #[derive(Debug, ThisError)]
@@ -30,8 +30,6 @@ pub(crate) enum Error {
     UnknownContainer { container: String, ifname: String, pod: String },
     #[error("{variable} {problem}")]
     Env { variable: &'static str, problem: String },
-    #[error(transparent)]
-    OwnerGroups(#[from] owner_groups::Error),
     #[error("cannot {what}: {source}")]
     Io { what: &'static str, source: io::Error },
     #[error("{what}: {problem}")]
@@ -67,7 +65,9 @@ impl Error {
             Error::Version { .. } | Error::Verb { .. } => (1, "incompatible CNI version"),
             Error::Unsupported { .. } => (2, "unsupported value in the network configuration"),
             Error::UnknownContainer { .. } => (3, "unknown container"),
-            Error::Env { .. } | Error::OwnerGroups(_) => (4, "invalid environment variable"),
+            Error::Env { .. } | Error::Enrol(enrol::Error::OwnerGroups(_)) => {
+                (4, "invalid environment variable")
+            }
             Error::Io { .. } => (5, "I/O failure"),
             Error::Decode { .. } => (6, "cannot decode the input"),
             Error::Conf { .. } => (7, "invalid network configuration"),

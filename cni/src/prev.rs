@@ -6,8 +6,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde_json::value::RawValue;
 
-use crate::conf::{Conf, Version};
+use crate::conf::Conf;
 use crate::error::Error;
+use crate::version::Version;
 
 /// What the plugins before this one made of the pod.
 #[derive(Debug)]

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 
-use crate::conf::Version;
 use crate::error::Error;
+use crate::version::Version;
 
 /// The version in which replies are written, once the configuration has said which.
 static VERSION: OnceLock<Version> = OnceLock::new();

@@ -2,9 +2,10 @@
 
 use std::io::{IsTerminal as _, Read as _};
 
-use crate::conf::{Conf, Version};
+use crate::call::Call;
+use crate::conf::Conf;
 use crate::error::Error;
-use crate::request::Request;
+use crate::version::Version;
 use crate::{add, check, del, gc, log, reply, status};
 
 /// The longest configuration that is read. A runtime's is a few kilobytes, with annotations a few hundred at
@@ -13,50 +14,51 @@ const STDIN_MAX: u64 = 16 << 20;
 
 /// Runs the verb that the environment names; the text is what goes to stdout.
 pub(crate) fn run() -> Result<String, Error> {
-    let request = Request::parse(|name| std::env::var_os(name))?;
-    if request == Request::Version {
+    let call = Call::parse(|name| std::env::var_os(name))?;
+    if call == Call::Version {
         return Ok(versions());
     }
     let text = stdin()?;
-    let conf =
-        if matches!(request, Request::Del(_)) { Conf::read_for_del(&text)? } else { Conf::read(&text)? };
+    let conf = if matches!(call, Call::Del(_)) { Conf::read_for_del(&text)? } else { Conf::read(&text)? };
     reply::speak(conf.version);
-    check_verb(&request, conf.version)?;
+    check_verb(&call, conf.version)?;
     let log = conf.log();
     log::start(log.level, log.file.as_deref());
-    let _span = span(&request).entered();
+    let _span = span(&call).entered();
     for problem in &log.problems {
         tracing::warn!("{problem}");
     }
-    let outcome = dispatch(&request, &conf);
+    let outcome = dispatch(&call, &conf);
     if let Err(error) = &outcome {
         tracing::error!(code = error.code().0, "{error}");
     }
     outcome
 }
 
-fn dispatch(request: &Request, conf: &Conf) -> Result<String, Error> {
-    match request {
-        Request::Add(sandbox) => add::run(sandbox, conf),
-        Request::Del(id) => del::run(id, conf),
-        Request::Check(sandbox) => check::run(sandbox, conf),
-        Request::Gc => gc::run(conf),
-        Request::Status => status::run(conf),
-        Request::Version => Ok(versions()),
+/// Each verb gets the node that the configuration names: where pins and records are.
+fn dispatch(call: &Call, conf: &Conf) -> Result<String, Error> {
+    let node = conf.node()?;
+    match call {
+        Call::Add(sandbox) => add::run(sandbox, conf, &node),
+        Call::Del(id) => del::run(id, &node),
+        Call::Check(sandbox) => check::run(sandbox, conf, &node),
+        Call::Gc => gc::run(conf, &node),
+        Call::Status => status::run(conf, &node),
+        Call::Version => Ok(versions()),
     }
 }
 
 /// CHECK came with 0.4.0, GC and STATUS with 1.1.0.
-fn check_verb(request: &Request, found: Version) -> Result<(), Error> {
-    let since = match request {
-        Request::Check(_) => Version::V0_4_0,
-        Request::Gc | Request::Status => Version::V1_1_0,
-        Request::Add(_) | Request::Del(_) | Request::Version => return Ok(()),
+fn check_verb(call: &Call, found: Version) -> Result<(), Error> {
+    let since = match call {
+        Call::Check(_) => Version::V0_4_0,
+        Call::Gc | Call::Status => Version::V1_1_0,
+        Call::Add(_) | Call::Del(_) | Call::Version => return Ok(()),
     };
     if found >= since {
         return Ok(());
     }
-    Err(Error::Verb { verb: request.verb(), since: since.name(), found })
+    Err(Error::Verb { verb: call.verb(), since: since.name(), found })
 }
 
 /// A runtime asks before it knows which versions it may speak, so whatever is on stdin gets an answer: in the
@@ -81,10 +83,10 @@ fn stdin() -> Result<Vec<u8>, Error> {
     Ok(text)
 }
 
-fn span(request: &Request) -> tracing::Span {
-    let verb = request.verb();
-    match request {
-        Request::Add(sandbox) | Request::Check(sandbox) => {
+fn span(call: &Call) -> tracing::Span {
+    let verb = call.verb();
+    match call {
+        Call::Add(sandbox) | Call::Check(sandbox) => {
             let pod = sandbox.pod.as_ref().map(tracing::field::display);
             tracing::info_span!(
                 "call",
@@ -94,9 +96,9 @@ fn span(request: &Request) -> tracing::Span {
                 pod
             )
         }
-        Request::Del(id) => {
+        Call::Del(id) => {
             tracing::info_span!("call", verb, container = id.container_id, ifname = id.ifname)
         }
-        Request::Gc | Request::Status | Request::Version => tracing::info_span!("call", verb),
+        Call::Gc | Call::Status | Call::Version => tracing::info_span!("call", verb),
     }
 }

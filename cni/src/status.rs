@@ -5,18 +5,18 @@
 
 use redirect_user::attach::record;
 use redirect_user::inspect;
+use redirect_user::node::Node;
 
 use crate::conf::Conf;
 use crate::error::Error;
 
 /// Runs the verb.
-pub(crate) fn run(conf: &Conf) -> Result<String, Error> {
+pub(crate) fn run(conf: &Conf, node: &Node) -> Result<String, Error> {
     conf.rules()?;
     conf.pod_source()?;
-    let node = conf.node()?;
-    inspect::ready(&node).map_err(|source| {
+    inspect::ready(node).map_err(|source| {
         // Links live in bpffs: without it, pods that were attached since the boot have lost theirs.
-        let all = record::all(&node).unwrap_or_default();
+        let all = record::all(node).unwrap_or_default();
         Error::NotReady {
             source,
             attached: all.iter().filter(|attachment| attachment.of_this_boot()).count(),

@@ -1,7 +1,6 @@
 //! Can this node run it? Every requirement is tried, never derived from a version number.
 
 use std::fs;
-use std::path::PathBuf;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use serde::Serialize;
@@ -9,6 +8,7 @@ use serde::Serialize;
 use crate::kernel::install;
 use crate::kernel::sys;
 use crate::node::{Node, is_bpffs};
+use crate::pod::cgroup;
 
 /// One requirement.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -50,19 +50,8 @@ fn bpffs(node: &Node) -> Finding {
     }
 }
 
-/// The mount points of cgroup v2 in this mount namespace.
-fn cgroup2_mounts() -> Vec<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    mounts
-        .lines()
-        .filter_map(|line| line.split_once(" - "))
-        .filter(|(_, rest)| rest.starts_with("cgroup2 "))
-        .filter_map(|(head, _)| head.split_whitespace().nth(4).map(PathBuf::from))
-        .collect()
-}
-
 fn cgroup2() -> Finding {
-    let mounts = cgroup2_mounts();
+    let mounts = cgroup::mounts().unwrap_or_default();
     Finding {
         requirement: "cgroup v2",
         found: !mounts.is_empty(),

@@ -12,13 +12,14 @@ pub mod source;
 
 use thiserror::Error;
 
-use crate::attach::record::PodRef;
 use crate::enrol::source::{
     Container, ContainerKind, DISABLE_ENVOY, DNS_CAPTURE, PodDetails, PodSource, STATUS,
 };
+use crate::ids::PodRef;
 use crate::policy::Policy;
 use crate::policy::annotations::{self, Annotations, Capture, Defaults};
 use crate::policy::grammar::boolean;
+use crate::policy::owner_groups::{self, Variables};
 
 /// Label (which counts first) or annotation with which a pod opts out.
 pub const INJECT: &str = "sidecar.istio.io/inject";
@@ -89,6 +90,9 @@ pub enum Error {
         /// Which, and why.
         source: annotations::Error,
     },
+    /// The pod is ours, and the node's owner groups cannot be used.
+    #[error(transparent)]
+    OwnerGroups(#[from] owner_groups::Error),
 }
 
 /// What the node's configuration says about enrolment.
@@ -100,11 +104,13 @@ pub struct Rules {
     pub proxy_container: String,
     /// Values for what the pod does not say.
     pub defaults: Defaults,
+    /// Whose outbound traffic is captured, by group; the same for every pod of the node.
+    pub owner_groups: Variables,
 }
 
 /// The answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
+pub enum Enrolment {
     /// The pod is left alone.
     NotEnrolled(Reason),
     /// The pod is captured by this policy.
@@ -120,31 +126,32 @@ pub enum Decision {
 ///
 /// # Errors
 /// The details are not to be had, or the pod is ours and an annotation is invalid.
-pub fn decide(
+pub fn enrol(
     pod: &PodRef,
     handed_over: Option<&Annotations>,
     rules: &Rules,
     source: &dyn PodSource,
-) -> Result<Decision, Error> {
+) -> Result<Enrolment, Error> {
     if rules.exclude_namespaces.contains(&pod.namespace) {
-        return Ok(Decision::NotEnrolled(Reason::ExcludedNamespace));
+        return Ok(Enrolment::NotEnrolled(Reason::ExcludedNamespace));
     }
     if handed_over.is_some_and(|annotations| !annotations.contains_key(STATUS)) {
-        return Ok(Decision::NotEnrolled(Reason::NotInjected));
+        return Ok(Enrolment::NotEnrolled(Reason::NotInjected));
     }
     let details = source.details(pod, handed_over)?;
     let proxy = match sidecar(&details, rules) {
         Ok(proxy) => proxy,
-        Err(reason) => return Ok(Decision::NotEnrolled(reason)),
+        Err(reason) => return Ok(Enrolment::NotEnrolled(reason)),
     };
     let defaults = defaults_of(proxy, &rules.defaults);
     let capture = annotations::capture(&details.annotations, &defaults)
         .map_err(|source| Error::Annotations { pod: Box::new(pod.clone()), source })?;
     Ok(match capture {
-        Capture::Off => Decision::NotEnrolled(Reason::InterceptionNone),
-        Capture::On(policy) => {
+        Capture::Off => Enrolment::NotEnrolled(Reason::InterceptionNone),
+        Capture::On(mut policy) => {
+            policy.owner_groups = rules.owner_groups.parse()?;
             let uid = pod.uid.clone().or(details.uid);
-            Decision::Enrolled { pod: PodRef { uid, ..pod.clone() }, policy }
+            Enrolment::Enrolled { pod: PodRef { uid, ..pod.clone() }, policy }
         }
     })
 }
@@ -211,7 +218,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
-    use crate::enrol::ask_runtime::Runtime;
+    use crate::enrol::ask_runtime::AskRuntime;
 
     /// A source that counts how often it is asked.
     struct Canned(PodDetails, Cell<u32>);
@@ -254,23 +261,24 @@ mod tests {
             exclude_namespaces: vec!["istio-system".to_owned(), "kube-system".to_owned()],
             proxy_container: "istio-proxy".to_owned(),
             defaults: Defaults::default(),
+            owner_groups: Variables::default(),
         }
     }
 
-    fn decide_on(details: PodDetails) -> Decision {
-        decide(&pod(), None, &rules(), &Canned(details, Cell::new(0))).unwrap()
+    fn enrol_on(details: PodDetails) -> Enrolment {
+        enrol(&pod(), None, &rules(), &Canned(details, Cell::new(0))).unwrap()
     }
 
     fn policy_of(details: PodDetails) -> Policy {
-        match decide_on(details) {
-            Decision::Enrolled { policy, .. } => *policy,
-            Decision::NotEnrolled(reason) => panic!("not enrolled: {reason}"),
+        match enrol_on(details) {
+            Enrolment::Enrolled { policy, .. } => *policy,
+            Enrolment::NotEnrolled(reason) => panic!("not enrolled: {reason}"),
         }
     }
 
     #[test]
     fn an_injected_pod_is_enrolled_with_the_default_policy() {
-        let Decision::Enrolled { pod: enrolled, policy } = decide_on(injected()) else {
+        let Enrolment::Enrolled { pod: enrolled, policy } = enrol_on(injected()) else {
             panic!("not enrolled")
         };
         assert_eq!((enrolled, *policy), (pod(), Policy::default()));
@@ -303,7 +311,7 @@ mod tests {
         for (reason, change) in table {
             let mut details = injected();
             change(&mut details);
-            assert_eq!(decide_on(details), Decision::NotEnrolled(*reason), "{reason}");
+            assert_eq!(enrol_on(details), Enrolment::NotEnrolled(*reason), "{reason}");
         }
     }
 
@@ -337,7 +345,7 @@ mod tests {
         for (index, change) in table.iter().enumerate() {
             let mut details = injected();
             change(&mut details);
-            assert!(matches!(decide_on(details), Decision::Enrolled { .. }), "row {index}");
+            assert!(matches!(enrol_on(details), Enrolment::Enrolled { .. }), "row {index}");
         }
     }
 
@@ -346,19 +354,19 @@ mod tests {
         let source = Canned(injected(), Cell::new(0));
         let excluded = PodRef { namespace: "kube-system".to_owned(), ..pod() };
         assert_eq!(
-            decide(&excluded, None, &rules(), &source).unwrap(),
-            Decision::NotEnrolled(Reason::ExcludedNamespace)
+            enrol(&excluded, None, &rules(), &source).unwrap(),
+            Enrolment::NotEnrolled(Reason::ExcludedNamespace)
         );
         let plain = map([("prometheus.io/scrape", "true")]);
         assert_eq!(
-            decide(&pod(), Some(&plain), &rules(), &source).unwrap(),
-            Decision::NotEnrolled(Reason::NotInjected)
+            enrol(&pod(), Some(&plain), &rules(), &source).unwrap(),
+            Enrolment::NotEnrolled(Reason::NotInjected)
         );
         assert_eq!(source.1.get(), 0, "the source was asked");
         let with_sidecar = map([(STATUS, "{}")]);
         assert!(matches!(
-            decide(&pod(), Some(&with_sidecar), &rules(), &source).unwrap(),
-            Decision::Enrolled { .. }
+            enrol(&pod(), Some(&with_sidecar), &rules(), &source).unwrap(),
+            Enrolment::Enrolled { .. }
         ));
         assert_eq!(source.1.get(), 1);
     }
@@ -376,8 +384,8 @@ mod tests {
         details.containers[1].env = map([(DNS_CAPTURE, "yes please")]);
         let mut rules = rules();
         rules.defaults.dns_capture = true;
-        let decided = decide(&pod(), None, &rules, &Canned(details, Cell::new(0))).unwrap();
-        let Decision::Enrolled { policy, .. } = decided else { panic!("not enrolled") };
+        let decided = enrol(&pod(), None, &rules, &Canned(details, Cell::new(0))).unwrap();
+        let Enrolment::Enrolled { policy, .. } = decided else { panic!("not enrolled") };
         assert!(!policy.dns_capture, "an unreadable value counts as false, not as the node's default");
     }
 
@@ -385,7 +393,7 @@ mod tests {
     fn an_invalid_annotation_of_an_enrolled_pod_is_an_error_that_names_pod_annotation_and_value() {
         let mut details = injected();
         details.annotations.insert(annotations::INCLUDE_OUTBOUND_PORTS.to_owned(), "http".to_owned());
-        let error = decide(&pod(), None, &rules(), &Canned(details, Cell::new(0))).unwrap_err().to_string();
+        let error = enrol(&pod(), None, &rules(), &Canned(details, Cell::new(0))).unwrap_err().to_string();
         for part in ["shop/web-0", annotations::INCLUDE_OUTBOUND_PORTS, "http"] {
             assert!(error.contains(part), "{error}");
         }
@@ -396,21 +404,21 @@ mod tests {
         let classic = r#"{"initContainers":["istio-validation"],"containers":["istio-proxy"]}"#;
         let native = r#"{"initContainers":["istio-validation","istio-proxy"],"containers":null}"#;
         let by_init = r#"{"initContainers":["istio-init"],"containers":["istio-proxy"]}"#;
-        let decide_with = |pairs: &[(&str, &str)]| {
+        let enrol_with = |pairs: &[(&str, &str)]| {
             let annotations = pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-            decide(&pod(), Some(&annotations), &rules(), &Runtime).unwrap()
+            enrol(&pod(), Some(&annotations), &rules(), &AskRuntime).unwrap()
         };
-        assert!(matches!(decide_with(&[(STATUS, classic)]), Decision::Enrolled { .. }));
-        assert!(matches!(decide_with(&[(STATUS, native)]), Decision::Enrolled { .. }));
-        assert_eq!(decide_with(&[(STATUS, by_init)]), Decision::NotEnrolled(Reason::IstioInit));
-        assert_eq!(decide_with(&[(STATUS, "{}")]), Decision::NotEnrolled(Reason::NoProxyContainer));
+        assert!(matches!(enrol_with(&[(STATUS, classic)]), Enrolment::Enrolled { .. }));
+        assert!(matches!(enrol_with(&[(STATUS, native)]), Enrolment::Enrolled { .. }));
+        assert_eq!(enrol_with(&[(STATUS, by_init)]), Enrolment::NotEnrolled(Reason::IstioInit));
+        assert_eq!(enrol_with(&[(STATUS, "{}")]), Enrolment::NotEnrolled(Reason::NoProxyContainer));
         assert_eq!(
-            decide_with(&[(STATUS, classic), ("inject.istio.io/templates", "gateway")]),
-            Decision::NotEnrolled(Reason::NotASidecar)
+            enrol_with(&[(STATUS, classic), ("inject.istio.io/templates", "gateway")]),
+            Enrolment::NotEnrolled(Reason::NotASidecar)
         );
         assert_eq!(
-            decide_with(&[(STATUS, classic), ("inject.istio.io/templates", "grpc-agent")]),
-            Decision::NotEnrolled(Reason::EnvoyDisabled)
+            enrol_with(&[(STATUS, classic), ("inject.istio.io/templates", "grpc-agent")]),
+            Enrolment::NotEnrolled(Reason::EnvoyDisabled)
         );
     }
 

@@ -4,16 +4,16 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use crate::attach::links;
 use crate::attach::record::{self, Attachment};
 use crate::attach::tables::Tables;
 use crate::attach::{Error, detach};
+use crate::kernel::folders;
 use crate::kernel::hook::Hook;
 use crate::kernel::install;
 use crate::kernel::pins;
 use crate::kernel::sys;
-use crate::node::Node;
 use crate::node::lock::NodeLock;
+use crate::node::{Node, names};
 use crate::pod::netns::Netns;
 
 /// What was collected.
@@ -48,8 +48,8 @@ pub fn collect(
             recorded.insert(id);
         }
     }
-    for folder in links::list(&pins::pods(node))? {
-        let name = folder.file_name().and_then(|name| pins::decode(name.to_str()?));
+    for folder in folders::list(&pins::current(node).pods())? {
+        let name = folder.file_name().and_then(|name| names::decode(name.to_str()?));
         let Some(id) = name.filter(|id| !recorded.contains(id)) else { continue };
         if linked(&folder)? && keep(None) {
             continue;
@@ -77,10 +77,10 @@ fn alive(attachment: &Attachment) -> bool {
 
 /// Whether a container's pins hold a link whose cgroup or namespace is still there.
 fn linked(container: &Path) -> Result<bool, Error> {
-    for folder in links::list(container)? {
+    for folder in folders::of_container(container)? {
         let alive =
             |pin: PathBuf| sys::obj_get(&pin).and_then(sys::link_info).is_ok_and(|info| info.target != 0);
-        if Hook::ALL.iter().any(|hook| alive(folder.join(hook.name()))) {
+        if Hook::ALL.iter().any(|hook| alive(folder.link(*hook))) {
             return Ok(true);
         }
     }
@@ -91,9 +91,8 @@ fn linked(container: &Path) -> Result<bool, Error> {
 fn claimed(node: &Node) -> Result<BTreeSet<u64>, Error> {
     let mut cookies: BTreeSet<u64> =
         record::all(node)?.into_iter().map(|attachment| attachment.cookie).collect();
-    for folder in links::attachment_folders(node)? {
-        let names = links::list(&folder)?;
-        cookies.extend(names.iter().filter_map(|path| pins::parse_cookie_name(path.file_name()?.to_str()?)));
+    for folder in folders::attachments(&pins::current(node))? {
+        cookies.extend(folders::cookies(&folder)?);
     }
     Ok(cookies)
 }

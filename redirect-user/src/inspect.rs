@@ -5,13 +5,15 @@ use std::os::unix::fs::MetadataExt as _;
 
 use serde::Serialize;
 
-use crate::attach::links;
-use crate::attach::record::{self, Attachment, AttachmentId};
+use crate::attach::Error;
+use crate::attach::entries;
+use crate::attach::record::{self, Attachment};
 use crate::attach::tables::Tables;
-use crate::attach::{self, Error};
+use crate::ids::AttachmentId;
+use crate::kernel::folders;
 use crate::kernel::hook::Hook;
 use crate::kernel::install;
-use crate::kernel::pins;
+use crate::kernel::pins::{self, AttachmentFolder};
 use crate::kernel::sys;
 use crate::node::{Node, is_bpffs};
 
@@ -101,13 +103,13 @@ pub fn find(node: &Node, container_id: &str) -> Result<Vec<Attachment>, Error> {
 /// A folder cannot be read.
 pub fn links(node: &Node, attachment: &Attachment) -> Result<Vec<LinkState>, Error> {
     // Of several interfaces of a container, one holds the links.
-    let folders = links::list(&pins::container(node, &attachment.id.container_id))?;
+    let folders = folders::of_container(pins::current(node).attachment(&attachment.id).container())?;
     Ok(Hook::needed(&attachment.policy).map(|hook| link_state(node, attachment, hook, &folders)).collect())
 }
 
-fn link_state(node: &Node, attachment: &Attachment, hook: Hook, folders: &[std::path::PathBuf]) -> LinkState {
+fn link_state(node: &Node, attachment: &Attachment, hook: Hook, folders: &[AttachmentFolder]) -> LinkState {
     let name = hook.name();
-    let found = folders.iter().find_map(|folder| sys::obj_get(&folder.join(name)).ok());
+    let found = folders.iter().find_map(|folder| sys::obj_get(&folder.link(hook)).ok());
     let Some(info) = found.and_then(|link| sys::link_info(link).ok()) else {
         let drift = Some(Drift::LinkGone { hook: name });
         return LinkState { hook: name, link_id: None, program_id: None, drift };
@@ -117,7 +119,7 @@ fn link_state(node: &Node, attachment: &Attachment, hook: Hook, folders: &[std::
     } else {
         fs::metadata(&attachment.netns).ok().map(|metadata| metadata.ino())
     };
-    let installed = sys::obj_get(&pins::program(node, hook)).and_then(sys::program_id).ok();
+    let installed = sys::obj_get(&pins::current(node).program(hook)).and_then(sys::program_id).ok();
     let drift = if info.target == 0 {
         Some(Drift::LinkDefunct { hook: name })
     } else if expected.is_some_and(|target| target != info.target) {
@@ -149,7 +151,7 @@ pub fn check(node: &Node, id: &AttachmentId) -> Result<Vec<Drift>, Error> {
     match Tables::open(node)?.config(attachment.cookie)? {
         None => drift.push(Drift::NotEnrolled),
         Some(config) => {
-            let (expected, _) = attach::compiled(&attachment);
+            let (expected, _) = entries::of(&attachment);
             if (redirect_common::PodConfig { trace_until: 0, ..config }) != expected {
                 drift.push(Drift::ConfigDiffers);
             }

@@ -1,20 +1,22 @@
 //! The library behind the plugin, the operator's tool and the agent.
 //!
-//! Nouns are folders, verbs are files. In reading order: [`policy`] says what is captured in a pod and reads
-//! it from the pod's annotations; [`node`] says where on this machine things are; [`kernel`] is bpf(2), the
-//! programs and their pins; [`pod`] is a pod's network namespace, user namespace and cgroup; [`enrol`]
-//! decides whether a pod is ours; [`attach`] is the heart of ADD and DEL. [`gc`] collects, [`upgrade`]
-//! replaces programs in place, [`inspect`] reports, [`explain`] answers as the kernel would, [`doctor`]
-//! examines the node.
+//! Nouns are folders, verbs are files. In reading order: [`ids`] and [`path_error`] are the small words of
+//! the house; [`policy`] says what is captured in a pod and reads it from the pod's annotations; [`node`]
+//! says where on this machine things are; [`kernel`] is bpf(2), the programs and their pins; [`pod`] is a
+//! pod's network namespace, user namespace and cgroup; [`enrol`] decides whether a pod is ours; [`attach`] is
+//! the heart of ADD and DEL. [`gc`] collects, [`upgrade`] replaces programs in place, [`inspect`] reports,
+//! [`explain`] answers as the kernel would, [`doctor`] examines the node.
 
 pub mod attach;
 pub mod doctor;
 pub mod enrol;
 pub mod explain;
 pub mod gc;
+pub mod ids;
 pub mod inspect;
 pub mod kernel;
 pub mod node;
+pub mod path_error;
 pub mod pod;
 pub mod policy;
 pub mod upgrade;

@@ -2,9 +2,12 @@
 
 pub mod fault;
 pub mod lock;
+pub mod names;
 pub mod outcomes;
 
 use std::path::{Path, PathBuf};
+
+use crate::ids::AttachmentId;
 
 /// The two places that hold state: a bpf file system for pins, and a folder for the lock and the attachments.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,12 +38,9 @@ impl Node {
         self.state_dir.join("attachments")
     }
 
-    pub(crate) fn attachment(&self, container_id: &str, ifname: &str) -> PathBuf {
-        self.attachments().join(format!(
-            "{}.{}.json",
-            crate::kernel::pins::encode(container_id),
-            crate::kernel::pins::encode(ifname)
-        ))
+    pub(crate) fn attachment(&self, id: &AttachmentId) -> PathBuf {
+        let (container, ifname) = (names::encode(&id.container_id), names::encode(&id.ifname));
+        self.attachments().join(format!("{container}.{ifname}.json"))
     }
 }
 

@@ -3,7 +3,7 @@
 //! pins.)
 //!
 //! First the programs that future attachments use are exchanged, then every pod's links are brought to them,
-//! consumers of a socket's record before producers, each by compare-and-swap. Interrupted anywhere, the
+//! who takes a connection's origin before who makes one, each by compare-and-swap. Interrupted anywhere, the
 //! repeated call goes on.
 
 use std::fs;
@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use crate::attach;
 use crate::attach::record::{self, Attachment};
+use crate::kernel::folders;
 use crate::kernel::hook::Hook;
 use crate::kernel::install;
 use crate::kernel::object;
@@ -20,6 +21,7 @@ use crate::kernel::sys::{self, SyscallError};
 use crate::node::Node;
 use crate::node::fault;
 use crate::node::lock::NodeLock;
+use crate::path_error::PathError;
 
 /// Why an upgrade stopped. What was replaced stays replaced; the repeated call goes on.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +40,10 @@ pub enum Error {
     Attach(#[from] attach::Error),
     /// A record could not be read.
     #[error(transparent)]
-    Attachment(#[from] record::Error),
+    Record(#[from] record::Error),
+    /// A folder of pins could not be changed.
+    #[error(transparent)]
+    Path(#[from] PathError),
     /// Old and new programs could not change places.
     #[error("cannot exchange {path} with the new programs: {source}")]
     Exchange {
@@ -64,15 +69,16 @@ pub enum Error {
 /// # Errors
 /// See [`Error`].
 pub fn upgrade(node: &Node, lock: &NodeLock) -> Result<usize, Error> {
+    let pins = pins::current(node);
     if !install::installed(node) {
-        return Err(Error::NotInstalled { path: pins::version(node) });
+        return Err(Error::NotInstalled { path: pins.folder().into() });
     }
-    let new = pins::replacement(node);
-    install::remove_tree(&new)?;
+    let new = pins.replacement();
+    folders::remove_tree(&new)?;
     install::prepare_programs(node, lock, &new)?;
     fault::point("upgrade-exchange");
-    exchange(&pins::programs(node), &new)?;
-    install::lead_to_inbound(&pins::map(node, "INBOUND"), &pins::programs(node))?;
+    exchange(&pins.programs(), &new)?;
+    install::lead_to_inbound(&pins.map("INBOUND"), &pins.programs())?;
     fault::point("upgrade-links");
     let mut replaced = 0;
     for attachment in record::all(node)? {
@@ -80,7 +86,7 @@ pub fn upgrade(node: &Node, lock: &NodeLock) -> Result<usize, Error> {
             replaced += usize::from(replace(node, &attachment, hook)?);
         }
     }
-    install::remove_tree(&new)?;
+    folders::remove_tree(&new)?;
     Ok(replaced)
 }
 
@@ -93,8 +99,7 @@ fn exchange(old: &Path, new: &Path) -> Result<(), Error> {
 
 /// Replaces one link's program if it is not the installed one; false when there was nothing to do.
 fn replace(node: &Node, attachment: &Attachment, hook: Hook) -> Result<bool, Error> {
-    let id = &attachment.id;
-    let pin = pins::attachment(node, &id.container_id, &id.ifname).join(hook.name());
+    let pin = pins::current(node).attachment(&attachment.id).link(hook);
     if fs::symlink_metadata(&pin).is_err() {
         // Another interface of the same container holds the links.
         return Ok(false);
@@ -102,7 +107,7 @@ fn replace(node: &Node, attachment: &Attachment, hook: Hook) -> Result<bool, Err
     swap(node, attachment, hook, &pin).or_else(|source| match source.errno() {
         // The cgroup or the namespace is gone: the pod is being deleted.
         Some(libc::ENOLINK) => Ok(false),
-        _ => Err(Error::Replace { hook, container: id.container_id.clone(), source }),
+        _ => Err(Error::Replace { hook, container: attachment.id.container_id.clone(), source }),
     })
 }
 
@@ -110,7 +115,7 @@ fn swap(node: &Node, attachment: &Attachment, hook: Hook, pin: &Path) -> Result<
     let link = sys::obj_get(pin)?;
     let old = sys::program_by_id(sys::link_info(&link)?.program_id)?;
     let new = if hook.on_cgroup() {
-        let new = sys::obj_get(&pins::program(node, hook))?;
+        let new = sys::obj_get(&pins::current(node).program(hook))?;
         if sys::program_id(&new)? == sys::program_id(&old)? {
             return Ok(false);
         }

@@ -3,8 +3,8 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use harness::{Sidecar, kernel_test};
-use redirect_user::attach::record::AttachmentId;
 use redirect_user::attach::{Request, attach};
+use redirect_user::ids::AttachmentId;
 use redirect_user::node::lock::NodeLock;
 use redirect_user::policy::Policy;
 

@@ -7,8 +7,8 @@ use std::process::Command;
 use std::time::Instant;
 
 use harness::{Node, Pod, Process, Residue, Service, kernel_test};
-use redirect_user::attach::record::AttachmentId;
 use redirect_user::attach::{self, Request};
+use redirect_user::ids::AttachmentId;
 use redirect_user::node::lock::NodeLock;
 use redirect_user::policy::{Policy, Ports};
 

@@ -4,8 +4,8 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use harness::{Node, Pod, istio};
-use redirect_user::attach::record::AttachmentId;
 use redirect_user::attach::{self, Request};
+use redirect_user::ids::AttachmentId;
 use redirect_user::node::lock::NodeLock;
 use redirect_user::policy::{OwnerGroups, Policy, Ports, Ranges};
 

@@ -28,7 +28,7 @@ struct Attached {
 
 impl Attached {
     fn new(cgroup: &Path, node: &harness::Node, hook: Hook, flags: u32) -> Attached {
-        let pin = pins::program(&node::Node::new(node.bpffs(), node.state_dir()), hook);
+        let pin = pins::current(&node::Node::new(node.bpffs(), node.state_dir())).program(hook);
         let program = sys::obj_get(&pin).expect("the programs are installed");
         let attached = Attached { cgroup: File::open(cgroup).expect("a cgroup"), program, hook };
         attached.call(8, flags).expect("BPF_PROG_ATTACH");
@@ -38,7 +38,8 @@ impl Attached {
     /// `BPF_PROG_ATTACH` (8) or `BPF_PROG_DETACH` (9).
     fn call(&self, command: i64, flags: u32) -> std::io::Result<()> {
         let target = self.cgroup.as_raw_fd() as u32;
-        let mut attr = [target, self.program.as_fd().as_raw_fd() as u32, self.hook.attach_type(), flags, 0];
+        let mut attr =
+            [target, self.program.as_fd().as_raw_fd() as u32, self.hook.attach_type() as u32, flags, 0];
         // SAFETY: `attr` is the beginning of `union bpf_attr` for these two commands, and its size goes with
         // it.
         let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_mut_ptr(), size_of_val(&attr)) };

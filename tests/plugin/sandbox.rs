@@ -128,7 +128,8 @@ pub(crate) fn assert_nothing_attached(node: &Node) {
     let left: Vec<_> = node.map_entries().into_iter().filter(|(_, entries)| *entries > 0).collect();
     assert_eq!(left, []);
     let pods =
-        redirect_user::kernel::pins::pods(&redirect_user::node::Node::new(node.bpffs(), node.state_dir()));
+        redirect_user::kernel::pins::current(&redirect_user::node::Node::new(node.bpffs(), node.state_dir()))
+            .pods();
     let pins = std::fs::read_dir(&pods).map_or(0, Iterator::count);
     assert_eq!(pins, 0, "pins are left in {}", pods.display());
 }

@@ -8,15 +8,14 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use ipnet::IpNet;
 use redirect_common::PROXY_PORTS;
-use redirect_user::attach::record::AttachmentId;
 use redirect_user::attach::{self, Request};
+use redirect_user::ids::AttachmentId;
 use redirect_user::node::Node;
 use redirect_user::node::lock::NodeLock;
 use redirect_user::policy::grammar;
 use redirect_user::policy::{Policy, Ports, Proxy, Ranges};
 
-use crate::Output;
-use crate::output;
+use crate::output::{self, Output};
 
 /// `redirect attach`
 #[derive(Debug, clap::Args)]

@@ -6,8 +6,7 @@ use anyhow::Result;
 use redirect_user::doctor::{self, Finding};
 use redirect_user::node::Node;
 
-use crate::Output;
-use crate::output;
+use crate::output::{self, Output};
 
 /// Examines the node; fails when a requirement is missing.
 pub(crate) fn run(node: &Node, output: Output) -> Result<ExitCode> {

@@ -8,8 +8,7 @@ use redirect_common::Protocol;
 use redirect_user::explain::{self, Question};
 use redirect_user::node::Node;
 
-use crate::Output;
-use crate::output;
+use crate::output::{self, Output};
 
 /// `redirect explain`
 #[derive(Debug, clap::Args)]

@@ -9,8 +9,7 @@ use redirect_user::node::lock::NodeLock;
 use redirect_user::{attach, gc, inspect, upgrade};
 use serde_json::json;
 
-use crate::Output;
-use crate::output;
+use crate::output::{self, Output};
 
 /// Loads and pins the programs; attach does that too when it finds none.
 pub(crate) fn install(node: &Node, output: Output) -> Result<ExitCode> {

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 use redirect_user::node::Node;
 
 mod agent;
@@ -17,6 +17,8 @@ mod outcomes;
 mod output;
 mod show;
 mod trace;
+
+use crate::output::Output;
 
 /// Transparent redirection of pod traffic into the sidecar, without iptables.
 #[derive(Debug, Parser)]
@@ -33,15 +35,6 @@ struct Args {
     output: Output,
     #[command(subcommand)]
     command: Command,
-}
-
-/// How to print.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Output {
-    /// For people.
-    Text,
-    /// For programs: one JSON value, or one per line where records keep coming.
-    Json,
 }
 
 #[derive(Debug, Subcommand)]

@@ -6,8 +6,7 @@ use anyhow::{Context as _, Result};
 use redirect_user::node::Node;
 use redirect_user::node::outcomes;
 
-use crate::Output;
-use crate::output;
+use crate::output::{self, Output};
 
 /// Prints each outcome with its count: `enrolled`, a reason why not, or `failed_` with an error code.
 pub(crate) fn run(node: &Node, output: Output) -> Result<ExitCode> {

@@ -3,10 +3,20 @@
 use std::io::{self, Write as _};
 
 use anyhow::{Result, bail};
+use clap::ValueEnum;
 use redirect_user::attach::record::Attachment;
 use redirect_user::inspect;
 use redirect_user::node::Node;
 use serde::Serialize;
+
+/// How to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people.
+    Text,
+    /// For programs: one JSON value, or one per line where records keep coming.
+    Json,
+}
 
 /// Prints one JSON value.
 pub(crate) fn json(value: &impl Serialize) -> Result<()> {

@@ -9,8 +9,7 @@ use redirect_user::inspect::{self, Drift, LinkState};
 use redirect_user::node::Node;
 use serde_json::{Map, Value, json};
 
-use crate::Output;
-use crate::output;
+use crate::output::{self, Output};
 
 /// What is attached, one line each.
 pub(crate) fn list(node: &Node, output: Output) -> Result<ExitCode> {

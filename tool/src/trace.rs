@@ -27,8 +27,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::Output;
-use crate::output;
+use crate::output::{self, Output};
 
 /// How far ahead the deadline is set.
 const AHEAD: Duration = Duration::from_secs(3);
@@ -43,7 +42,7 @@ pub(crate) fn run(node: &Node, output: Output, id: Option<&str>) -> Result<ExitC
 }
 
 async fn follow(node: &Node, output: Output, id: Option<&str>, pods: &[Attachment]) -> Result<()> {
-    let pin = pins::program(node, Hook::Connect4);
+    let pin = pins::current(node).program(Hook::Connect4);
     let program = sys::obj_get(&pin)
         .and_then(sys::program_id)
         .with_context(|| format!("cannot open the program {}; is redirect-cni installed?", pin.display()))?;

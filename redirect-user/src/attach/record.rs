@@ -1,5 +1,5 @@
-//! The record of an attachment, one JSON file each: what was asked for and what was done, so that DEL can undo exactly
-//! that, CHECK can compare, and an operator can read it.
+//! The record of an attachment, one JSON file each: what was asked for and what was done, so that DEL can
+//! undo exactly that, CHECK can compare, and an operator can read it.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -8,32 +8,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::pins;
-use crate::node::Node;
+use crate::ids::{AttachmentId, PodRef};
+use crate::node::{Node, names};
+use crate::path_error::{PathError, fine_if_gone};
 use crate::policy::Policy;
-
-/// What the runtime calls an attachment: a container and one of its interfaces.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct AttachmentId {
-    /// `CNI_CONTAINERID`
-    pub container_id: String,
-    /// `CNI_IFNAME`
-    pub ifname: String,
-}
-
-/// The pod, for people.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct PodRef {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-    /// Its uid.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub uid: Option<String>,
-}
 
 /// What attach changed in the pod's network namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,8 +19,8 @@ pub struct PodRef {
 pub struct NetnsChanges {
     /// `::6/128` was added to `lo`.
     pub passthrough6: bool,
-    /// MPTCP was switched off: its subflows, not its socket, would meet the sidecar, which then could not learn the
-    /// destination. Programs that ask for MPTCP are told that there is none and use TCP.
+    /// MPTCP was switched off: its subflows, not its socket, would meet the sidecar, which then could not
+    /// learn the destination. Programs that ask for MPTCP are told that there is none and use TCP.
     #[serde(default)]
     pub mptcp_disabled: bool,
     /// Preferred sources of the local routes that were added.
@@ -96,19 +74,12 @@ pub struct Attachment {
     pub changes: NetnsChanges,
 }
 
-/// Why an attachment's file could not be read or written.
+/// Why a record could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Reading or writing failed.
-    #[error("cannot {what} {path}: {source}")]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Path(#[from] PathError),
     /// The content is not what was written.
     #[error("{path} is not an attachment: {source}; remove it and run `redirect gc`")]
     Decode {
@@ -125,7 +96,7 @@ impl Attachment {
     /// # Errors
     /// The state directory is not writable.
     pub(crate) fn store(&self, node: &Node) -> Result<(), Error> {
-        let path = node.attachment(&self.id.container_id, &self.id.ifname);
+        let path = node.attachment(&self.id);
         let unfinished = path.with_extension("new");
         let text =
             serde_json::to_vec_pretty(self).map_err(|source| Error::Decode { path: path.clone(), source })?;
@@ -135,7 +106,7 @@ impl Attachment {
             file.write_all(&text)?;
             fs::rename(&unfinished, &path)
         };
-        write().map_err(|source| Error::Io { what: "write", path: path.clone(), source })
+        Ok(write().map_err(PathError::at("write", &path))?)
     }
 
     /// Removes the file; fine when it is gone.
@@ -143,13 +114,8 @@ impl Attachment {
     /// # Errors
     /// The state directory is not writable.
     pub(crate) fn forget(&self, node: &Node) -> Result<(), Error> {
-        let path = node.attachment(&self.id.container_id, &self.id.ifname);
-        match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(Error::Io { what: "remove", path, source })
-            }
-            _ => Ok(()),
-        }
+        let path = node.attachment(&self.id);
+        Ok(fine_if_gone(fs::remove_file(&path)).map_err(PathError::at("remove", path))?)
     }
 
     /// Whether the ids in it belong to this boot.
@@ -168,7 +134,7 @@ pub fn all(node: &Node) -> Result<Vec<Attachment>, Error> {
     let entries = match fs::read_dir(&folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(source) => return Err(Error::Io { what: "list", path: folder, source }),
+        Err(source) => return Err(PathError { what: "list", path: folder, source }.into()),
     };
     let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
@@ -181,7 +147,7 @@ pub fn all(node: &Node) -> Result<Vec<Attachment>, Error> {
 /// # Errors
 /// As [`all`], for this container's files only: another's broken file does not keep a pod from being deleted.
 pub fn of_container(node: &Node, container_id: &str) -> Result<Vec<Attachment>, Error> {
-    let prefix = format!("{}.", pins::encode(container_id));
+    let prefix = format!("{}.", names::encode(container_id));
     let Ok(entries) = fs::read_dir(node.attachments()) else { return Ok(Vec::new()) };
     let mut paths: Vec<_> = entries
         .flatten()
@@ -198,7 +164,7 @@ fn read(path: &Path) -> Result<Option<Attachment>, Error> {
     let text = match fs::read(path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(Error::Io { what: "read", path: path.into(), source }),
+        Err(source) => return Err(PathError { what: "read", path: path.into(), source }.into()),
     };
     serde_json::from_slice(&text).map(Some).map_err(|source| Error::Decode { path: path.into(), source })
 }

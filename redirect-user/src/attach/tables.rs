@@ -1,4 +1,4 @@
-//! A pod's entries in the maps: what a policy becomes, and how it is written and taken out again.
+//! A pod's entries in the maps: written, compared and taken out again.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -9,14 +9,12 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues};
 use aya::util::nr_cpus;
 use ipnet::IpNet;
-use redirect_common::{
-    AddrKey, Counters, Endpoint, Event, Ip, PodConfig, RangeKey, SetKey, SlotKey, flags, list, set,
-};
+use redirect_common::{AddrKey, Counters, Endpoint, Event, Ip, PodConfig, RangeKey, SetKey, SlotKey};
 
+use crate::attach::entries::Entries;
 use crate::kernel::pins;
 use crate::kernel::sys::{self, SyscallError};
 use crate::node::Node;
-use crate::policy::{OwnerGroups, Policy, Ports, Ranges};
 
 /// Why a map could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -57,112 +55,6 @@ pub enum Error {
     },
 }
 
-/// What one pod has in the maps besides its configuration.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Entries {
-    ranges: Vec<(u32, IpNet)>,
-    sets: Vec<(u32, u32)>,
-    own: Vec<IpAddr>,
-}
-
-/// What attach found in the pod that the policy's map entries depend on.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Surroundings {
-    /// The pod's addresses.
-    pub own: Vec<IpAddr>,
-    /// Indices of the interfaces that the policy excludes.
-    pub excluded_interfaces: Vec<u32>,
-    /// Subnets behind them.
-    pub excluded_subnets: Vec<IpNet>,
-    /// `lo` itself is excluded.
-    pub lo_excluded: bool,
-    /// The pod's IPv4 address, to which its local route belongs.
-    pub source4: Option<IpAddr>,
-    /// The pod's IPv6 address, to which its local route belongs.
-    pub source6: Option<IpAddr>,
-    /// The proxy's ids in the initial user namespace.
-    pub proxy_ids: (u32, u32),
-    /// The owner groups in the initial user namespace.
-    pub groups: BTreeSet<u32>,
-}
-
-/// The policy as configuration and map entries.
-#[must_use]
-pub fn compile(policy: &Policy, around: &Surroundings, cgroup_id: u64) -> (PodConfig, Entries) {
-    let mut entries = Entries { own: around.own.clone(), ..Entries::default() };
-    let mut bits = 0;
-    let mut add_ranges = |flag: u32, list: u32, ranges: &[IpNet]| {
-        entries.ranges.extend(ranges.iter().map(|range| (list, *range)));
-        if ranges.is_empty() { 0 } else { flag }
-    };
-    match &policy.include_outbound_ip_ranges {
-        Ranges::All => bits |= flags::INCLUDE_ALL,
-        Ranges::List(ranges) => {
-            bits |= add_ranges(flags::INCLUDED_RANGES, list::INCLUDED, ranges);
-            if ranges.iter().any(|range| range.network().is_loopback()) {
-                bits |= flags::LOOPBACK_INCLUDED;
-            }
-        }
-    }
-    bits |= add_ranges(flags::EXCLUDED_RANGES, list::EXCLUDED, &policy.exclude_outbound_ip_ranges);
-    bits |= add_ranges(flags::EXCLUDED_INTERFACES, list::INTERFACE, &around.excluded_subnets);
-    bits |= ports_and_groups(policy, around, &mut entries);
-    for (flag, on) in [(flags::DNS, policy.dns_capture), (flags::LO_EXCLUDED, around.lo_excluded)] {
-        bits |= if on { flag } else { 0 };
-    }
-    let config = PodConfig {
-        flags: bits,
-        proxy_uid: around.proxy_ids.0,
-        proxy_gid: around.proxy_ids.1,
-        outbound_port: policy.proxy.outbound_port.into(),
-        inbound_port: policy.proxy.inbound_port.into(),
-        dns_port: policy.proxy.dns_port.into(),
-        trace_until: 0,
-        cgroup_id,
-        source4: around.source4.map_or(Ip::NONE, Ip::from),
-        source6: around.source6.map_or(Ip::NONE, Ip::from),
-    };
-    (config, entries)
-}
-
-fn ports_and_groups(policy: &Policy, around: &Surroundings, entries: &mut Entries) -> u32 {
-    let mut add = |flag: u32, set: u32, values: &mut dyn Iterator<Item = u32>| {
-        let before = entries.sets.len();
-        entries.sets.extend(values.map(|value| (set, value)));
-        if entries.sets.len() == before { 0 } else { flag }
-    };
-    let ports =
-        |ports: &std::collections::BTreeSet<u16>| ports.iter().copied().map(u32::from).collect::<Vec<_>>();
-    let mut bits = add(
-        flags::OUTBOUND_EXCLUDED_PORTS,
-        set::OUTBOUND_EXCLUDED,
-        &mut ports(&policy.exclude_outbound_ports).into_iter(),
-    );
-    bits |= add(
-        flags::OUTBOUND_INCLUDED_PORTS,
-        set::OUTBOUND_INCLUDED,
-        &mut ports(&policy.include_outbound_ports).into_iter(),
-    );
-    match &policy.include_inbound_ports {
-        Ports::All => {
-            bits |= flags::INBOUND_ALL;
-            add(0, set::INBOUND_EXCLUDED, &mut ports(&policy.exclude_inbound_ports).into_iter());
-        }
-        Ports::List(listed) => {
-            bits |= add(flags::INBOUND_LIST, set::INBOUND_INCLUDED, &mut ports(listed).into_iter());
-        }
-    }
-    let mut groups = around.groups.iter().copied();
-    match &policy.owner_groups {
-        OwnerGroups::AllBut(_) => bits |= add(flags::GROUPS_EXCLUDED, set::GROUP, &mut groups),
-        OwnerGroups::Only(_) => {
-            add(0, set::GROUP, &mut groups);
-            bits |= flags::GROUPS_INCLUDED;
-        }
-    }
-    bits | add(flags::INBOUND_INTERFACES, set::INTERFACE, &mut around.excluded_interfaces.iter().copied())
-}
-
 /// The pinned maps of the node, opened for writing a pod's entries.
 pub struct Tables {
     pods: HashMap<MapData, u64, PodConfig>,
@@ -185,15 +77,33 @@ impl Tables {
             sets: open(node, "SETS")?,
             own: open(node, "OWN")?,
             stats: open(node, "STATS")?,
-            destinations: sys::obj_get(&pins::map(node, "DESTINATIONS")).map_err(scan)?,
+            destinations: sys::obj_get(&pins::current(node).map("DESTINATIONS")).map_err(scan)?,
         })
+    }
+
+    /// Makes the maps hold this for a pod, and nothing that they held for it before.
+    ///
+    /// # Errors
+    /// A map is full or not writable.
+    pub(crate) fn replace(
+        &mut self,
+        cookie: u64,
+        config: &PodConfig,
+        entries: &Entries,
+    ) -> Result<(), Error> {
+        let repeated = self.config(cookie)?.is_some();
+        self.write(cookie, config, entries)?;
+        if repeated {
+            self.prune(cookie, entries)?;
+        }
+        Ok(())
     }
 
     /// Writes a pod's entries, the configuration last: only with it does the pod count as enrolled.
     ///
     /// # Errors
     /// A map is full or not writable; what was written so far stays, for [`Tables::remove`].
-    pub fn write(&mut self, cookie: u64, config: &PodConfig, entries: &Entries) -> Result<(), Error> {
+    fn write(&mut self, cookie: u64, config: &PodConfig, entries: &Entries) -> Result<(), Error> {
         for (list, range) in &entries.ranges {
             let key = range_key(cookie, *list, range);
             change("add to", "RANGES", self.ranges.insert(&key, 1, 0))?;
@@ -217,7 +127,7 @@ impl Tables {
     ///
     /// # Errors
     /// A map is not writable.
-    pub fn remove(&mut self, cookie: u64, entries: &Entries) -> Result<(), Error> {
+    pub(crate) fn remove(&mut self, cookie: u64, entries: &Entries) -> Result<(), Error> {
         change_optional("remove from", "PODS", self.pods.remove(&cookie))?;
         self.remove_entries(cookie, entries)?;
         self.remove_destinations(cookie)?;
@@ -238,7 +148,8 @@ impl Tables {
         Ok(())
     }
 
-    /// What the programs have written for a pod is found by looking at every key; not if they never redirected.
+    /// What the programs have written for a pod is found by looking at every key; not if they never
+    /// redirected.
     fn remove_destinations(&mut self, cookie: u64) -> Result<(), Error> {
         let redirected = [Event::OutboundRedirected, Event::SelfCallRedirected];
         if self.counters(cookie)?.iter().all(|(event, count)| *count == 0 || !redirected.contains(event)) {
@@ -251,7 +162,8 @@ impl Tables {
         Ok(())
     }
 
-    /// Takes out everything that belongs to a pod whose entries are not known any more, by looking at every key.
+    /// Takes out everything that belongs to a pod whose entries are not known any more, by looking at every
+    /// key.
     ///
     /// # Errors
     /// A map is not readable or writable.
@@ -264,7 +176,7 @@ impl Tables {
     ///
     /// # Errors
     /// A map is not readable or writable.
-    pub fn prune(&mut self, cookie: u64, wanted: &Entries) -> Result<(), Error> {
+    fn prune(&mut self, cookie: u64, wanted: &Entries) -> Result<(), Error> {
         let mut stale = self.entries(cookie)?;
         let ranges: BTreeSet<_> = wanted.ranges.iter().collect();
         stale.ranges.retain(|entry| !ranges.contains(entry));
@@ -342,7 +254,7 @@ fn open<T>(node: &Node, name: &str) -> Result<T, Error>
 where
     T: TryFrom<Map, Error = MapError>,
 {
-    let path = pins::map(node, name);
+    let path = pins::current(node).map(name);
     let map = MapData::from_pin(&path).and_then(Map::from_map_data).and_then(T::try_from);
     map.map_err(|source| Error::Open { path, source: Box::new(source) })
 }

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
-use super::protocol::{self, Answer, MAX_LINE, ProblemKind, Request, Response};
+use super::protocol::{self, Answer, MAX_LINE, ProblemKind, Question, Response};
 use super::source::{Asked, Error, PodDetails, PodSource};
-use crate::attach::record::PodRef;
+use crate::ids::PodRef;
 use crate::policy::annotations::Annotations;
 use crate::policy::grammar::shorten;
 
@@ -24,18 +24,18 @@ const MARGIN: Duration = Duration::from_millis(500);
 
 /// The source.
 #[derive(Clone, Debug)]
-pub struct Agent {
+pub struct AskAgent {
     /// The agent's socket.
     pub socket: PathBuf,
     /// How long to wait for an answer in all, connecting included.
     pub timeout: Duration,
 }
 
-impl PodSource for Agent {
+impl PodSource for AskAgent {
     /// The runtime's annotations, where it handed them over, take the place of the agent's: they are what the
     /// kubelet started this very sandbox with.
     fn details(&self, pod: &PodRef, handed_over: Option<&Annotations>) -> Result<PodDetails, Error> {
-        let mut details = Question { agent: self, pod, since: Instant::now() }.ask()?;
+        let mut details = Exchange { agent: self, pod, since: Instant::now() }.ask()?;
         if let Some(annotations) = handed_over {
             details.annotations.clone_from(annotations);
         }
@@ -49,13 +49,13 @@ struct Spoken {
     version: u32,
 }
 
-struct Question<'a> {
-    agent: &'a Agent,
+struct Exchange<'a> {
+    agent: &'a AskAgent,
     pod: &'a PodRef,
     since: Instant,
 }
 
-impl Question<'_> {
+impl Exchange<'_> {
     fn ask(&self) -> Result<PodDetails, Error> {
         let mut stream = self.connect().map_err(|source| self.unreachable("connect", source))?;
         self.send(&mut stream).map_err(|source| self.unreachable("send the question", source))?;
@@ -75,7 +75,7 @@ impl Question<'_> {
 
     fn send(&self, stream: &mut UnixStream) -> io::Result<()> {
         let wait_ms = u64::try_from(self.left().saturating_sub(MARGIN).as_millis()).unwrap_or(u64::MAX);
-        let request = Request { version: protocol::VERSION, pod: self.pod.clone(), wait_ms };
+        let request = Question { version: protocol::VERSION, pod: self.pod.clone(), wait_ms };
         stream.set_write_timeout(Some(self.time_left()?))?;
         stream.write_all(&protocol::line(&request))
     }

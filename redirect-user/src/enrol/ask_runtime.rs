@@ -8,7 +8,7 @@
 use serde::Deserialize;
 
 use super::source::{Container, ContainerKind, DISABLE_ENVOY, Error, PodDetails, PodSource, STATUS};
-use crate::attach::record::PodRef;
+use crate::ids::PodRef;
 use crate::policy::annotations::Annotations;
 use crate::policy::grammar::shorten;
 
@@ -19,7 +19,7 @@ const PROXY: &str = "istio-proxy";
 
 /// The source.
 #[derive(Clone, Copy, Debug)]
-pub struct Runtime;
+pub struct AskRuntime;
 
 /// What the injector writes into `sidecar.istio.io/status`, as far as it matters here.
 struct Status {
@@ -39,7 +39,7 @@ impl Status {
     }
 }
 
-impl PodSource for Runtime {
+impl PodSource for AskRuntime {
     fn details(&self, pod: &PodRef, handed_over: Option<&Annotations>) -> Result<PodDetails, Error> {
         let annotations = handed_over.ok_or_else(|| Error::NotHandedOver { pod: Box::new(pod.clone()) })?;
         let mut containers = injected(pod, annotations)?;
@@ -93,7 +93,7 @@ mod tests {
     fn details(pairs: &[(&str, &str)]) -> Result<PodDetails, Error> {
         let annotations = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         let pod = PodRef { namespace: "shop".to_owned(), name: "web-0".to_owned(), uid: None };
-        Runtime.details(&pod, Some(&annotations))
+        AskRuntime.details(&pod, Some(&annotations))
     }
 
     fn kinds(details: &PodDetails) -> Vec<(&str, ContainerKind)> {
@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn nothing_handed_over_is_an_error_that_says_what_to_do() {
         let pod = PodRef { namespace: "shop".to_owned(), name: "web-0".to_owned(), uid: None };
-        let text = Runtime.details(&pod, None).unwrap_err().to_string();
+        let text = AskRuntime.details(&pod, None).unwrap_err().to_string();
         assert!(text.contains("io.kubernetes.cri.pod-annotations") && text.contains("podSource"), "{text}");
     }
 }

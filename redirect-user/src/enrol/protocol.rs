@@ -21,7 +21,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::source::PodDetails;
-use crate::attach::record::PodRef;
+use crate::ids::PodRef;
 
 /// The version spoken here.
 pub const VERSION: u32 = 1;
@@ -31,7 +31,7 @@ pub const MAX_LINE: u64 = 2 << 20;
 /// What the plugin sends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Request {
+pub struct Question {
     /// [`VERSION`].
     pub version: u32,
     /// Which pod.
@@ -103,10 +103,10 @@ mod tests {
     fn the_words_are_as_documented() {
         let pod =
             PodRef { namespace: "shop".to_owned(), name: "web-0".to_owned(), uid: Some("5a1f".to_owned()) };
-        let request = Request { version: 1, pod, wait_ms: 29_000 };
+        let request = Question { version: 1, pod, wait_ms: 29_000 };
         let text = r#"{"version":1,"namespace":"shop","name":"web-0","uid":"5a1f","waitMs":29000}"#;
         assert_eq!(line(&request), format!("{text}\n").into_bytes());
-        assert_eq!(serde_json::from_str::<Request>(text).unwrap(), request);
+        assert_eq!(serde_json::from_str::<Question>(text).unwrap(), request);
 
         let container = Container {
             name: "istio-proxy".to_owned(),

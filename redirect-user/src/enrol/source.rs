@@ -1,9 +1,8 @@
 //! Where the plugin learns what a pod is made of: its containers, their proxy identity, its labels.
 //!
-//! Two sources answer the same question. [`annotations::Runtime`] works from what the runtime already handed
-//! over and asks nobody; [`agent::Agent`] asks the node's agent over its Unix socket ([`protocol`] has the
-//! words), whose side is [`server`] with a [`server::PodStore`] behind it ([`manifests`] is the one that
-//! reads files).
+//! Two sources answer the same question. [`AskRuntime`](super::ask_runtime) works from what the runtime
+//! already handed over. [`AskAgent`](super::ask_agent) asks the node's agent over its Unix socket;
+//! [`protocol`](super::protocol) has the words. The other side is the crate `redirect-agent`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,18 +11,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::attach::record::PodRef;
+use crate::ids::PodRef;
 use crate::policy::annotations::Annotations;
-
-impl std::fmt::Display for PodRef {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)?;
-        match &self.uid {
-            Some(uid) => write!(f, " (uid {uid})"),
-            None => Ok(()),
-        }
-    }
-}
 
 /// What decides about enrolment and policy, and no more: a pod's secrets do not travel.
 ///

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use aya_obj::generated::bpf_attach_type;
+
 use crate::policy::Policy;
 
 /// A place in the kernel where one of our programs is linked.
@@ -32,7 +34,8 @@ pub enum Hook {
 }
 
 impl Hook {
-    /// All hooks in the order in which attach links them: who consumes a record before who produces one.
+    /// All hooks in the order in which attach links them: who takes a connection's origin before who makes
+    /// one.
     pub const ALL: &[Hook] = &[
         Hook::OriginalDst,
         Hook::SockOps,
@@ -89,19 +92,19 @@ impl Hook {
 
     /// `enum bpf_attach_type` of `linux/bpf.h`.
     #[must_use]
-    pub const fn attach_type(self) -> u32 {
+    pub const fn attach_type(self) -> bpf_attach_type {
         match self {
-            Hook::SockOps => 3,
-            Hook::Connect4 => 10,
-            Hook::Connect6 => 11,
-            Hook::Sendmsg4 => 14,
-            Hook::Sendmsg6 => 15,
-            Hook::Recvmsg4 => 19,
-            Hook::Recvmsg6 => 20,
-            Hook::OriginalDst => 21,
-            Hook::Peername4 => 29,
-            Hook::Peername6 => 30,
-            Hook::Inbound => 36,
+            Hook::SockOps => bpf_attach_type::BPF_CGROUP_SOCK_OPS,
+            Hook::Connect4 => bpf_attach_type::BPF_CGROUP_INET4_CONNECT,
+            Hook::Connect6 => bpf_attach_type::BPF_CGROUP_INET6_CONNECT,
+            Hook::Sendmsg4 => bpf_attach_type::BPF_CGROUP_UDP4_SENDMSG,
+            Hook::Sendmsg6 => bpf_attach_type::BPF_CGROUP_UDP6_SENDMSG,
+            Hook::Recvmsg4 => bpf_attach_type::BPF_CGROUP_UDP4_RECVMSG,
+            Hook::Recvmsg6 => bpf_attach_type::BPF_CGROUP_UDP6_RECVMSG,
+            Hook::OriginalDst => bpf_attach_type::BPF_CGROUP_GETSOCKOPT,
+            Hook::Peername4 => bpf_attach_type::BPF_CGROUP_INET4_GETPEERNAME,
+            Hook::Peername6 => bpf_attach_type::BPF_CGROUP_INET6_GETPEERNAME,
+            Hook::Inbound => bpf_attach_type::BPF_SK_LOOKUP,
         }
     }
 }

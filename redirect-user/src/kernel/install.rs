@@ -1,10 +1,9 @@
 //! Load once: puts the programs and maps of this version on the node.
 //!
-//! Everything is pinned below a folder that only the last step renames to its final name, so an installation is there
-//! whole or not at all.
+//! Everything is pinned below a folder that only the last step renames to its final name, so an installation
+//! is there whole or not at all.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Map, MapData, ProgramArray};
@@ -12,12 +11,14 @@ use aya::pin::PinError;
 use aya::programs::{Program, ProgramError, SkLookup};
 use aya::{Ebpf, EbpfLoader};
 
+use crate::kernel::folders::{self, remove_tree};
 use crate::kernel::hook::Hook;
 use crate::kernel::object::OBJECT;
 use crate::kernel::pins;
 use crate::node::fault;
 use crate::node::lock::NodeLock;
 use crate::node::{Node, is_bpffs};
+use crate::path_error::{PathError, fine_if_gone};
 
 /// Why the programs could not be put on the node.
 #[derive(Debug, thiserror::Error)]
@@ -29,15 +30,8 @@ pub enum Error {
         path: PathBuf,
     },
     /// A folder or pin could not be changed.
-    #[error("cannot {what} {path}: {source}")]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Path(#[from] PathError),
     /// The object could not be loaded.
     #[error("cannot load the kernel programs: {source}; `redirect doctor` says what this node lacks")]
     Load {
@@ -79,7 +73,7 @@ pub enum Error {
 /// Whether this version is installed.
 #[must_use]
 pub fn installed(node: &Node) -> bool {
-    pins::version(node).join("progs").exists()
+    pins::current(node).programs().exists()
 }
 
 /// Installs this version if it is not there.
@@ -97,7 +91,9 @@ pub fn ensure(node: &Node, _lock: &NodeLock) -> Result<(), Error> {
     remove_tree(&unfinished)?;
     let result = prepare(&unfinished).and_then(|()| {
         fault::point("install-rename");
-        io_step("rename", &unfinished, |from| fs::rename(from, pins::version(node)))
+        fs::rename(&unfinished, pins::current(node).folder())
+            .map_err(PathError::at("rename", &unfinished))?;
+        Ok(())
     });
     if result.is_err() {
         let _ = remove_tree(&unfinished);
@@ -105,19 +101,16 @@ pub fn ensure(node: &Node, _lock: &NodeLock) -> Result<(), Error> {
     result
 }
 
-/// Removes this version from the node. Links of living pods keep their programs and maps until they go themselves.
+/// Removes this version from the node. Links of living pods keep their programs and maps until they go
+/// themselves.
 ///
 /// # Errors
 /// A pin cannot be removed.
 pub fn remove(node: &Node, _lock: &NodeLock) -> Result<(), Error> {
     remove_tree(&pins::unfinished(node))?;
-    remove_tree(&pins::version(node))?;
-    match fs::remove_dir(pins::root(node)) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(Error::Io { what: "remove", path: pins::root(node), source })
-        }
-        _ => Ok(()),
-    }
+    remove_tree(pins::current(node).folder())?;
+    fine_if_gone(fs::remove_dir(pins::root(node))).map_err(PathError::at("remove", pins::root(node)))?;
+    Ok(())
 }
 
 /// Loads every program and lets it go again: what the verifier of this kernel says.
@@ -139,7 +132,7 @@ pub fn try_load() -> Result<String, String> {
 
 fn prepare(unfinished: &Path) -> Result<(), Error> {
     for folder in ["progs", "maps", "pods"] {
-        io_step("make", &unfinished.join(folder), |path| fs::create_dir_all(path))?;
+        folders::make(&unfinished.join(folder))?;
     }
     let mut object =
         EbpfLoader::new().load(OBJECT).map_err(|source| Error::Load { source: Box::new(source) })?;
@@ -152,7 +145,8 @@ fn prepare(unfinished: &Path) -> Result<(), Error> {
     lead_to_inbound(&unfinished.join("maps").join("INBOUND"), &unfinished.join("progs"))
 }
 
-/// Makes the programs in the pods' namespaces go on in the `inbound` of a folder of programs: one step for all pods.
+/// Makes the programs in the pods' namespaces go on in the `inbound` of a folder of programs: one step for
+/// all pods.
 ///
 /// # Errors
 /// The map or the program is not pinned.
@@ -171,13 +165,8 @@ pub(crate) fn lead_to_inbound(map: &Path, programs: &Path) -> Result<(), Error> 
 /// # Errors
 /// See [`Error`].
 pub(crate) fn prepare_programs(node: &Node, _lock: &NodeLock, folder: &Path) -> Result<(), Error> {
-    io_step("make", folder, |path| fs::create_dir_all(path))?;
-    let maps = fs::read_dir(pins::version(node).join("maps")).map_err(|source| Error::Io {
-        what: "list",
-        path: pins::version(node).join("maps"),
-        source,
-    })?;
-    let maps: Vec<_> = maps.flatten().map(|entry| entry.path()).collect();
+    folders::make(folder)?;
+    let maps = folders::list(&pins::current(node).maps())?;
     let mut loader = EbpfLoader::new();
     for path in &maps {
         if let Some(name) = path.file_name().and_then(|name| name.to_str()) {
@@ -213,19 +202,5 @@ fn load_program(program: &mut Program) -> Result<(), ProgramError> {
         Program::SockOps(program) => program.load(),
         Program::SkLookup(program) => program.load(),
         other => unreachable!("hook.rs lists no program of type {:?}", other.prog_type()),
-    }
-}
-
-fn io_step(what: &'static str, path: &Path, step: impl Fn(&Path) -> io::Result<()>) -> Result<(), Error> {
-    step(path).map_err(|source| Error::Io { what, path: path.into(), source })
-}
-
-/// Removes a folder of pins; fine when it is not there.
-pub(crate) fn remove_tree(path: &Path) -> Result<(), Error> {
-    match fs::remove_dir_all(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(Error::Io { what: "remove", path: path.into(), source })
-        }
-        _ => Ok(()),
     }
 }

@@ -9,20 +9,21 @@ use crate::node::Node;
 /// The ELF object that the loader parses; aligned as it demands.
 pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/redirect-ebpf.o"));
 
-/// Loads the program that is linked to a pod's namespace: it leaves the pod's cookie in ENTERED and goes on in `inbound`.
+/// Loads the program that is linked to a pod's namespace: it leaves the pod's cookie in ENTERED and goes on
+/// in `inbound`.
 ///
 /// The verifier walks a dozen instructions here instead of all of `inbound` for every pod.
 ///
 /// # Errors
 /// A map is not pinned, or the kernel refuses the program.
 pub(crate) fn load_entry(node: &Node, cookie: u64) -> Result<OwnedFd, SyscallError> {
-    let entered = sys::obj_get(&pins::map(node, "ENTERED"))?;
-    let inbound = sys::obj_get(&pins::map(node, "INBOUND"))?;
+    let entered = sys::obj_get(&pins::current(node).map("ENTERED"))?;
+    let inbound = sys::obj_get(&pins::current(node).map("INBOUND"))?;
     sys::load_sk_lookup(&entry(cookie, entered.as_raw_fd(), inbound.as_raw_fd()), "inbound")
 }
 
-/// The instructions, 8 bytes each: code, registers (source in the upper half), offset, immediate; `linux/bpf.h` and
-/// Documentation/bpf/standardization/instruction-set.rst have the numbers.
+/// The instructions, 8 bytes each: code, registers (source in the upper half), offset, immediate;
+/// `linux/bpf.h` and Documentation/bpf/standardization/instruction-set.rst have the numbers.
 fn entry(cookie: u64, entered: i32, inbound: i32) -> Vec<u8> {
     const MAP_LOOKUP_ELEM: i32 = 1;
     const TAIL_CALL: i32 = 12;

@@ -1,4 +1,4 @@
-//! Every path below bpffs, as pure functions.
+//! Every path below bpffs, as pure functions of values.
 //!
 //! ```text
 //! <bpffs>/redirect-cni/
@@ -11,12 +11,14 @@
 //!       netns-<cookie>/                    a folder whose name says which pod's entries the maps hold
 //! ```
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use redirect_common::ABI_VERSION;
 
+use crate::ids::AttachmentId;
 use crate::kernel::hook::Hook;
 use crate::node::Node;
+use crate::node::names;
 
 /// The folder of all versions.
 #[must_use]
@@ -24,44 +26,83 @@ pub fn root(node: &Node) -> PathBuf {
     node.bpffs.join("redirect-cni")
 }
 
-/// The folder of this version.
-#[must_use]
-pub fn version(node: &Node) -> PathBuf {
-    root(node).join(format!("v{ABI_VERSION}"))
-}
-
-/// Where an installation is prepared before it is renamed to [`version`].
+/// Where an installation is prepared before it is renamed to its [`Generation`]'s folder.
 #[must_use]
 pub fn unfinished(node: &Node) -> PathBuf {
     root(node).join("new")
 }
 
-/// The folder of the programs.
+/// The pins of this library's version.
 #[must_use]
-pub fn programs(node: &Node) -> PathBuf {
-    version(node).join("progs")
+pub fn current(node: &Node) -> Generation {
+    Generation { folder: root(node).join(format!("v{ABI_VERSION}")) }
 }
 
-/// Where an upgrade prepares the next set of programs.
-#[must_use]
-pub fn replacement(node: &Node) -> PathBuf {
-    version(node).join("progs-new")
+/// Programs, maps and attachments of one ABI version: a folder of its own, so that two versions can stand
+/// side by side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Generation {
+    folder: PathBuf,
 }
 
-/// A pinned program.
-#[must_use]
-pub fn program(node: &Node, hook: Hook) -> PathBuf {
-    programs(node).join(hook.name())
+impl Generation {
+    /// The folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The folder of the programs.
+    #[must_use]
+    pub fn programs(&self) -> PathBuf {
+        self.folder.join("progs")
+    }
+
+    /// Where an upgrade prepares the next set of programs.
+    #[must_use]
+    pub fn replacement(&self) -> PathBuf {
+        self.folder.join("progs-new")
+    }
+
+    /// A pinned program.
+    #[must_use]
+    pub fn program(&self, hook: Hook) -> PathBuf {
+        self.programs().join(hook.name())
+    }
+
+    /// The folder of the maps.
+    #[must_use]
+    pub fn maps(&self) -> PathBuf {
+        self.folder.join("maps")
+    }
+
+    /// A pinned map.
+    #[must_use]
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.folder.join(map_file(name))
+    }
+
+    /// The folder of all attachments.
+    #[must_use]
+    pub fn pods(&self) -> PathBuf {
+        self.folder.join("pods")
+    }
+
+    /// The folder of a container's attachments.
+    #[must_use]
+    pub fn container(&self, container_id: &str) -> PathBuf {
+        self.pods().join(names::encode(container_id))
+    }
+
+    /// The folder of one attachment.
+    #[must_use]
+    pub fn attachment(&self, id: &AttachmentId) -> AttachmentFolder {
+        AttachmentFolder { path: self.container(&id.container_id).join(names::encode(&id.ifname)) }
+    }
 }
 
-/// A pinned map.
-#[must_use]
-pub fn map(node: &Node, name: &str) -> PathBuf {
-    version(node).join(map_file(name))
-}
-
-/// Where in a version's folder a map is pinned. The compiler's read-only data belongs to the programs and is replaced with
-/// them; its name has a dot, which bpffs refuses.
+/// Where in a version's folder a map is pinned. The compiler's read-only data belongs to the programs and is
+/// replaced with them; its name has a dot, which bpffs refuses.
 #[must_use]
 pub fn map_file(name: &str) -> PathBuf {
     match name.strip_prefix('.') {
@@ -70,64 +111,48 @@ pub fn map_file(name: &str) -> PathBuf {
     }
 }
 
-/// The folder of all attachments.
-#[must_use]
-pub fn pods(node: &Node) -> PathBuf {
-    version(node).join("pods")
+/// The folder of one attachment: its links, and the name of its pod's network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachmentFolder {
+    path: PathBuf,
 }
 
-/// The folder of a container's attachments.
-#[must_use]
-pub fn container(node: &Node, container_id: &str) -> PathBuf {
-    pods(node).join(encode(container_id))
-}
-
-/// The folder of one attachment.
-#[must_use]
-pub fn attachment(node: &Node, container_id: &str, ifname: &str) -> PathBuf {
-    container(node, container_id).join(encode(ifname))
-}
-
-/// The folder that names the pod's network namespace.
-#[must_use]
-pub fn cookie_name(cookie: u64) -> String {
-    format!("netns-{cookie:x}")
-}
-
-/// The reverse of [`cookie_name`].
-#[must_use]
-pub fn parse_cookie_name(name: &str) -> Option<u64> {
-    u64::from_str_radix(name.strip_prefix("netns-")?, 16).ok()
-}
-
-/// A name as a file name that bpffs accepts: letters, digits and `-` stay, everything else becomes `_xx`.
-#[must_use]
-pub fn encode(name: &str) -> String {
-    let mut out = String::with_capacity(name.len());
-    for byte in name.bytes() {
-        if byte.is_ascii_alphanumeric() || byte == b'-' {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("_{byte:02x}"));
-        }
+impl AttachmentFolder {
+    /// A folder that was found by listing.
+    #[must_use]
+    pub fn found(path: PathBuf) -> AttachmentFolder {
+        AttachmentFolder { path }
     }
-    out
+
+    /// The folder itself.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The folder of the container, in which this one is.
+    #[must_use]
+    pub fn container(&self) -> &Path {
+        self.path.parent().unwrap_or(&self.path)
+    }
+
+    /// The pin of a link.
+    #[must_use]
+    pub fn link(&self, hook: Hook) -> PathBuf {
+        self.path.join(hook.name())
+    }
+
+    /// The folder in it that names the pod's network namespace.
+    #[must_use]
+    pub fn netns(&self, cookie: u64) -> PathBuf {
+        self.path.join(format!("netns-{cookie:x}"))
+    }
 }
 
-/// The reverse of [`encode`]; `None` for what `encode` never writes.
+/// The cookie that a folder's name holds, see [`AttachmentFolder::netns`].
 #[must_use]
-pub fn decode(name: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(name.len());
-    let mut rest = name.bytes();
-    while let Some(byte) = rest.next() {
-        if byte == b'_' {
-            let digits = [rest.next()?, rest.next()?];
-            bytes.push(u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?);
-        } else {
-            bytes.push(byte);
-        }
-    }
-    String::from_utf8(bytes).ok()
+pub fn cookie_in(path: &Path) -> Option<u64> {
+    u64::from_str_radix(path.file_name()?.to_str()?.strip_prefix("netns-")?, 16).ok()
 }
 
 #[cfg(test)]
@@ -135,19 +160,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn any_name_becomes_one_that_bpffs_accepts_and_comes_back() {
-        for name in ["eth0", "net1.100", "a_b", "..", "", "héllo", "x/y"] {
-            let encoded = encode(name);
-            assert!(!encoded.contains(['.', '/']), "{encoded}");
-            assert_eq!(decode(&encoded).as_deref(), Some(name));
-        }
-        assert_eq!(decode("_zz"), None);
-        assert_eq!(decode("_2"), None);
-    }
-
-    #[test]
     fn a_cookie_survives_in_a_folder_name() {
-        assert_eq!(parse_cookie_name(&cookie_name(u64::MAX)), Some(u64::MAX));
-        assert_eq!(parse_cookie_name("connect4"), None);
+        let id = AttachmentId { container_id: "c.1".into(), ifname: "eth0".into() };
+        let folder = current(&Node::new("/bpf", "/run/x")).attachment(&id);
+        assert_eq!(cookie_in(&folder.netns(u64::MAX)), Some(u64::MAX));
+        assert_eq!(cookie_in(&folder.link(Hook::Connect4)), None);
+        assert!(folder.path().ends_with("pods/c_2e1/eth0"));
     }
 }

@@ -1,13 +1,18 @@
-//! Raw bpf(2) and socket calls for what aya does not offer: opening and pinning links of pinned programs without
-//! reading the kernel's BTF, replacing the program of a link, loading prepared instructions.
+//! Raw bpf(2) and socket calls for what aya does not offer: opening and pinning links of pinned programs
+//! without reading the kernel's BTF, replacing the program of a link, loading prepared instructions.
 //!
-//! One function per command, one error type that names it.
+//! One function per command, one error type that names it. The structs are those that aya generates from
+//! `linux/bpf.h`.
 
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+
+use aya_obj::generated::{
+    bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_link_type, bpf_prog_info, bpf_prog_type,
+};
 
 use crate::kernel::hook::Hook;
 
@@ -31,40 +36,33 @@ impl SyscallError {
 
 type Result<T> = std::result::Result<T, SyscallError>;
 
-/// Commands of bpf(2), `enum bpf_cmd` of `linux/bpf.h`.
-mod command {
-    pub(super) const MAP_DELETE_ELEM: i32 = 3;
-    pub(super) const PROG_LOAD: i32 = 5;
-    pub(super) const OBJ_PIN: i32 = 6;
-    pub(super) const OBJ_GET: i32 = 7;
-    pub(super) const PROG_GET_FD_BY_ID: i32 = 13;
-    pub(super) const OBJ_GET_INFO_BY_FD: i32 = 15;
-    pub(super) const PROG_QUERY: i32 = 16;
-    pub(super) const MAP_LOOKUP_BATCH: i32 = 24;
-    pub(super) const LINK_CREATE: i32 = 28;
-    pub(super) const LINK_UPDATE: i32 = 29;
-    pub(super) const LINK_DETACH: i32 = 34;
+/// A `union bpf_attr` of zeros: what a command does not use must be 0.
+fn attr() -> bpf_attr {
+    // SAFETY: the union's members are integers, and arrays and structs of integers.
+    unsafe { std::mem::zeroed() }
 }
 
-/// Runs one command of bpf(2) on an attribute struct and returns its non-negative result.
+/// Runs one command of bpf(2) and returns its non-negative result. (A kernel with a shorter union takes this
+/// one as long as the rest is 0.)
 ///
-/// `BPF_PROG_LOAD` answers EAGAIN when a signal is pending while the verifier works (`signal_pending()` in `do_check()`,
-/// since Linux 5.0); that is tried again a few times.
-fn bpf<A>(command: i32, call: &'static str, attr: &mut A) -> Result<i32> {
+/// `BPF_PROG_LOAD` answers EAGAIN when a signal is pending while the verifier works (`signal_pending()` in
+/// `do_check()`, since Linux 5.0); that is tried again a few times.
+fn bpf(command: bpf_cmd, call: &'static str, attr: &mut bpf_attr) -> Result<i32> {
     const TRIES: usize = 5;
     for _ in 1..TRIES {
         match bpf_once(command, call, attr) {
-            Err(error) if command == command::PROG_LOAD && error.errno() == Some(libc::EAGAIN) => {}
+            Err(error) if command == bpf_cmd::BPF_PROG_LOAD && error.errno() == Some(libc::EAGAIN) => {}
             done => return done,
         }
     }
     bpf_once(command, call, attr)
 }
 
-fn bpf_once<A>(command: i32, call: &'static str, attr: &mut A) -> Result<i32> {
-    // SAFETY: `attr` is a repr(C) prefix of `union bpf_attr`, its size is passed along, and pointers in it outlive the
-    // call because every caller keeps what they point to in a local.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<A>()) };
+fn bpf_once(command: bpf_cmd, call: &'static str, attr: &mut bpf_attr) -> Result<i32> {
+    // SAFETY: the size of `attr` is passed along, and pointers in it outlive the call because every caller
+    // keeps what they point to in a local.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<bpf_attr>()) };
     if result < 0 {
         Err(SyscallError { call, source: io::Error::last_os_error() })
     } else {
@@ -72,22 +70,19 @@ fn bpf_once<A>(command: i32, call: &'static str, attr: &mut A) -> Result<i32> {
     }
 }
 
+/// A descriptor's number; the caller keeps the descriptor open until its call is over.
+fn raw(fd: &impl AsFd) -> u32 {
+    fd.as_fd().as_raw_fd() as u32
+}
+
 fn owned(fd: i32) -> OwnedFd {
-    // SAFETY: a command that makes a descriptor returned it, nobody else has it.
+    // SAFETY: a command that makes a descriptor returned it, and only this function has it.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
 fn c_path(path: &Path, call: &'static str) -> Result<CString> {
     CString::new(path.as_os_str().as_bytes())
         .map_err(|error| SyscallError { call, source: io::Error::new(io::ErrorKind::InvalidInput, error) })
-}
-
-#[repr(C)]
-#[derive(Default)]
-struct ObjAttr {
-    pathname: u64,
-    bpf_fd: u32,
-    file_flags: u32,
 }
 
 /// Opens a pinned object.
@@ -97,8 +92,9 @@ struct ObjAttr {
 pub fn obj_get(path: &Path) -> Result<OwnedFd> {
     const CALL: &str = "BPF_OBJ_GET";
     let name = c_path(path, CALL)?;
-    let mut attr = ObjAttr { pathname: name.as_ptr() as u64, ..ObjAttr::default() };
-    bpf(command::OBJ_GET, CALL, &mut attr).map(owned)
+    let mut attr = attr();
+    attr.__bindgen_anon_4.pathname = name.as_ptr() as u64;
+    bpf(bpf_cmd::BPF_OBJ_GET, CALL, &mut attr).map(owned)
 }
 
 /// Pins an object; it then lives as long as the pin.
@@ -108,76 +104,50 @@ pub fn obj_get(path: &Path) -> Result<OwnedFd> {
 pub fn obj_pin(fd: impl AsFd, path: &Path) -> Result<()> {
     const CALL: &str = "BPF_OBJ_PIN";
     let name = c_path(path, CALL)?;
-    let mut attr = ObjAttr {
-        pathname: name.as_ptr() as u64,
-        bpf_fd: fd.as_fd().as_raw_fd() as u32,
-        ..ObjAttr::default()
-    };
-    bpf(command::OBJ_PIN, CALL, &mut attr).map(drop)
-}
-
-#[repr(C)]
-#[derive(Default)]
-struct LinkCreateAttr {
-    prog_fd: u32,
-    target_fd: u32,
-    attach_type: u32,
-    flags: u32,
-    rest: [u64; 2],
+    let mut attr = attr();
+    attr.__bindgen_anon_4.pathname = name.as_ptr() as u64;
+    attr.__bindgen_anon_4.bpf_fd = raw(&fd);
+    bpf(bpf_cmd::BPF_OBJ_PIN, CALL, &mut attr).map(drop)
 }
 
 /// Links a program to a cgroup directory or a network namespace. A link to a cgroup is always one of several
 /// (`BPF_F_ALLOW_MULTI`); it goes away with its last reference.
 ///
 /// # Errors
-/// `BPF_LINK_CREATE`: EPERM when an ancestor is attached exclusively, EBUSY when this program is already linked there.
+/// `BPF_LINK_CREATE`: EPERM when an ancestor is attached exclusively, EBUSY when this program is already
+/// linked there.
 pub fn link_create(program: impl AsFd, target: impl AsFd, hook: Hook) -> Result<OwnedFd> {
-    let mut attr = LinkCreateAttr {
-        prog_fd: program.as_fd().as_raw_fd() as u32,
-        target_fd: target.as_fd().as_raw_fd() as u32,
-        attach_type: hook.attach_type(),
-        ..LinkCreateAttr::default()
-    };
-    bpf(command::LINK_CREATE, "BPF_LINK_CREATE", &mut attr).map(owned)
-}
-
-#[repr(C)]
-#[derive(Default)]
-struct LinkUpdateAttr {
-    link_fd: u32,
-    new_prog_fd: u32,
-    flags: u32,
-    old_prog_fd: u32,
+    let mut attr = attr();
+    attr.link_create.__bindgen_anon_1.prog_fd = raw(&program);
+    attr.link_create.__bindgen_anon_2.target_fd = raw(&target);
+    attr.link_create.attach_type = hook.attach_type() as u32;
+    bpf(bpf_cmd::BPF_LINK_CREATE, "BPF_LINK_CREATE", &mut attr).map(owned)
 }
 
 /// Replaces the program of a link in one step, if it still runs `old`.
 ///
 /// # Errors
-/// `BPF_LINK_UPDATE`: ENOLINK when the cgroup is gone, EPERM when somebody else replaced the program meanwhile.
+/// `BPF_LINK_UPDATE`: ENOLINK when the cgroup is gone, EPERM when somebody else replaced the program
+/// meanwhile.
 pub fn link_update(link: impl AsFd, new: impl AsFd, old: impl AsFd) -> Result<()> {
     const BPF_F_REPLACE: u32 = 1 << 2;
-    let mut attr = LinkUpdateAttr {
-        link_fd: link.as_fd().as_raw_fd() as u32,
-        new_prog_fd: new.as_fd().as_raw_fd() as u32,
-        flags: BPF_F_REPLACE,
-        old_prog_fd: old.as_fd().as_raw_fd() as u32,
-    };
-    bpf(command::LINK_UPDATE, "BPF_LINK_UPDATE", &mut attr).map(drop)
+    let mut attr = attr();
+    attr.link_update.link_fd = raw(&link);
+    attr.link_update.__bindgen_anon_1.new_prog_fd = raw(&new);
+    attr.link_update.flags = BPF_F_REPLACE;
+    attr.link_update.__bindgen_anon_2.old_prog_fd = raw(&old);
+    bpf(bpf_cmd::BPF_LINK_UPDATE, "BPF_LINK_UPDATE", &mut attr).map(drop)
 }
 
-#[repr(C)]
-struct LinkDetachAttr {
-    link_fd: u32,
-}
-
-/// Ends a link at once. When its last reference goes instead, the kernel ends it a little later, from a work queue
-/// (`bpf_link_put()`), and until then a program that is linked anew runs twice.
+/// Ends a link at once. When its last reference goes instead, the kernel ends it a little later, from a work
+/// queue (`bpf_link_put()`), and until then a program that is linked again runs twice.
 ///
 /// # Errors
 /// `BPF_LINK_DETACH` (Linux 5.9).
 pub fn link_detach(link: impl AsFd) -> Result<()> {
-    let mut attr = LinkDetachAttr { link_fd: link.as_fd().as_raw_fd() as u32 };
-    bpf(command::LINK_DETACH, "BPF_LINK_DETACH", &mut attr).map(drop)
+    let mut attr = attr();
+    attr.link_detach.link_fd = raw(&link);
+    bpf(bpf_cmd::BPF_LINK_DETACH, "BPF_LINK_DETACH", &mut attr).map(drop)
 }
 
 /// What the kernel says of a link.
@@ -191,45 +161,22 @@ pub struct LinkInfo {
     pub target: u64,
 }
 
-#[repr(C)]
-#[derive(Default)]
-struct InfoAttr {
-    bpf_fd: u32,
-    info_len: u32,
-    info: u64,
-}
-
-/// `struct bpf_link_info`: the head and the part for cgroup and netns links.
-#[repr(C)]
-#[derive(Default)]
-struct RawLinkInfo {
-    kind: u32,
-    id: u32,
-    prog_id: u32,
-    pad: u32,
-    target: [u32; 4],
-    rest: [u64; 8],
-}
-
 /// Asks about a link.
 ///
 /// # Errors
 /// `BPF_OBJ_GET_INFO_BY_FD`.
 pub fn link_info(link: impl AsFd) -> Result<LinkInfo> {
-    const BPF_LINK_TYPE_CGROUP: u32 = 3;
-    let mut raw = RawLinkInfo::default();
-    let mut attr = InfoAttr {
-        bpf_fd: link.as_fd().as_raw_fd() as u32,
-        info_len: size_of::<RawLinkInfo>() as u32,
-        info: (&raw mut raw) as u64,
-    };
-    bpf(command::OBJ_GET_INFO_BY_FD, "BPF_OBJ_GET_INFO_BY_FD", &mut attr)?;
-    let target = if raw.kind == BPF_LINK_TYPE_CGROUP {
-        u64::from(raw.target[0]) | u64::from(raw.target[1]) << 32
+    // SAFETY: integers, and unions of integers.
+    let mut info: bpf_link_info = unsafe { std::mem::zeroed() };
+    object_info(link, &mut info)?;
+    let target = if info.type_ == bpf_link_type::BPF_LINK_TYPE_CGROUP as u32 {
+        // SAFETY: the link's type says which member of the union the kernel wrote.
+        unsafe { info.__bindgen_anon_1.cgroup.cgroup_id }
     } else {
-        u64::from(raw.target[0])
+        // SAFETY: we make no links but to cgroups and network namespaces.
+        u64::from(unsafe { info.__bindgen_anon_1.netns.netns_ino })
     };
-    Ok(LinkInfo { id: raw.id, program_id: raw.prog_id, target })
+    Ok(LinkInfo { id: info.id, program_id: info.prog_id, target })
 }
 
 /// The id of a program.
@@ -237,28 +184,18 @@ pub fn link_info(link: impl AsFd) -> Result<LinkInfo> {
 /// # Errors
 /// `BPF_OBJ_GET_INFO_BY_FD`.
 pub fn program_id(program: impl AsFd) -> Result<u32> {
-    // `struct bpf_prog_info` begins with type and id.
-    let mut raw = [0_u32; 2];
-    let mut attr = InfoAttr {
-        bpf_fd: program.as_fd().as_raw_fd() as u32,
-        info_len: size_of_val(&raw) as u32,
-        info: (&raw mut raw) as u64,
-    };
-    bpf(command::OBJ_GET_INFO_BY_FD, "BPF_OBJ_GET_INFO_BY_FD", &mut attr)?;
-    Ok(raw[1])
+    // SAFETY: integers and arrays of integers.
+    let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
+    object_info(program, &mut info)?;
+    Ok(info.id)
 }
 
-#[repr(C)]
-#[derive(Default)]
-struct BatchAttr {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map_fd: u32,
-    elem_flags: u64,
-    flags: u64,
+fn object_info<I>(object: impl AsFd, info: &mut I) -> Result<()> {
+    let mut attr = attr();
+    attr.info.bpf_fd = raw(&object);
+    attr.info.info_len = size_of::<I>() as u32;
+    attr.info.info = std::ptr::from_mut(info) as u64;
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, "BPF_OBJ_GET_INFO_BY_FD", &mut attr).map(drop)
 }
 
 /// All keys of a hash map, some thousand per call. `K` and `V` are the map's key and value types.
@@ -275,22 +212,21 @@ pub fn map_keys<K: aya::Pod, V: aya::Pod>(map: impl AsFd) -> Result<Vec<K>> {
     let (mut position, mut next) = (0_u32, 0_u32);
     let mut started = false;
     loop {
-        let mut attr = BatchAttr {
-            in_batch: if started { (&raw const position) as u64 } else { 0 },
-            out_batch: (&raw mut next) as u64,
-            keys: keys.as_mut_ptr() as u64,
-            values: values.as_mut_ptr() as u64,
-            count: AT_ONCE as u32,
-            map_fd: map.as_fd().as_raw_fd() as u32,
-            ..BatchAttr::default()
-        };
-        let result = bpf(command::MAP_LOOKUP_BATCH, CALL, &mut attr);
+        let mut attr = attr();
+        attr.batch.in_batch = if started { (&raw const position) as u64 } else { 0 };
+        attr.batch.out_batch = (&raw mut next) as u64;
+        attr.batch.keys = keys.as_mut_ptr() as u64;
+        attr.batch.values = values.as_mut_ptr() as u64;
+        attr.batch.count = AT_ONCE as u32;
+        attr.batch.map_fd = raw(&map);
+        let result = bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, CALL, &mut attr);
         let end = matches!(&result, Err(error) if error.errno() == Some(libc::ENOENT));
         if !end {
             result?;
         }
-        // SAFETY: the kernel has written `count` keys, no more than the capacity; any bytes are a valid `Pod`.
-        unsafe { keys.set_len((attr.count as usize).min(AT_ONCE)) };
+        // SAFETY: the kernel has written `count` keys, no more than the capacity; any bytes are a valid
+        // `Pod`. `batch` is the member of the union that this command uses.
+        unsafe { keys.set_len((attr.batch.count as usize).min(AT_ONCE)) };
         found.extend_from_slice(&keys);
         if end {
             return Ok(found);
@@ -299,27 +235,15 @@ pub fn map_keys<K: aya::Pod, V: aya::Pod>(map: impl AsFd) -> Result<Vec<K>> {
     }
 }
 
-#[repr(C)]
-#[derive(Default)]
-struct ElemAttr {
-    map_fd: u32,
-    pad: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
-}
-
 /// Removes a key from a map; fine when it is not there.
 ///
 /// # Errors
 /// `BPF_MAP_DELETE_ELEM`.
 pub fn map_delete<K: aya::Pod>(map: impl AsFd, key: &K) -> Result<()> {
-    let mut attr = ElemAttr {
-        map_fd: map.as_fd().as_raw_fd() as u32,
-        key: std::ptr::from_ref(key) as u64,
-        ..ElemAttr::default()
-    };
-    match bpf(command::MAP_DELETE_ELEM, "BPF_MAP_DELETE_ELEM", &mut attr) {
+    let mut attr = attr();
+    attr.__bindgen_anon_2.map_fd = raw(&map);
+    attr.__bindgen_anon_2.key = std::ptr::from_ref(key) as u64;
+    match bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, "BPF_MAP_DELETE_ELEM", &mut attr) {
         Err(error) if error.errno() != Some(libc::ENOENT) => Err(error),
         _ => Ok(()),
     }
@@ -330,26 +254,9 @@ pub fn map_delete<K: aya::Pod>(map: impl AsFd, key: &K) -> Result<()> {
 /// # Errors
 /// `BPF_PROG_GET_FD_BY_ID`: ENOENT when there is no such program any more.
 pub fn program_by_id(id: u32) -> Result<OwnedFd> {
-    // `prog_id`, `next_id`, `open_flags`
-    let mut attr = [id, 0, 0];
-    bpf(command::PROG_GET_FD_BY_ID, "BPF_PROG_GET_FD_BY_ID", &mut attr).map(owned)
-}
-
-#[repr(C)]
-#[derive(Default)]
-struct ProgLoadAttr {
-    prog_type: u32,
-    insn_cnt: u32,
-    insns: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log_buf: u64,
-    kern_version: u32,
-    prog_flags: u32,
-    prog_name: [u8; 16],
-    prog_ifindex: u32,
-    expected_attach_type: u32,
+    let mut attr = attr();
+    attr.__bindgen_anon_6.__bindgen_anon_1.prog_id = id;
+    bpf(bpf_cmd::BPF_PROG_GET_FD_BY_ID, "BPF_PROG_GET_FD_BY_ID", &mut attr).map(owned)
 }
 
 /// Loads a sk_lookup program from instructions of 8 bytes each.
@@ -357,52 +264,38 @@ struct ProgLoadAttr {
 /// # Errors
 /// `BPF_PROG_LOAD`: the verifier's refusal, or EPERM without CAP_BPF and CAP_NET_ADMIN.
 pub fn load_sk_lookup(instructions: &[u8], name: &str) -> Result<OwnedFd> {
-    const BPF_PROG_TYPE_SK_LOOKUP: u32 = 30;
-    let mut attr = ProgLoadAttr {
-        prog_type: BPF_PROG_TYPE_SK_LOOKUP,
-        insn_cnt: (instructions.len() / 8) as u32,
-        insns: instructions.as_ptr() as u64,
-        license: c"Dual MIT/GPL".as_ptr() as u64,
-        expected_attach_type: Hook::Inbound.attach_type(),
-        ..ProgLoadAttr::default()
-    };
-    let length = name.len().min(15);
-    attr.prog_name[..length].copy_from_slice(&name.as_bytes()[..length]);
-    bpf(command::PROG_LOAD, "BPF_PROG_LOAD", &mut attr).map(owned)
+    let mut program_name = [0; 16];
+    for (to, from) in program_name[..15].iter_mut().zip(name.bytes()) {
+        *to = from as core::ffi::c_char;
+    }
+    let mut attr = attr();
+    attr.__bindgen_anon_3.prog_type = bpf_prog_type::BPF_PROG_TYPE_SK_LOOKUP as u32;
+    attr.__bindgen_anon_3.insn_cnt = (instructions.len() / 8) as u32;
+    attr.__bindgen_anon_3.insns = instructions.as_ptr() as u64;
+    attr.__bindgen_anon_3.license = c"Dual MIT/GPL".as_ptr() as u64;
+    attr.__bindgen_anon_3.prog_name = program_name;
+    attr.__bindgen_anon_3.expected_attach_type = bpf_attach_type::BPF_SK_LOOKUP as u32;
+    bpf(bpf_cmd::BPF_PROG_LOAD, "BPF_PROG_LOAD", &mut attr).map(owned)
 }
 
-#[repr(C)]
-#[derive(Default)]
-struct QueryAttr {
-    target_fd: u32,
-    attach_type: u32,
-    query_flags: u32,
-    attach_flags: u32,
-    prog_ids: u64,
-    prog_cnt: u32,
-    pad: u32,
-    prog_attach_flags: u64,
-    link_ids: u64,
-    link_attach_flags: u64,
-    revision: u64,
-}
-
-/// The programs attached to a cgroup itself (not to its ancestors) at a hook, with the flags of the attachment:
-/// 0 together with a program means exclusive, `BPF_F_ALLOW_OVERRIDE` (1), `BPF_F_ALLOW_MULTI` (2).
+/// The programs attached to a cgroup itself (not to its ancestors) at a hook, with the flags of the
+/// attachment: 0 together with a program means exclusive, `BPF_F_ALLOW_OVERRIDE` (1), `BPF_F_ALLOW_MULTI`
+/// (2).
 ///
 /// # Errors
 /// `BPF_PROG_QUERY`.
 pub fn cgroup_programs(cgroup: impl AsFd, hook: Hook) -> Result<(Vec<u32>, u32)> {
+    // The kernel allows 64 (`BPF_CGROUP_MAX_PROGS`).
     let mut ids = [0_u32; 64];
-    let mut attr = QueryAttr {
-        target_fd: cgroup.as_fd().as_raw_fd() as u32,
-        attach_type: hook.attach_type(),
-        prog_ids: ids.as_mut_ptr() as u64,
-        prog_cnt: ids.len() as u32,
-        ..QueryAttr::default()
-    };
-    bpf(command::PROG_QUERY, "BPF_PROG_QUERY", &mut attr)?;
-    Ok((ids[..attr.prog_cnt as usize].to_vec(), attr.attach_flags))
+    let mut attr = attr();
+    attr.query.__bindgen_anon_1.target_fd = raw(&cgroup);
+    attr.query.attach_type = hook.attach_type() as u32;
+    attr.query.prog_ids = ids.as_mut_ptr() as u64;
+    attr.query.__bindgen_anon_2.prog_cnt = ids.len() as u32;
+    bpf(bpf_cmd::BPF_PROG_QUERY, "BPF_PROG_QUERY", &mut attr)?;
+    // SAFETY: `query` is the member that this command uses, and its count is a plain integer.
+    let (count, flags) = unsafe { (attr.query.__bindgen_anon_2.prog_cnt, attr.query.attach_flags) };
+    Ok((ids[..(count as usize).min(ids.len())].to_vec(), flags))
 }
 
 /// The cookie of a socket's network namespace; never reused within a boot (`SO_NETNS_COOKIE`, Linux 5.14).

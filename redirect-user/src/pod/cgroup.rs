@@ -20,9 +20,11 @@ use std::path::{Component, Path, PathBuf};
 use thiserror::Error;
 
 pub use self::check::alive;
+pub(crate) use self::mount::mounts;
 
 use crate::kernel::hook::Hook;
 use crate::kernel::sys::SyscallError;
+use crate::path_error::PathError;
 
 /// What is known about where a pod's cgroup is.
 #[derive(Clone, Copy, Debug, Default)]
@@ -164,15 +166,8 @@ pub enum Error {
         source: SyscallError,
     },
     /// A directory cannot be opened or read.
-    #[error("cannot {what} {}: {source}", path.display())]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// The directory or file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Path(#[from] PathError),
 }
 
 /// A pod's cgroup that is fit for attaching.

@@ -8,7 +8,7 @@
 //!   choose the pod's address as the client's without a bind, and every destination has a port range of its
 //!   own;
 //! * `local <pod IPv4> dev lo`, in front of the kernel's own route to that address: see `spread_routes`;
-//! * `net.mptcp.enabled=0`: an MPTCP socket's subflows would meet the sidecar without their socket's record.
+//! * `net.mptcp.enabled=0`: an MPTCP socket's subflows would meet the sidecar without their socket's origin.
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};

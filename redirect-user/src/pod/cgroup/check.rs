@@ -14,6 +14,7 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs, statfs};
 use super::Error;
 use crate::kernel::hook::Hook;
 use crate::kernel::sys;
+use crate::path_error::PathError;
 
 /// `BPF_F_ALLOW_OVERRIDE` and `BPF_F_ALLOW_MULTI` of `linux/bpf.h`.
 const ALLOW_OVERRIDE: u32 = 1;
@@ -80,5 +81,5 @@ fn allowed(root: &Path, path: &Path, hook: Hook) -> Result<(), Error> {
 }
 
 fn failed(what: &'static str, path: &Path, source: io::Error) -> Error {
-    Error::Io { what, path: path.to_owned(), source }
+    PathError { what, path: path.to_owned(), source }.into()
 }

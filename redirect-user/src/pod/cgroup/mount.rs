@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Error;
+use crate::path_error::PathError;
 
 const MOUNTINFO: &str = "/proc/self/mountinfo";
 /// Looked at first: mountinfo has a line for every container and network namespace of the node, and ADD must
@@ -15,7 +16,7 @@ pub(super) fn root(configured: Option<&Path>) -> Result<PathBuf, Error> {
         return match super::check::is_cgroup2(path) {
             Ok(true) => Ok(path.to_owned()),
             Ok(false) => Err(Error::Root { path: path.to_owned() }),
-            Err(source) => Err(Error::Io { what: "open", path: path.to_owned(), source }),
+            Err(source) => Err(PathError { what: "open", path: path.to_owned(), source }.into()),
         };
     }
     let is_unified = |path: &Path| super::check::is_cgroup2(path).unwrap_or(false);
@@ -25,6 +26,13 @@ pub(super) fn root(configured: Option<&Path>) -> Result<PathBuf, Error> {
     let text = std::fs::read_to_string(MOUNTINFO)
         .map_err(|source| Error::Mountinfo { path: PathBuf::from(MOUNTINFO), source })?;
     unified(&text)
+}
+
+/// Where cgroup v2 is mounted in this mount namespace.
+pub(crate) fn mounts() -> std::io::Result<Vec<PathBuf>> {
+    let text = std::fs::read_to_string(MOUNTINFO)?;
+    let unified = text.lines().filter_map(Mount::parse).filter(|mount| mount.kind == "cgroup2");
+    Ok(unified.map(|mount| PathBuf::from(mount.point)).collect())
 }
 
 /// The mount of the whole cgroup v2 tree, or else of the largest part of it that is mounted.
@@ -123,6 +131,6 @@ mod tests {
     #[test]
     fn a_configured_root_must_be_cgroup_v2() {
         assert!(matches!(root(Some(Path::new("/tmp"))), Err(Error::Root { .. })));
-        assert!(matches!(root(Some(Path::new("/nonexistent"))), Err(Error::Io { .. })));
+        assert!(matches!(root(Some(Path::new("/nonexistent"))), Err(Error::Path(_))));
     }
 }

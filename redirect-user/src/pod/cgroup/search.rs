@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::Error;
+use crate::path_error::PathError;
 
 /// How many directories a search looks at. A node with 250 pods of ten containers has about 3,000.
 const DIRECTORIES_MAX: usize = 50_000;
@@ -70,7 +71,7 @@ fn children(directory: &Path, root: &Path) -> Result<Vec<(String, PathBuf)>, Err
         Err(error) if directory != root && error.kind() != io::ErrorKind::PermissionDenied => {
             return Ok(Vec::new());
         }
-        Err(source) => return Err(Error::Io { what: "list", path: directory.to_owned(), source }),
+        Err(source) => return Err(PathError { what: "list", path: directory.to_owned(), source }.into()),
     };
     let directories = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     Ok(directories.map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry.path())).collect())
@@ -157,7 +158,7 @@ mod tests {
         for bad in ["", "../etc", "a/b", "a_b", "a.b", "a b", "é"] {
             assert!(matches!(by_uid(Path::new("/nonexistent"), bad), Err(Error::BadUid { .. })), "{bad}");
         }
-        assert!(matches!(by_uid(Path::new("/nonexistent"), UID), Err(Error::Io { .. })));
+        assert!(matches!(by_uid(Path::new("/nonexistent"), UID), Err(Error::Path(_))));
     }
 
     #[test]

@@ -3,13 +3,13 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use redirect_user::attach::record::{AttachmentId, PodRef};
+use redirect_user::ids::{AttachmentId, PodRef};
 
 use crate::error::Error;
 
 /// What the runtime wants.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Request {
+pub(crate) enum Call {
     Add(Sandbox),
     Del(AttachmentId),
     Check(Sandbox),
@@ -27,19 +27,19 @@ pub(crate) struct Sandbox {
     pub(crate) pod: Option<PodRef>,
 }
 
-impl Request {
+impl Call {
     /// Reads the variables through `get`.
-    pub(crate) fn parse(get: impl Fn(&str) -> Option<OsString>) -> Result<Request, Error> {
+    pub(crate) fn parse(get: impl Fn(&str) -> Option<OsString>) -> Result<Call, Error> {
         let env = Env(get);
         match env.required("CNI_COMMAND")?.as_str() {
-            "ADD" => env.sandbox().map(Request::Add),
+            "ADD" => env.sandbox().map(Call::Add),
             // Neither the namespace nor the arguments matter any more, and neither may keep a pod from going
             // away.
-            "DEL" => env.id().map(Request::Del),
-            "CHECK" => env.sandbox().map(Request::Check),
-            "GC" => Ok(Request::Gc),
-            "STATUS" => Ok(Request::Status),
-            "VERSION" => Ok(Request::Version),
+            "DEL" => env.id().map(Call::Del),
+            "CHECK" => env.sandbox().map(Call::Check),
+            "GC" => Ok(Call::Gc),
+            "STATUS" => Ok(Call::Status),
+            "VERSION" => Ok(Call::Version),
             other => {
                 Err(invalid("CNI_COMMAND", format!("is {other:?}, which is no verb of the specification")))
             }
@@ -49,12 +49,12 @@ impl Request {
     /// The verb.
     pub(crate) fn verb(&self) -> &'static str {
         match self {
-            Request::Add(_) => "ADD",
-            Request::Del(_) => "DEL",
-            Request::Check(_) => "CHECK",
-            Request::Gc => "GC",
-            Request::Status => "STATUS",
-            Request::Version => "VERSION",
+            Call::Add(_) => "ADD",
+            Call::Del(_) => "DEL",
+            Call::Check(_) => "CHECK",
+            Call::Gc => "GC",
+            Call::Status => "STATUS",
+            Call::Version => "VERSION",
         }
     }
 }
@@ -167,10 +167,10 @@ fn check_uid(uid: Option<&str>) -> Result<(), Error> {
 mod tests {
     use super::*;
 
-    fn parse(env: &[(&str, &str)]) -> Result<Request, Error> {
+    fn parse(env: &[(&str, &str)]) -> Result<Call, Error> {
         let get =
             |name: &str| env.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value));
-        Request::parse(get)
+        Call::parse(get)
     }
 
     fn pod_of(args: &str) -> Result<Option<PodRef>, String> {
@@ -179,17 +179,17 @@ mod tests {
 
     #[test]
     fn each_verb_asks_for_its_own_variables() {
-        assert_eq!(parse(&[("CNI_COMMAND", "VERSION")]).unwrap(), Request::Version);
-        assert_eq!(parse(&[("CNI_COMMAND", "STATUS")]).unwrap(), Request::Status);
-        assert_eq!(parse(&[("CNI_COMMAND", "GC")]).unwrap(), Request::Gc);
+        assert_eq!(parse(&[("CNI_COMMAND", "VERSION")]).unwrap(), Call::Version);
+        assert_eq!(parse(&[("CNI_COMMAND", "STATUS")]).unwrap(), Call::Status);
+        assert_eq!(parse(&[("CNI_COMMAND", "GC")]).unwrap(), Call::Gc);
         let id = AttachmentId { container_id: "c1".to_owned(), ifname: "eth0".to_owned() };
         // DEL comes without a namespace, and with arguments that nobody needs any more.
         let del =
             [("CNI_COMMAND", "DEL"), ("CNI_CONTAINERID", "c1"), ("CNI_IFNAME", "eth0"), ("CNI_ARGS", "x")];
-        assert_eq!(parse(&del).unwrap(), Request::Del(id));
+        assert_eq!(parse(&del).unwrap(), Call::Del(id));
         let add =
             [("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", "c1"), ("CNI_IFNAME", "eth0"), ("CNI_NETNS", "/n")];
-        assert!(matches!(parse(&add).unwrap(), Request::Add(Sandbox { pod: None, .. })));
+        assert!(matches!(parse(&add).unwrap(), Call::Add(Sandbox { pod: None, .. })));
         for missing in 0..4 {
             let some: Vec<_> = add
                 .iter()

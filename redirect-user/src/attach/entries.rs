@@ -1,0 +1,138 @@
+//! What an attachment becomes in the maps: the pod's configuration, and its entries in the other tables.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use redirect_common::{Ip, PodConfig, flags, list, set};
+
+use crate::attach::record::Attachment;
+use crate::policy::{OwnerGroups, Policy, Ports, Ranges};
+
+/// What the maps hold for an attachment.
+pub(crate) fn of(attachment: &Attachment) -> (PodConfig, Entries) {
+    compile(&attachment.policy, &surroundings(attachment), attachment.cgroup_id)
+}
+
+/// What one pod has in the maps besides its configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Entries {
+    /// List and range.
+    pub(crate) ranges: Vec<(u32, IpNet)>,
+    /// Set and value.
+    pub(crate) sets: Vec<(u32, u32)>,
+    /// The pod's addresses.
+    pub(crate) own: Vec<IpAddr>,
+}
+
+/// What attach found in the pod that the policy's map entries depend on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Surroundings {
+    /// The pod's addresses.
+    own: Vec<IpAddr>,
+    /// Indices of the interfaces that the policy excludes.
+    excluded_interfaces: Vec<u32>,
+    /// Subnets behind them.
+    excluded_subnets: Vec<IpNet>,
+    /// `lo` itself is excluded.
+    lo_excluded: bool,
+    /// The pod's IPv4 address, to which its local route belongs.
+    source4: Option<IpAddr>,
+    /// The pod's IPv6 address, to which its local route belongs.
+    source6: Option<IpAddr>,
+    /// The proxy's ids in the initial user namespace.
+    proxy_ids: (u32, u32),
+    /// The owner groups in the initial user namespace.
+    groups: BTreeSet<u32>,
+}
+
+/// The policy as configuration and map entries.
+fn compile(policy: &Policy, around: &Surroundings, cgroup_id: u64) -> (PodConfig, Entries) {
+    let mut entries = Entries { own: around.own.clone(), ..Entries::default() };
+    let mut bits = 0;
+    let mut add_ranges = |flag: u32, list: u32, ranges: &[IpNet]| {
+        entries.ranges.extend(ranges.iter().map(|range| (list, *range)));
+        if ranges.is_empty() { 0 } else { flag }
+    };
+    match &policy.include_outbound_ip_ranges {
+        Ranges::All => bits |= flags::INCLUDE_ALL,
+        Ranges::List(ranges) => {
+            bits |= add_ranges(flags::INCLUDED_RANGES, list::INCLUDED, ranges);
+            if ranges.iter().any(|range| range.network().is_loopback()) {
+                bits |= flags::LOOPBACK_INCLUDED;
+            }
+        }
+    }
+    bits |= add_ranges(flags::EXCLUDED_RANGES, list::EXCLUDED, &policy.exclude_outbound_ip_ranges);
+    bits |= add_ranges(flags::EXCLUDED_INTERFACES, list::INTERFACE, &around.excluded_subnets);
+    bits |= ports_and_groups(policy, around, &mut entries);
+    for (flag, on) in [(flags::DNS, policy.dns_capture), (flags::LO_EXCLUDED, around.lo_excluded)] {
+        bits |= if on { flag } else { 0 };
+    }
+    let config = PodConfig {
+        flags: bits,
+        proxy_uid: around.proxy_ids.0,
+        proxy_gid: around.proxy_ids.1,
+        outbound_port: policy.proxy.outbound_port.into(),
+        inbound_port: policy.proxy.inbound_port.into(),
+        dns_port: policy.proxy.dns_port.into(),
+        trace_until: 0,
+        cgroup_id,
+        source4: around.source4.map_or(Ip::NONE, Ip::from),
+        source6: around.source6.map_or(Ip::NONE, Ip::from),
+    };
+    (config, entries)
+}
+
+fn ports_and_groups(policy: &Policy, around: &Surroundings, entries: &mut Entries) -> u32 {
+    let mut add = |flag: u32, set: u32, values: &mut dyn Iterator<Item = u32>| {
+        let before = entries.sets.len();
+        entries.sets.extend(values.map(|value| (set, value)));
+        if entries.sets.len() == before { 0 } else { flag }
+    };
+    let ports =
+        |ports: &std::collections::BTreeSet<u16>| ports.iter().copied().map(u32::from).collect::<Vec<_>>();
+    let mut bits = add(
+        flags::OUTBOUND_EXCLUDED_PORTS,
+        set::OUTBOUND_EXCLUDED,
+        &mut ports(&policy.exclude_outbound_ports).into_iter(),
+    );
+    bits |= add(
+        flags::OUTBOUND_INCLUDED_PORTS,
+        set::OUTBOUND_INCLUDED,
+        &mut ports(&policy.include_outbound_ports).into_iter(),
+    );
+    match &policy.include_inbound_ports {
+        Ports::All => {
+            bits |= flags::INBOUND_ALL;
+            add(0, set::INBOUND_EXCLUDED, &mut ports(&policy.exclude_inbound_ports).into_iter());
+        }
+        Ports::List(listed) => {
+            bits |= add(flags::INBOUND_LIST, set::INBOUND_INCLUDED, &mut ports(listed).into_iter());
+        }
+    }
+    let mut groups = around.groups.iter().copied();
+    match &policy.owner_groups {
+        OwnerGroups::AllBut(_) => bits |= add(flags::GROUPS_EXCLUDED, set::GROUP, &mut groups),
+        OwnerGroups::Only(_) => {
+            add(0, set::GROUP, &mut groups);
+            bits |= flags::GROUPS_INCLUDED;
+        }
+    }
+    bits | add(flags::INBOUND_INTERFACES, set::INTERFACE, &mut around.excluded_interfaces.iter().copied())
+}
+
+/// The part of the plan that the map entries depend on.
+fn surroundings(attachment: &Attachment) -> Surroundings {
+    let routed = |v6: bool| attachment.changes.spread_routes.iter().copied().find(|ip| ip.is_ipv6() == v6);
+    Surroundings {
+        own: attachment.addresses.clone(),
+        excluded_interfaces: attachment.excluded_interfaces.clone(),
+        excluded_subnets: attachment.excluded_subnets.clone(),
+        lo_excluded: attachment.lo_excluded,
+        source4: routed(false),
+        source6: routed(true),
+        proxy_ids: (attachment.host_uid, attachment.host_gid),
+        groups: attachment.host_groups.clone(),
+    }
+}

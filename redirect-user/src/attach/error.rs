@@ -1,0 +1,77 @@
+//! Why attach or detach failed, and what an operator can do about it.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::attach::{record, tables};
+use crate::kernel::hook::Hook;
+use crate::kernel::install;
+use crate::kernel::sys::SyscallError;
+use crate::path_error::PathError;
+use crate::pod::{netns, userns};
+
+/// Why attach or detach failed. Nothing is left half-done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The programs could not be put on the node.
+    #[error(transparent)]
+    Install(#[from] install::Error),
+    /// The cgroup cannot be opened.
+    #[error("cannot open the cgroup {path}: {source}; it must be the pod's directory in cgroup v2")]
+    Cgroup {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The directory is not in a cgroup v2 hierarchy.
+    #[error("{path} is not in a cgroup v2 file system; programs cannot be attached to cgroup v1")]
+    NotCgroup2 {
+        /// Which.
+        path: PathBuf,
+    },
+    /// The pod's network namespace.
+    #[error(transparent)]
+    Netns(#[from] netns::Error),
+    /// The pod's user namespace.
+    #[error(transparent)]
+    Userns(#[from] userns::Error),
+    /// A map.
+    #[error(transparent)]
+    Tables(#[from] tables::Error),
+    /// The record of the attachment.
+    #[error(transparent)]
+    Record(#[from] record::Error),
+    /// A program could not be linked.
+    #[error("cannot link {hook} to {target}: {source}{hint}", hint = link_hint(source))]
+    Link {
+        /// The hook.
+        hook: Hook,
+        /// Cgroup or namespace.
+        target: PathBuf,
+        /// Why.
+        source: SyscallError,
+    },
+    /// A pin could not be changed.
+    #[error(transparent)]
+    Path(#[from] PathError),
+    /// The boot id is needed to know whether a record is current.
+    #[error("cannot read the boot id: {source}; is /proc mounted?")]
+    BootId {
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// What the operator can do about the two refusals that are not obvious.
+fn link_hint(source: &SyscallError) -> &'static str {
+    match source.errno() {
+        Some(libc::EPERM) => {
+            "; either CAP_BPF/CAP_NET_ADMIN is missing or a parent cgroup has a program attached exclusively \
+             (see `bpftool cgroup tree`)"
+        }
+        Some(libc::EBUSY) => "; this program is linked there already: run `redirect gc`",
+        Some(libc::ENOENT | libc::ENODEV) => "; the cgroup is being removed",
+        _ => "",
+    }
+}
