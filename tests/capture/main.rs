@@ -6,6 +6,7 @@
 mod dns;
 mod large;
 mod server;
+mod shown;
 mod tools;
 mod unusual;
 mod userns;
