@@ -42,7 +42,8 @@ fn shown_in(document: &'static str) -> Vec<Shown> {
 fn run(node: &Node, command: &str) -> String {
     let programs = binary("redirect-cni");
     let folder = programs.parent().expect("a program is in a folder").display();
-    let (bpffs, state) = (node.bpffs().display(), node.state_dir().display());
+    let (bpffs, state) = (node.bpffs().to_owned(), node.state_dir());
+    let (bpffs, state) = (bpffs.display(), state.display());
     let script = format!(
         "PATH={folder}:$PATH; redirect() {{ command redirect --bpffs {bpffs} --state-dir {state} \"$@\"; }}; \
          exec 2>&1; {command}"

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 
 use redirect_user::enrol::Reason;
+use serde_json::Value;
 
 use crate::table::{assert_same, column, rows, section, text_of};
 
@@ -86,6 +87,29 @@ fn every_outcome_is_documented() {
         &column(&rows(&section(PLACE, "## Which pods")), 0),
         &real,
     );
+}
+
+#[test]
+fn configurations_in_documents_are_json_with_keys_that_exist() {
+    let known = keys_documented();
+    let mut entries = 0;
+    for place in ["README.md", PLACE] {
+        for block in text_of(place).split("```json\n").skip(1) {
+            let block = block.split("```").next().unwrap_or_default();
+            let value: Value =
+                serde_json::from_str(block).unwrap_or_else(|error| panic!("{place}: {error}:\n{block}"));
+            let plugins = value["plugins"].as_array().cloned().unwrap_or_else(|| vec![value]);
+            for entry in plugins.iter().filter(|entry| entry["type"] == "redirect-cni") {
+                entries += 1;
+                let keys = entry.as_object().expect("an entry is an object").keys();
+                let unknown: Vec<_> = keys
+                    .filter(|key| !["type", "capabilities"].contains(&&***key) && !known.contains(*key))
+                    .collect();
+                assert!(unknown.is_empty(), "{place} shows keys that do not exist: {unknown:?}");
+            }
+        }
+    }
+    assert!(entries >= 2, "both documents show a configuration");
 }
 
 /// `(105, "cannot change ..")` in the source, with any blanks, as `105: cannot change ..`.

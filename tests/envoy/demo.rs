@@ -64,6 +64,30 @@ fn the_table_names_everything_that_was_seen() {
         assert!(text.contains(part), "`{part}` is missing in:\n{text}");
     }
     assert!(text.lines().all(|line| line.chars().count() <= 120), "a line is too wide:\n{text}");
+    let (shown, printed) = (shown_in_readme(), comparable(&text));
+    assert!(
+        printed.windows(shown.len()).any(|lines| lines == shown),
+        "README.md shows another table than the demo prints; copy it from:\n{text}"
+    );
+}
+
+/// The table that the README shows, line by line.
+fn shown_in_readme() -> Vec<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace is above this package");
+    let readme = std::fs::read_to_string(root.join("README.md")).expect("read the README");
+    let lines = readme.lines().skip_while(|line| !line.starts_with("    client pod -> server pod"));
+    let table: Vec<_> = lines.take_while(|line| line.starts_with("    ")).collect();
+    assert!(table.len() > 10, "README.md shows the table of the demo");
+    comparable(&table.join("\n"))
+}
+
+/// Lines without indentation, and the ports that the kernel chose as `N`.
+fn comparable(text: &str) -> Vec<String> {
+    let port = |word: &str| match word.rsplit_once(':') {
+        Some((address, port)) if port.parse().is_ok_and(|port: u16| port >= 32768) => format!("{address}:N"),
+        _ => word.to_owned(),
+    };
+    text.lines().map(|line| line.split_whitespace().map(port).collect::<Vec<_>>().join(" ")).collect()
 }
 
 #[test]
