@@ -1,8 +1,8 @@
 //! The commands that documents show are run here, and print what is shown.
 //!
-//! A block that is marked `console` has commands behind `$ ` and below each what it prints. They run in order on a node
-//! with one enrolled pod, with the tool and the plugin of this build. Numbers that differ from run to run (ids, times,
-//! counts of the machine's own) are compared by their places only.
+//! A block that is marked `console` has commands behind `$ ` and below each what it prints. They run in order
+//! on a node with one enrolled pod, with the tool and the plugin of this build. Numbers that differ from run
+//! to run (ids, times, counts of the machine's own) are compared by their places only.
 
 use std::path::Path;
 use std::process::Command;
