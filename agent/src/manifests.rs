@@ -1,7 +1,7 @@
 //! Pods from JSON manifests: a file, or a folder of `*.json` files, each a Pod or a list of Pods as `kubectl
 //! get -o json` prints them.
 //!
-//! The folder is read anew for every question, so that a manifest can be put there at any time. Tests and
+//! The folder is read again for every question, so that a manifest can be put there at any time. Tests and
 //! nodes without an API server (static pods) use it; a cluster watch answers through the same [`PodStore`].
 
 use std::collections::BTreeMap;

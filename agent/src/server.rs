@@ -125,7 +125,7 @@ impl Drop for Server {
     }
 }
 
-/// One exchange. Whatever a client does wrong ends its own connection only.
+/// One exchange. What a client does wrong ends its own connection only.
 async fn answer(mut stream: UnixStream, store: Arc<impl PodStore>) {
     let answer = match timeout(CLIENT_PATIENCE, question(&mut stream)).await {
         Ok(Ok(request)) => look_up(&request, &*store).await,

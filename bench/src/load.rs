@@ -60,7 +60,7 @@ pub(crate) fn lap(client: OwnedFd, to: &SockaddrStorage, listener: RawFd, v6: bo
     let server = accept(listener)?;
     let connected = now() - start;
     carry(client.as_raw_fd(), server.as_raw_fd())?;
-    // Nobody has redirected a connection that was dialled to the sidecar itself: then the answer is ENOENT.
+    // A connection that was dialled to the sidecar itself is not redirected: then the answer is ENOENT.
     let _ = original_dst(&server, v6);
     carry(server.as_raw_fd(), client.as_raw_fd())?;
     drop(client);
@@ -181,7 +181,7 @@ fn accept(listener: RawFd) -> io::Result<OwnedFd> {
     let fd =
         unsafe { libc::accept4(listener, std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC) };
     check(fd as isize)?;
-    // SAFETY: accept4 has just made this descriptor and nobody else knows it.
+    // SAFETY: accept4 has just made this descriptor and no other code knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

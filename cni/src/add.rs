@@ -69,7 +69,7 @@ fn redirect(
     Ok(())
 }
 
-/// The part that only one process does at a time: whatever can be found out before is known by now.
+/// The part that only one process does at a time: what can be found out before is known by now.
 fn attach(node: &Node, request: &Request) -> Result<(), Error> {
     let lock = NodeLock::acquire(node)?;
     attach::attach(node, &lock, request)?;

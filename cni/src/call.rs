@@ -183,7 +183,7 @@ mod tests {
         assert_eq!(parse(&[("CNI_COMMAND", "STATUS")]).unwrap(), Call::Status);
         assert_eq!(parse(&[("CNI_COMMAND", "GC")]).unwrap(), Call::Gc);
         let id = AttachmentId { container_id: "c1".to_owned(), ifname: "eth0".to_owned() };
-        // DEL comes without a namespace, and with arguments that nobody needs any more.
+        // DEL comes without a namespace, and with arguments that are not needed any more.
         let del =
             [("CNI_COMMAND", "DEL"), ("CNI_CONTAINERID", "c1"), ("CNI_IFNAME", "eth0"), ("CNI_ARGS", "x")];
         assert_eq!(parse(&del).unwrap(), Call::Del(id));

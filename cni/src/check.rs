@@ -11,8 +11,8 @@ use crate::enrol::enrol;
 use crate::error::Error;
 use crate::prev::PrevResult;
 
-/// Runs the verb. Nobody is asked about a pod that has an attachment; for one that has none, the decision is
-/// taken again, because a pod that is not ours has nothing to check.
+/// Runs the verb. No source is asked about a pod that has an attachment; for one that has none, the decision
+/// is taken again, because a pod that is not ours has nothing to check.
 pub(crate) fn run(sandbox: &Sandbox, conf: &Conf, node: &Node) -> Result<String, Error> {
     PrevResult::read(conf)?;
     let id = &sandbox.id;

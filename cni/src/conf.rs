@@ -93,7 +93,7 @@ impl Conf {
         })
     }
 
-    /// Whom to ask about a pod.
+    /// Where a pod's details come from.
     pub(crate) fn pod_source(&self) -> Result<Box<dyn PodSource>, Error> {
         let socket = self.keys.path_or("agentSocket", AGENT_SOCKET)?;
         let timeout = self.agent_timeout()?;

@@ -61,8 +61,8 @@ fn check_verb(call: &Call, found: Version) -> Result<(), Error> {
     Err(Error::Verb { verb: call.verb(), since: since.name(), found })
 }
 
-/// A runtime asks before it knows which versions it may speak, so whatever is on stdin gets an answer: in the
-/// version that is named there, or else in the newest. Nobody is made to type one.
+/// A runtime asks before it knows which versions it may speak, so all that may be on stdin gets an answer: in
+/// the version that is named there, or else in the newest. A terminal is not waited for.
 fn versions() -> String {
     let named = (!std::io::stdin().is_terminal()).then(stdin).and_then(|text| Conf::read(&text.ok()?).ok());
     let version = named.map_or(Version::NEWEST, |conf| conf.version);

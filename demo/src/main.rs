@@ -69,7 +69,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// Runs the demo in namespaces of its own and removes what it made, whatever ends it.
+/// Runs the demo in namespaces of its own and removes what it made, however it ends.
 fn outside(options: &Options) -> Result<ExitCode> {
     let lock =
         (!options.locked).then(|| progress::step("waiting until no test runs", || Ok(MachineLock::take())));

@@ -4,7 +4,7 @@
 /// An IP address in 16 bytes of network order; IPv4 is stored in its IPv4-mapped form `::ffff:a.b.c.d`.
 ///
 /// The four words are what the kernel's contexts hold (`user_ip6[4]`): each `u32` *in memory* is in network
-/// byte order, whatever the CPU.
+/// byte order on every CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ip {

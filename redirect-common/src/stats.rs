@@ -42,7 +42,7 @@ events! {
     /// A connection without a slot of its own: the accepted socket of the sidecar learned its original
     /// destination in the handshake.
     HandoffTaken = "handoff_taken",
-    /// A connection to the sidecar's outbound port that nobody redirected (dialled directly).
+    /// A connection to the sidecar's outbound port that was not redirected (dialled directly).
     HandoffMissing = "handoff_missing",
     /// The table of handshakes in flight was full: the sidecar does not learn the destination.
     HandoffFull = "handoff_full",

@@ -33,7 +33,7 @@ pub(crate) fn inbound(ctx: SkLookupContext) -> u32 {
         return SK_PASS;
     }
     if in_prefix6(&dst.ip) {
-        // This prefix is the way from the application to the sidecar; nobody outside may use it.
+        // This prefix is the way from the application to the sidecar; it must not be used from outside.
         count(cookie, Event::InboundForeign);
         return SK_DROP;
     }
@@ -50,7 +50,7 @@ pub(crate) fn inbound(ctx: SkLookupContext) -> u32 {
             SK_PASS
         }
         Inbound::Redirect(_) => {
-            // The client gets a reset, as from a REDIRECT to a port on which nobody listens.
+            // The client gets a reset, as from a REDIRECT to a port without a listener.
             count(cookie, Event::InboundRefused);
             SK_DROP
         }

@@ -49,8 +49,8 @@ fn connected(sock: &SockOps) {
     }
 }
 
-/// A redirected client's socket changed state. When it is closed, nobody will take its destination any more:
-/// the sidecar's accept queue may have been full all the time.
+/// A redirected client's socket changed state. When it is closed, no other socket will take its destination
+/// any more: the sidecar's accept queue may have been full all the time.
 #[inline(always)]
 fn changed(sock: &SockOps) {
     if sock.new_state() == BPF_TCP_CLOSE {

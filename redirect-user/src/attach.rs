@@ -2,7 +2,7 @@
 //!
 //! [`attach`] is a list of steps: [`plan`] finds out, [`record`] writes down what is going to be done before
 //! it is done, then come the namespace, the map entries ([`entries`], [`tables`]) and the [`links`]. So
-//! whatever happens in between, [`detach`] can undo it; and undoing after an error is the same code as DEL.
+//! if it fails in between, [`detach`] can undo it; and undoing after an error is the same code as DEL.
 //! Until the last link is there the pod has no process of its own, and until the configuration is in PODS the
 //! programs leave it alone.
 

@@ -79,7 +79,7 @@ impl std::fmt::Display for Reason {
 /// Why no decision can be taken.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// The pod's details are not to be had.
+    /// The pod's details are not available.
     #[error(transparent)]
     Source(#[from] source::Error),
     /// The pod is ours, and its annotations cannot be used.
@@ -125,7 +125,7 @@ pub enum Enrolment {
 /// Decides about `pod`; `handed_over` are the annotations that the runtime passed to the plugin, if it did.
 ///
 /// # Errors
-/// The details are not to be had, or the pod is ours and an annotation is invalid.
+/// The details are not available, or the pod is ours and an annotation is invalid.
 pub fn enrol(
     pod: &PodRef,
     handed_over: Option<&Annotations>,

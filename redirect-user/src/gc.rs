@@ -1,5 +1,5 @@
 //! Collects what belongs to pods that are gone: attachments whose cgroup and namespace no longer exist, pins
-//! without a record, records of an earlier boot, map entries that nobody claims.
+//! without a record, records of an earlier boot, map entries without an owner.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ pub struct Collected {
 
 /// Removes everything for which `keep` is false and everything that has no living pod.
 ///
-/// `keep` is asked about `None` for pins of a living pod whose record is lost: nobody can say which
+/// `keep` is asked about `None` for pins of a living pod whose record is lost: it is not known which
 /// attachment they are, and to remove them lets the pod's traffic past its sidecar.
 ///
 /// # Errors

@@ -1,5 +1,5 @@
 //! Bookinfo as a process: everything is as promised, a browser gets the page from all three versions,
-//! everybody counts the same requests, and nothing stays behind, whatever ends it.
+//! everybody counts the same requests, and nothing stays behind, however it ends.
 
 mod browser;
 

@@ -1,4 +1,4 @@
-//! DNS capture: whatever way a resolver asks, the proxy answers, and the resolver sees the server that it
+//! DNS capture: in all ways that a resolver asks, the proxy answers, and the resolver sees the server that it
 //! asked.
 
 use std::net::SocketAddr;
@@ -20,7 +20,7 @@ fn server(address: &str) -> SocketAddr {
     address.parse().expect("an address")
 }
 
-/// Nobody's addresses: an answer can only come from the proxy.
+/// Addresses without an owner: an answer can only come from the proxy.
 const SERVERS4: [&str; 3] = ["10.96.0.10:53", "192.0.2.53:53", "198.51.100.53:53"];
 const SERVERS6: [&str; 2] = ["[2001:db8::53]:53", "[2001:db8::54]:53"];
 

@@ -40,7 +40,7 @@ fn ten_thousand_excluded_ranges() {
         for inside in ["100.0.0.1:80", "100.31.63.62:80", "[2001:db8:7cf::1]:80", "192.0.2.1:20999"] {
             let explained = output(node.redirect().args(["explain", pod.name(), "--dst", inside]));
             assert!(explained.starts_with("direct"), "{inside}: {explained}");
-            // Nobody is there: what matters is that the sidecar does not answer.
+            // No server is there: what matters is that the sidecar does not answer.
             let socket = app.tcp_nonblocking(inside.starts_with('['));
             let _ = socket.connect(inside.parse().unwrap());
         }

@@ -1,4 +1,4 @@
-//! A DNS proxy as small as can be: every A question is answered with one address, whatever the name, over UDP
+//! A DNS proxy as small as can be: every A question is answered with one address for all names, over UDP
 //! and TCP. It counts, so that a test can tell whether a question reached it.
 
 use std::io::{Read as _, Write as _};

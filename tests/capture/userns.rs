@@ -67,7 +67,7 @@ fn the_sidecar_is_known_by_its_uid_in_the_pod() {
         assert!(captured(&start(of_pod(1000, 1000))), "an application of the pod");
         assert!(
             captured(&start(User { uid: 1337, gid: 1337 })),
-            "the machine's uid 1337 is nobody in the pod"
+            "the machine's uid 1337 has no id in the pod"
         );
         assert!(!captured(&start(of_pod(1337, 1000))), "the sidecar by its uid");
         assert!(!captured(&start(of_pod(1000, 1337))), "the sidecar by its gid");
@@ -84,7 +84,7 @@ fn owner_groups_are_the_pods() {
             id: AttachmentId { container_id: "users".into(), ifname: "eth0".into() },
             cgroup: cgroup.clone(),
             netns: netns.path().into(),
-            // The last one does not exist in the pod, so nobody has it.
+            // The last one does not exist in the pod, so no process has it.
             policy: Policy { owner_groups: OwnerGroups::AllBut([2000, 70_000].into()), ..Policy::default() },
             pod: None,
             network: None,

@@ -50,7 +50,7 @@ impl Spec {
         Spec { name, qos: Qos::Burstable, annotations, host_network: false, attempt: 0 }
     }
 
-    /// A pod that nobody injected a sidecar into.
+    /// A pod without an injected sidecar.
     pub(crate) fn plain(name: &'static str) -> Spec {
         Spec { annotations: Vec::new(), ..Spec::injected(name) }
     }
@@ -114,7 +114,7 @@ pub(crate) struct Pod {
 pub(crate) struct Got {
     /// Its own address.
     pub(crate) local: SocketAddr,
-    /// Whom it believes to be connected to.
+    /// The address that it believes to be connected to.
     pub(crate) peer: SocketAddr,
     /// Who the server says has connected.
     pub(crate) served: IpAddr,

@@ -54,7 +54,7 @@ impl Release {
 pub(crate) struct Configuration {
     /// `cniVersion` of the list of plugins.
     pub(crate) version: &'static str,
-    /// Whom our plugin asks about pods.
+    /// Where our plugin asks about pods.
     pub(crate) pod_source: &'static str,
 }
 

@@ -63,7 +63,7 @@ fn traffic(node: &mut Node) -> Result<()> {
     nothing_left(node)
 }
 
-/// A pod's sandbox is made anew: once after the old one was stopped, once beside it. The old one's late DELs
+/// A pod's sandbox is made again: once after the old one was stopped, once beside it. The old one's late DELs
 /// must not touch the new one.
 fn new_sandbox(node: &mut Node) -> Result<()> {
     let server = run(node, &Spec::injected("server"))?;
@@ -84,7 +84,7 @@ fn new_sandbox(node: &mut Node) -> Result<()> {
     nothing_left(node)
 }
 
-/// containerd ends and comes back while pods run: nobody calls the plugin, and the redirection goes on.
+/// containerd ends and comes back while pods run: the plugin is not called, and the redirection goes on.
 fn restart(node: &mut Node) -> Result<()> {
     let server = run(node, &Spec::injected("server"))?;
     let client = run(node, &Spec::injected("client"))?;
@@ -145,7 +145,7 @@ fn left_alone(node: &mut Node) -> Result<()> {
     nothing_left(node)
 }
 
-/// Nobody answers questions about pods: those without a sidecar start all the same, the others are refused.
+/// Questions about pods get no answer: those without a sidecar start all the same, the others are refused.
 fn no_agent(node: &mut Node) -> Result<()> {
     let plain = run(node, &Spec::plain("plain"))?;
     let spec = Spec::injected("meshed");

@@ -13,7 +13,7 @@ fn dial(process: &Process, to: std::net::SocketAddr) -> Seen {
     seen
 }
 
-/// Not captured: the listener that was dialled got it, and nobody made up an original destination.
+/// Not captured: the listener that was dialled got it, and no original destination was made up.
 fn direct(seen: &Seen, port: u16) {
     assert_eq!(seen.listener, port, "{seen:?}");
     assert_eq!(seen.local.port(), port, "{seen:?}");

@@ -12,7 +12,7 @@ fn to_the_sidecar(v6: bool) {
         let (pod, other) = (enrolled(node, "server"), node.pod("client"));
         let _sidecar = pod.sidecar();
         let client = other.app();
-        // Nobody listens on these ports; 22 and the sidecar's own are not special.
+        // These ports have no listener; 22 and the sidecar's own are not special.
         for port in [80, 8080, 22, 15000, 15001, 15006, 15053] {
             let socket = client.connect(pod.at(v6, port)).unwrap();
             assert_eq!(

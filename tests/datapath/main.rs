@@ -25,7 +25,7 @@ use harness::{Node, Pod};
 /// Both families.
 const FAMILIES: [bool; 2] = [false, true];
 
-/// An address that is nobody's (RFC 5737, RFC 3849): only a redirected connection gets an answer.
+/// An address without an owner (RFC 5737, RFC 3849): only a redirected connection gets an answer.
 fn far_away(v6: bool, port: u16) -> SocketAddr {
     let ip = if v6 { "2001:db8::10" } else { "192.0.2.10" };
     SocketAddr::new(ip.parse().expect("an address"), port)

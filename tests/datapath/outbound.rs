@@ -311,7 +311,7 @@ fn a_socket_that_is_connected_anew_forgets_its_past() {
         peer.serve(&[crate::any(false, 15020)], harness::Service::Tell).unwrap();
         let app = pod.app();
         let [first, second] = crate::crowded(false);
-        // Nobody listens yet, so the same socket can dial again.
+        // There is no listener yet, so the same socket can dial again.
         let socket = app.tcp(false);
         let _owner = app.connect(first).unwrap_err();
         for to in [first, second, first] {

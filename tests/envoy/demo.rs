@@ -1,4 +1,4 @@
-//! The demo as a process: it succeeds, and whatever ends it, nothing stays behind.
+//! The demo as a process: it succeeds, and nothing stays behind, however it ends.
 
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::symlink;

@@ -72,7 +72,7 @@ impl World<'_> {
             return match socket.receive_within(64, 0) {
                 Err(Errno::EAGAIN) => Ok(Outcome::Silence),
                 Err(errno) => Err(errno),
-                Ok(datagram) => panic!("an answer to a question that nobody got: {datagram:?}"),
+                Ok(datagram) => panic!("an answer to a question that did not arrive: {datagram:?}"),
             };
         };
         at.send_to(&question, client)?;
@@ -90,7 +90,7 @@ impl World<'_> {
         }))
     }
 
-    /// The server that this very datagram arrives at, and from whom.
+    /// The server that this very datagram arrives at, and the sender.
     fn arrival(&self, connection: &Connection, question: &[u8]) -> Option<(Server, &Socket, SocketAddr)> {
         let deadline = Instant::now() + DATAGRAM;
         let candidates = self.udp_candidates(connection.to.port(), connection.to.is_ipv6());

@@ -38,7 +38,7 @@ pub(crate) enum Outcome {
     Reached(Reached),
     /// A system call of the client failed.
     Failed(Errno),
-    /// Nobody answered.
+    /// There was no answer.
     Silence,
 }
 

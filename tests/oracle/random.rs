@@ -1,4 +1,4 @@
-//! Scenarios that nobody thought of: drawn from a seed, and shrunk to the smallest policy when one fails.
+//! Scenarios that were not thought of: drawn from a seed, and shrunk to the smallest policy when one fails.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};

@@ -52,7 +52,7 @@ pub(crate) fn listed(ports: &[u16]) -> Ports {
 }
 
 /// Everything whose end the tables do not tell: bound sockets, sidecars that listen on localhost or not at
-/// all, dialling the sidecar's ports oneself, ports that nobody serves.
+/// all, dialling the sidecar's ports oneself, ports without a server.
 pub(crate) fn beyond() -> Vec<Row> {
     let everybody = |to: &[&str]| Who::IN_POD.iter().flat_map(|who| tcp(*who, to)).collect::<Vec<_>>();
     let dns = policy(|policy| policy.dns_capture = true);
@@ -88,7 +88,7 @@ pub(crate) fn beyond() -> Vec<Row> {
     let same_port =
         ["192.0.2.10:80", "198.51.100.10:80"].map(|to| Connection::tcp(Who::App, to).on_port(7001));
     add("the same port twice", &default, Listens::Everywhere, same_port.into());
-    add("nobody serves it", &excluded, Listens::Everywhere, everybody(UNSERVED));
+    add("no server there", &excluded, Listens::Everywhere, everybody(UNSERVED));
     rows
 }
 

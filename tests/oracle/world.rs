@@ -89,7 +89,7 @@ impl<'n> World<'n> {
         }
     }
 
-    /// Sets the pod up anew, with a sidecar that has just started.
+    /// Sets the pod up again, with a sidecar that has just started.
     pub(crate) fn set_up(&mut self, setup: &Setup) {
         self.sidecar = None;
         self.next_ports();
@@ -127,7 +127,7 @@ impl<'n> World<'n> {
         &self.clients.iter().find(|(one, _)| *one == who).expect("everybody has a process").1
     }
 
-    /// The server that has accepted this connection, and nobody else has accepted anything.
+    /// The server that has accepted this connection, and no other server has accepted anything.
     pub(crate) fn who_saw(&self, seen: &Seen) -> Server {
         let sidecar = self.sidecar.iter().map(|process| (Server::Sidecar(seen.listener), process));
         let others = [

@@ -1,4 +1,4 @@
-//! Who is captured, seen from outside: a pod that is not ours gets the previous result back, whatever the
+//! Who is captured, seen from outside: a pod that is not ours gets the previous result back in every
 //! state of the node, and its reason is logged and counted; a pod that is ours needs the node.
 
 use std::os::unix::fs::PermissionsExt as _;

@@ -32,7 +32,7 @@ fn fuzz<S: Strategy>(strategy: &S, property: impl Fn(S::Value) -> Result<(), Tes
     eprintln!("{cases} cases");
 }
 
-/// What holds whatever the input: an answer, one JSON at most, no panic, no signal.
+/// What holds for every input: an answer, one JSON at most, no panic, no signal.
 fn sane(reply: &Reply) -> Result<(), TestCaseError> {
     let fail = |why: &str| Err(TestCaseError::fail(format!("{why}: {reply:?}")));
     if reply.stderr.contains("panicked") {
@@ -101,7 +101,7 @@ fn configurations() {
     let strategy = (verb(), proptest::sample::select(keys.to_vec()), any_json(), damage);
     fuzz(&strategy, |(verb, key, value, damage)| {
         let mut conf = place.conf();
-        // Nobody can make anything there, nor where one damaged byte leads from there.
+        // No folder can be made there, nor where one damaged byte leads from there.
         for path in ["stateDir", "bpffsRoot", "agentSocket"] {
             conf[path] = json!("/proc/redirect-cni");
         }

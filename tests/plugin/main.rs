@@ -3,7 +3,7 @@
 //!
 //! Modules in reading order: [`call`] runs it; [`golden`] has one recorded pair per verb and version;
 //! [`malformed`] is input that must be refused, and [`fuzz`] makes more of it; [`enrolment`] is who is
-//! captured, and [`agent`] whom the plugin asks about it. Those need neither root nor a kernel. [`attach`],
+//! captured, and [`agent`] where the plugin asks about it. Those need neither root nor a kernel. [`attach`],
 //! [`order`], [`crowd`], [`crash`], [`cgroups`] and [`collect`] enrol real pods: run as root with
 //! `--test-threads=1`.
 

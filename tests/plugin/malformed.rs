@@ -55,7 +55,7 @@ fn configurations_that_are_no_json() {
         r#"{{"cniVersion":"1.0.0","stateDir":"/proc/redirect-cni","x":{}1{}}}"#,
         brackets.0, brackets.1
     );
-    // Depth in a key that nobody reads does no harm; it must not overflow the stack either.
+    // Depth in a key that is not read does no harm; it must not overflow the stack either.
     assert!(Call::new("ADD").stdin(deep).run().signal.is_none());
     let endless = vec![b' '; (16 << 20) + 1];
     assert!(Call::new("ADD").stdin(endless).run().refused(6).contains("longer than"));
@@ -109,7 +109,7 @@ fn keys_of_the_wrong_type_are_named_and_unknown_keys_ignored() {
         ("podSource", json!(null), 0),
         ("runtimeConfig", json!([]), 7),
         ("runtimeConfig", json!({ "io.kubernetes.cri.pod-annotations": ["a"] }), 7),
-        ("runtimeConfig", json!({ "portMappings": "whatever" }), 0),
+        ("runtimeConfig", json!({ "portMappings": "text" }), 0),
         ("colour", json!({ "deeply": ["unknown"] }), 0),
     ];
     for (key, value, code) in table {

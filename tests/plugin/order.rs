@@ -14,7 +14,7 @@ fn add_twice_is_add_once() {
         sandbox.add();
         let links = links(node, "c0ffee");
         sandbox.add();
-        assert_eq!(self::links(node, "c0ffee"), links, "the links were made anew");
+        assert_eq!(self::links(node, "c0ffee"), links, "the links were made again");
         assert_eq!(node.attached(), ["c0ffee"]);
         let _sidecar = pod.sidecar();
         assert_redirected(&pod.app());

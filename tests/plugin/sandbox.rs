@@ -110,7 +110,7 @@ pub(crate) fn runtime_path(cgroup: &Path) -> PathBuf {
     Path::new("/").join(relative)
 }
 
-/// An application in the pod reaches the sidecar, in both families, whatever it dials.
+/// An application in the pod reaches the sidecar, in both families, for every address that it dials.
 #[track_caller]
 pub(crate) fn assert_redirected(app: &Process) {
     for far_away in ["192.0.2.10:80", "[2001:db8::10]:80"] {

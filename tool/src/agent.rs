@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 /// `redirect agent`
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The pods of this node: a JSON manifest, or a folder of them that is read anew for every question.
+    /// The pods of this node: a JSON manifest, or a folder of them that is read again for every question.
     #[arg(long, value_name = "PATH")]
     pods: PathBuf,
     /// Where the plugin asks (its `agentSocket`).

@@ -109,7 +109,7 @@ impl Printer {
         }
     }
 
-    /// Names the numbers. Records of pods that were not asked for have nobody to name them.
+    /// Names the numbers. Records of pods that were not asked for stay without names.
     fn translate(&self, hex: &str) -> Option<Vec<(&'static str, Value)>> {
         let record = decode(hex)?;
         let pod = self.pods.lock().ok()?.get(&record.cookie)?.clone();
@@ -176,7 +176,7 @@ impl Log for Printer {
     fn log(&self, record: &Record<'_>) {
         let Some(fields) = self.translate(&record.args().to_string()) else { return };
         let mut out = io::stdout().lock();
-        // A closed pipe ends the reader at the next tick at the latest; a record has nobody else to tell.
+        // A closed pipe ends the reader at the next tick at the latest; a record has no other reader.
         let _ = match self.output {
             Output::Json => {
                 let object: Map<_, _> =

@@ -73,7 +73,7 @@ fn require_apt(packages: &[Package]) -> Result<()> {
         .collect();
     bail!(
         "this system has no apt-get, and only Debian and Ubuntu are set up automatically. \
-         Install by hand whatever provides these files, then try again:\n  {}",
+         Install by hand what provides these files, then try again:\n  {}",
         wanted.join("\n  ")
     )
 }

@@ -12,7 +12,8 @@ use crate::workspace::Workspace;
 
 /// The Envoy release that the tests are written for.
 const VERSION: &str = "1.40.0";
-/// pip comes with the Python it belongs to, so the system's own is used, whatever else lies on the `PATH`.
+/// pip comes with the Python it belongs to, so the system's own is used, and not what else lies on the
+/// `PATH`.
 const PYTHON: &str = "/usr/bin/python3";
 const PIP: [Package; 1] = [deb("python3-pip", "/usr/bin/pip3")];
 

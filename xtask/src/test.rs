@@ -127,7 +127,7 @@ fn run_job(workspace: &Workspace, tier: &Tier, job: &Job, binaries: &Path, argum
 fn cargo_test(workspace: &Workspace, tier: &Tier, selection: &[&str], arguments: &[OsString]) -> Command {
     let cargo = workspace.cargo();
     let mut command = match env::var_os("CI") {
-        // Without a terminal nobody presses Ctrl-C, so the tests may have a process group of their own, which
+        // Without a terminal there is no Ctrl-C, so the tests may have a process group of their own, which
         // timeout(1) ends as a whole.
         Some(_) => {
             let mut timeout = workspace.command("timeout");

@@ -2,7 +2,9 @@
 
 mod links;
 mod plugin;
+mod prose;
 mod width;
+mod words;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -85,8 +87,8 @@ fn faults_of(name: &Path, text: &str) -> Vec<String> {
     for (number, line) in (1..).zip(text.lines()) {
         faults.extend(fault_of(line).map(|fault| format!("{}:{number}: {fault}", name.display())));
     }
-    let too_long = width::too_long(name, text).into_iter();
-    faults.extend(too_long.map(|(number, fault)| format!("{}:{number}: {fault}", name.display())));
+    let prose = width::faults(name, text).into_iter().chain(words::faults(name, text));
+    faults.extend(prose.map(|(number, fault)| format!("{}:{number}: {fault}", name.display())));
     faults
 }
 

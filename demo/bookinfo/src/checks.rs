@@ -1,4 +1,5 @@
-//! What is promised besides the requests: nobody gets past a sidecar, and who is left alone is left alone.
+//! What is promised besides the requests: no traffic gets past a sidecar, and what is left alone is left
+//! alone.
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -96,7 +97,7 @@ fn health(service: Service) -> String {
 }
 
 /// The pod in the excluded namespace has the annotations of an injected pod and no sidecar: if it were
-/// redirected, nobody would get an answer from it, and it none from anybody.
+/// redirected, no client would get an answer from it, and it would get none.
 fn left_alone(mesh: &Mesh) -> Result<Check> {
     let url = format!("http://{}:{PORT}/ratings/0", mesh.ip(LEGACY.pod)?);
     let got = mesh.get_from_node(&url)?;

@@ -1,4 +1,4 @@
-//! What happens when something goes away: a sidecar that is killed, a sandbox that is made anew.
+//! What happens when something goes away: a sidecar that is killed, a sandbox that is made again.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -50,7 +50,7 @@ fn without_ratings(pod: &str, visits: &[Visit]) -> Check {
     Check::new(promise, visit.summary(), ok)
 }
 
-/// Makes the sandbox of details anew, as a kubelet does when it finds it dead.
+/// Makes the sandbox of details again, as a kubelet does when it finds it dead.
 pub(crate) fn sandbox(mesh: &mut Mesh, page: &str) -> Result<Vec<Check>> {
     let [_, details, ..] = SERVICES;
     let pod = details.workloads().next().context("details has a pod")?.pod();

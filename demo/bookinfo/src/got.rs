@@ -28,7 +28,7 @@ impl Got {
         self.code == 1 && self.stdout.is_empty() && self.stderr.contains("error sending request")
     }
 
-    /// Whether nobody listened.
+    /// Whether there was no listener.
     pub(crate) fn is_refusal(&self) -> bool {
         self.is_failure() && self.stderr.contains("Connection refused")
     }

@@ -24,7 +24,7 @@ pub(crate) struct Line {
     pub(crate) client: SocketAddr,
     /// Where the connection was going before it was captured.
     pub(crate) original_dst: SocketAddr,
-    /// Whom the client's certificate is made out to.
+    /// The name in the client's certificate.
     pub(crate) peer: Option<String>,
     /// The TLS version.
     pub(crate) tls: Option<String>,

@@ -1,8 +1,8 @@
 //! `cargo xtask demo --bookinfo`: Istio's Bookinfo on this one machine, on a real container runtime, with
 //! real Envoys and mutual TLS between them, and a page to open in a browser.
 //!
-//! Reading order: this file runs everything in namespaces of its own and cleans up after it, whatever
-//! happens; [`scene`] is what happens, step by step; [`plan`] is what Bookinfo consists of, [`node`] a node
+//! Reading order: this file runs everything in namespaces of its own and cleans up after it, however it
+//! ends; [`scene`] is what happens, step by step; [`plan`] is what Bookinfo consists of, [`node`] a node
 //! with containerd, [`mesh`] the pods on it ([`pods`] specifies them, [`files`], [`proxy`] and [`pki`] are
 //! what their Envoys are given); [`visit`] opens the page, [`trips`], [`log`] and [`counts`] find out who saw
 //! what, [`checks`] and [`drill`] are the promises besides ([`got`] is what a single request got); [`door`]
@@ -93,7 +93,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// Runs the demonstration in namespaces of its own and removes what it made, whatever ends it.
+/// Runs the demonstration in namespaces of its own and removes what it made, however it ends.
 fn outside(options: &Options) -> Result<ExitCode> {
     let lock =
         (!options.locked).then(|| progress::step("waiting until no test runs", || Ok(MachineLock::take())));

@@ -181,7 +181,7 @@ impl Mesh {
         self.wait_until_ready(pod)
     }
 
-    /// Makes the sandbox of a pod anew; the pod stays the same, with the same uid.
+    /// Makes the sandbox of a pod again; the pod stays the same, with the same uid.
     pub(crate) fn recreate(&mut self, name: &str) -> Result<()> {
         let old = self.pods.remove(name).with_context(|| format!("there is no pod {name}"))?;
         self.node.cri().remove_sandbox(&old.sandbox)?;

@@ -1,4 +1,4 @@
-//! Certificates made on the spot: one authority per run, one certificate per identity, keys that nobody
+//! Certificates made on the spot: one authority per run, one certificate per identity, keys that no file
 //! keeps.
 
 use std::fs;
@@ -70,7 +70,7 @@ impl Authority {
     }
 }
 
-/// Valid around the day of the run, whatever the clock says: who trusts the authority is gone with it.
+/// Valid around the day of the run, also with a wrong clock: who trusts the authority is gone with it.
 fn params(name: &str) -> Result<CertificateParams> {
     let mut params = CertificateParams::new(Vec::new()).context("a certificate's parameters")?;
     params.distinguished_name.push(DnType::OrganizationName, name);

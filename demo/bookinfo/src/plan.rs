@@ -36,7 +36,7 @@ impl Service {
         WORKLOADS.into_iter().filter(move |workload| workload.service == self)
     }
 
-    /// Whom its certificates are made out to.
+    /// The name in its certificates.
     pub(crate) fn identity(self) -> String {
         identity("default", &format!("bookinfo-{}", self.name))
     }

@@ -171,7 +171,7 @@ fn list(names: &[String]) -> String {
 
 /// What the Envoys on the way logged.
 fn trip_table(number: usize, trip: &Trip) -> String {
-    let reviews = trip.reviews().unwrap_or("nobody");
+    let reviews = trip.reviews().unwrap_or("no pod");
     let head = [
         "POD",
         "LISTENER",
@@ -243,7 +243,7 @@ mod tests {
         assert!(count(3).check().ok && count(4).check().ok && !count(2).check().ok);
         let idle = |kernel| Count { asked: 0, envoy: 0, ..count(kernel) };
         assert!(idle(0).check().ok && !idle(1).check().ok);
-        assert!(!Count { envoy: 4, ..count(4) }.check().ok, "a request that nobody made");
+        assert!(!Count { envoy: 4, ..count(4) }.check().ok, "a request that was not made");
         assert_eq!(count(2).check().found, "asked 3, Envoy 3, kernel 2");
     }
 

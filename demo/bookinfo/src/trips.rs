@@ -49,7 +49,7 @@ pub(crate) struct Hop {
     pub(crate) service: String,
     /// What the asking pod's Envoy logged.
     pub(crate) client: Line,
-    /// The pod that answered; none where nobody did.
+    /// The pod that answered; none where there was no answer.
     pub(crate) to: Option<String>,
     /// What its sidecar logged.
     pub(crate) server: Option<Line>,
@@ -132,7 +132,7 @@ impl Hop {
             ),
             self.same("is sent to the pod's own address", server.original_dst, addresses(to).map(at_port)),
             self.check(
-                "is under mutual TLS, from whom it says",
+                "is under mutual TLS, from the peer that it says",
                 server.peer.clone().unwrap_or_else(|| "no certificate".into()),
                 server.peer == identity_of(&self.from) && server.tls.is_some(),
             ),
@@ -167,7 +167,7 @@ fn at_port(ip: IpAddr) -> SocketAddr {
     SocketAddr::new(ip, PORT)
 }
 
-/// Whom the certificate of a pod's Envoy is made out to.
+/// The name in the certificate of a pod's Envoy.
 pub(crate) fn identity_of(pod: &str) -> Option<String> {
     if pod == GATEWAY.pod {
         return Some(plan::identity(GATEWAY.namespace, GATEWAY.pod));

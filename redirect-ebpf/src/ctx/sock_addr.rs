@@ -146,7 +146,7 @@ impl SockAddr {
         }
     }
 
-    /// In sendmsg4: the datagram's source, where nobody has chosen one.
+    /// In sendmsg4: the datagram's source, where none was chosen.
     #[inline(always)]
     pub(crate) fn choose_source4(&self, ip: &Ip) {
         if field!(self.ctx, msg_src_ip4) == 0 {
@@ -154,7 +154,7 @@ impl SockAddr {
         }
     }
 
-    /// In sendmsg6: the datagram's source, where nobody has chosen one.
+    /// In sendmsg6: the datagram's source, where none was chosen.
     #[inline(always)]
     pub(crate) fn choose_source6(&self, ip: &Ip) {
         if !words!(self.ctx, msg_src_ip6).is_unspecified() {

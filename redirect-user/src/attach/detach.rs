@@ -1,4 +1,4 @@
-//! DEL: takes back what attach did, in reverse, whatever of it is there. What is gone already is fine.
+//! DEL: takes back what attach did, in reverse, as far as it is there. What is gone already is fine.
 
 use std::fs;
 use std::path::Path;

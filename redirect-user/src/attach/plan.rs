@@ -81,7 +81,7 @@ fn describe(request: &Request, cgroup: &fs::File, netns: &mut Netns) -> Result<A
     }
     let ids = IdMaps::of(netns.file())?;
     let (host_uid, host_gid) = (ids.uid(request.policy.proxy.uid)?, ids.gid(request.policy.proxy.gid)?);
-    // Nobody in the pod can have a group that it does not know.
+    // No process in the pod can have a group that it does not know.
     let host_groups = request.policy.owner_groups.ids().filter_map(|gid| ids.gid(gid).ok()).collect();
     let metadata =
         cgroup.metadata().map_err(|source| Error::Cgroup { path: request.cgroup.clone(), source })?;

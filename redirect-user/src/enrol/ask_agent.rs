@@ -63,7 +63,7 @@ impl Exchange<'_> {
         self.understand(&line)
     }
 
-    /// Retries while nobody listens: the agent may be about to start.
+    /// Retries while there is no listener: the agent may be about to start.
     fn connect(&self) -> io::Result<UnixStream> {
         loop {
             match UnixStream::connect(&self.agent.socket) {
@@ -80,7 +80,7 @@ impl Exchange<'_> {
         stream.write_all(&protocol::line(&request))
     }
 
-    /// One line, with the deadline set anew before each read: an agent that drips bytes cannot hold the
+    /// One line, with the deadline set again before each read: an agent that drips bytes cannot hold the
     /// plugin.
     fn receive(&self, stream: UnixStream) -> io::Result<Vec<u8>> {
         let mut line = Vec::new();

@@ -1,4 +1,4 @@
-//! The source that asks nobody: everything from the annotations that the runtime handed over.
+//! The source that asks no other process: everything from the annotations that the runtime handed over.
 //!
 //! The injector writes into `sidecar.istio.io/status` which containers it put into the pod. The application's
 //! own containers, labels and environment stay unknown, so the details are partial: what cannot be seen is

@@ -90,7 +90,7 @@ pub trait PodSource {
     fn details(&self, pod: &PodRef, handed_over: Option<&Annotations>) -> Result<PodDetails, Error>;
 }
 
-/// Why a pod's details are not to be had.
+/// Why a pod's details are not available.
 #[derive(Debug, Error)]
 pub enum Error {
     /// The source without a network needs the runtime's help.
@@ -113,7 +113,7 @@ pub enum Error {
         /// What is wrong with it.
         source: serde_json::Error,
     },
-    /// Nobody answered at the socket.
+    /// There was no answer at the socket.
     #[error("{asked} and could not {step}: {source}; is the redirect-cni agent running on this node?")]
     Unreachable {
         /// The question.

@@ -248,7 +248,7 @@ fn expand_slice(slice: &str) -> PathBuf {
     dashes.chain([name.len()]).map(|end| format!("{}.slice", &name[..end])).collect()
 }
 
-/// Makes the cgroup that the runtime named and that nobody has made yet. Only what Kubernetes owns is made: a
+/// Makes the cgroup that the runtime named and that was not made yet. Only what Kubernetes owns is made: a
 /// path elsewhere that does not exist is a mistake.
 fn make(root: &Path, relative: &Path) -> Result<PodCgroup, Error> {
     let kubernetes = |part: Component<'_>| part.as_os_str().to_string_lossy().starts_with("kubepods");

@@ -93,7 +93,7 @@ fn is_own(userns: &File) -> io::Result<bool> {
     Ok((ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()))
 }
 
-/// A user namespace without processes shows its maps to nobody; so a child enters it and waits to be looked
+/// A user namespace without processes does not show its maps; so a child enters it and waits to be looked
 /// at.
 fn read_maps(userns: &File) -> Result<[String; 2], Error> {
     let failed = |what: &'static str| move |source: io::Error| Error::Map { what, source };

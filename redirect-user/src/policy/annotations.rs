@@ -21,7 +21,7 @@ pub const INTERCEPTION_MODE: &str = "sidecar.istio.io/interceptionMode";
 pub const INCLUDE_OUTBOUND_IP_RANGES: &str = "traffic.sidecar.istio.io/includeOutboundIPRanges";
 /// Ranges whose outbound traffic is not captured.
 pub const EXCLUDE_OUTBOUND_IP_RANGES: &str = "traffic.sidecar.istio.io/excludeOutboundIPRanges";
-/// Ports whose outbound traffic is captured whatever the range.
+/// Ports whose outbound traffic is captured in all ranges.
 pub const INCLUDE_OUTBOUND_PORTS: &str = "traffic.sidecar.istio.io/includeOutboundPorts";
 /// Ports whose outbound traffic is not captured; 15020 is the default.
 pub const EXCLUDE_OUTBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeOutboundPorts";

@@ -2,7 +2,7 @@
 //! interfaces and groups.
 //!
 //! Strict on purpose: a value that cannot be read as it was meant must stop the pod, because each way of
-//! guessing sends somebody's traffic where nobody wanted it.
+//! guessing sends traffic where it was not wanted.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

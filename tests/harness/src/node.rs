@@ -15,7 +15,7 @@ use crate::wire::Wire;
 /// What names of directories and cgroups of tests begin with; what a killed test left is found by it.
 pub(crate) const PREFIX: &str = "redirect-test-";
 
-/// The permission to use the kernel's tables: one test on the machine at a time, whatever process it is in,
+/// The permission to use the kernel's tables: one test on the machine at a time, in all processes,
 /// because programs, maps and links are counted machine-wide.
 #[derive(Debug)]
 pub struct MachineLock {

@@ -79,7 +79,7 @@ impl Socket {
     /// `accept()`
     ///
     /// # Errors
-    /// `EAGAIN` when nobody came within five seconds.
+    /// `EAGAIN` when no connection came within five seconds.
     pub fn accept(&self) -> Result<Socket, Errno> {
         let fd = self.process.call(Request::Accept { fd: self.fd })?;
         Ok(Socket::new(self.process.clone(), fd))

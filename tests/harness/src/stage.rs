@@ -1,5 +1,5 @@
 //! A stage: mount, network and process namespaces in which a demonstration runs, so that it cannot touch the
-//! machine that it runs on and nothing of it stays behind, whatever ends it.
+//! machine that it runs on and nothing of it stays behind, however it ends.
 //!
 //! Killing one process ends everything on the stage and takes its mounts, interfaces and attached programs
 //! along. What is left is a directory and a branch of the cgroup tree, which the process outside removes.

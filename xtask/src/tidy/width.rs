@@ -3,51 +3,26 @@
 
 use std::path::Path;
 
+use super::prose;
+
 /// The last column; rustfmt.toml has the same number for code.
 const WIDTH: usize = 110;
-/// How a whole-line comment begins, by the extension of the file.
-const HASH: &[&str] = &["toml", "sh", "yaml", "yml", "py"];
 
 /// Every line of prose that is too long, with its number.
-pub(super) fn too_long(name: &Path, text: &str) -> Vec<(usize, String)> {
-    let extension = name.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-    let prose: fn(&str) -> Option<&str> = match extension {
-        "md" => |line| Some(line),
-        "rs" => rust_comment,
-        hash if HASH.contains(&hash) => |line| line.trim_start().strip_prefix('#'),
-        _ => return Vec::new(),
-    };
-    let mut in_code = false;
+pub(super) fn faults(name: &Path, text: &str) -> Vec<(usize, String)> {
     let mut faults = Vec::new();
-    for (number, line) in (1..).zip(text.lines()) {
-        let Some(words) = prose(line) else {
-            in_code = false;
-            continue;
-        };
-        in_code ^= words.trim_start().starts_with("```");
-        let columns = line.chars().count();
-        if columns > WIDTH && !in_code && can_be_wrapped(words) {
-            faults.push((number, format!("{columns} columns: wrap it at {WIDTH}")));
+    for line in prose::lines(name, text) {
+        let columns = line.whole.chars().count();
+        if columns > WIDTH && can_be_wrapped(line.words) {
+            faults.push((line.number, format!("{columns} columns: wrap it at {WIDTH}")));
         }
     }
     faults
 }
 
-/// The words of a comment, behind code too. Strings with `//` in them are addresses, which have no blank
-/// before it.
-fn rust_comment(line: &str) -> Option<&str> {
-    let comment = line.trim_start();
-    let words = match comment.strip_prefix("//") {
-        Some(words) => words,
-        None => comment.split_once("; // ").or_else(|| comment.split_once(", // "))?.1,
-    };
-    Some(words.strip_prefix(['/', '!']).unwrap_or(words))
-}
-
-/// Not a table's row, not indented code, and more than one word.
+/// Not a table's row, and more than one word.
 fn can_be_wrapped(words: &str) -> bool {
-    let is_code = words.strip_prefix("    ").is_some_and(|code| !code.trim_start().starts_with(['*', '-']));
-    !is_code && !words.trim_start().starts_with('|') && words.split_whitespace().nth(1).is_some()
+    !words.trim_start().starts_with('|') && words.split_whitespace().nth(1).is_some()
 }
 
 #[cfg(test)]
@@ -55,7 +30,7 @@ mod tests {
     use super::*;
 
     fn lines_at_fault(name: &str, text: &str) -> Vec<usize> {
-        too_long(Path::new(name), text).into_iter().map(|(line, _)| line).collect()
+        faults(Path::new(name), text).into_iter().map(|(line, _)| line).collect()
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Whether programs can be attached to a cgroup at all: it is cgroup v2, alive, and nobody above it forbids
-//! it.
+//! Whether programs can be attached to a cgroup at all: it is cgroup v2, alive, and no cgroup above it
+//! forbids it.
 
 use std::fs::File;
 use std::io;

@@ -40,7 +40,7 @@ const PATIENCE_MS: u16 = 5000;
 pub(super) fn accept(socket: &OwnedFd) -> Result<OwnedFd, Errno> {
     wait(socket, PollFlags::POLLIN, PATIENCE_MS)?;
     let fd = socket::accept4(socket.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
-    // SAFETY: accept4 has just made this descriptor and nobody else knows it.
+    // SAFETY: accept4 has just made this descriptor and no other code knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
