@@ -35,23 +35,18 @@ pub trait PodStore: Send + Sync + 'static {
 
 /// Why a store cannot look.
 #[derive(Debug, Error)]
+#[expect(missing_docs, reason = "the text of a variant says what its fields are")]
 pub enum StoreError {
     /// A file or folder of manifests cannot be read.
     #[error("cannot read the manifests at {}: {source}", path.display())]
     Read {
         /// The file or folder.
         path: PathBuf,
-        /// Why.
         source: io::Error,
     },
     /// A manifest is not a Pod or a list of Pods.
     #[error("{} is neither a Pod nor a list of Pods in JSON: {source}", path.display())]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: serde_json::Error,
-    },
+    Parse { path: PathBuf, source: serde_json::Error },
 }
 
 /// Why the socket cannot be had.

@@ -25,6 +25,7 @@ use crate::path_error::PathError;
 
 /// Why an upgrade stopped. What was replaced stays replaced; the repeated call goes on.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the text of a variant says what its fields are")]
 pub enum Error {
     /// Nothing to upgrade.
     #[error("redirect-cni is not installed below {path}; `redirect install` does that")]
@@ -49,7 +50,6 @@ pub enum Error {
     Exchange {
         /// The folder of the old ones.
         path: PathBuf,
-        /// Why.
         source: io::Error,
     },
     /// A link could not be brought to the new program.
@@ -59,7 +59,6 @@ pub enum Error {
         hook: Hook,
         /// The pod.
         container: String,
-        /// Why.
         source: SyscallError,
     },
 }

@@ -12,24 +12,17 @@ use crate::pod::{netns, userns};
 
 /// Why attach or detach failed. Nothing is left half-done.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the text of a variant says what its fields are")]
 pub enum Error {
     /// The programs could not be put on the node.
     #[error(transparent)]
     Install(#[from] install::Error),
     /// The cgroup cannot be opened.
     #[error("cannot open the cgroup {path}: {source}; it must be the pod's directory in cgroup v2")]
-    Cgroup {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    Cgroup { path: PathBuf, source: io::Error },
     /// The directory is not in a cgroup v2 hierarchy.
     #[error("{path} is not in a cgroup v2 file system; programs cannot be attached to cgroup v1")]
-    NotCgroup2 {
-        /// Which.
-        path: PathBuf,
-    },
+    NotCgroup2 { path: PathBuf },
     /// The pod's network namespace.
     #[error(transparent)]
     Netns(#[from] netns::Error),
@@ -49,7 +42,6 @@ pub enum Error {
         hook: Hook,
         /// Cgroup or namespace.
         target: PathBuf,
-        /// Why.
         source: SyscallError,
     },
     /// A pin could not be changed.
@@ -57,10 +49,7 @@ pub enum Error {
     Path(#[from] PathError),
     /// The boot id is needed to know whether a record is current.
     #[error("cannot read the boot id: {source}; is /proc mounted?")]
-    BootId {
-        /// Why.
-        source: io::Error,
-    },
+    BootId { source: io::Error },
 }
 
 /// What the operator can do about the two refusals that are not obvious.

@@ -76,18 +76,14 @@ pub struct Attachment {
 
 /// Why a record could not be read or written.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the text of a variant says what its fields are")]
 pub enum Error {
     /// Reading or writing failed.
     #[error(transparent)]
     Path(#[from] PathError),
     /// The content is not what was written.
     #[error("{path} is not an attachment: {source}; remove it and run `redirect gc`")]
-    Decode {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: serde_json::Error,
-    },
+    Decode { path: PathBuf, source: serde_json::Error },
 }
 
 impl Attachment {

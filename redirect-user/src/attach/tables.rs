@@ -18,41 +18,20 @@ use crate::node::Node;
 
 /// Why a map could not be read or written.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the text of a variant says what its fields are")]
 pub enum Error {
     /// The map is not there or not ours.
     #[error("cannot open map {path}: {source}; is redirect-cni installed on this node?")]
-    Open {
-        /// The pin.
-        path: PathBuf,
-        /// Why.
-        source: Box<MapError>,
-    },
+    Open { path: PathBuf, source: Box<MapError> },
     /// An entry could not be changed.
     #[error("cannot {what} map {map}: {source}")]
-    Change {
-        /// What was tried.
-        what: &'static str,
-        /// Which map.
-        map: &'static str,
-        /// Why.
-        source: Box<MapError>,
-    },
+    Change { what: &'static str, map: &'static str, source: Box<MapError> },
     /// The keys of a map could not be listed or removed.
     #[error("cannot empty map {map}: {source}")]
-    Scan {
-        /// Which map.
-        map: &'static str,
-        /// Why.
-        source: SyscallError,
-    },
+    Scan { map: &'static str, source: SyscallError },
     /// The number of CPUs is needed for per-CPU values.
     #[error("cannot read {path}: {source}")]
-    Cpus {
-        /// The file.
-        path: &'static str,
-        /// Why.
-        source: std::io::Error,
-    },
+    Cpus { path: &'static str, source: std::io::Error },
 }
 
 /// The pinned maps of the node, opened for writing a pod's entries.

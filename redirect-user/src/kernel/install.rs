@@ -22,6 +22,7 @@ use crate::path_error::{PathError, fine_if_gone};
 
 /// Why the programs could not be put on the node.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the text of a variant says what its fields are")]
 pub enum Error {
     /// The path is not a bpf file system.
     #[error("{path} is not a bpf file system; mount one: mount -t bpf bpf {path}")]
@@ -34,32 +35,18 @@ pub enum Error {
     Path(#[from] PathError),
     /// The object could not be loaded.
     #[error("cannot load the kernel programs: {source}; `redirect doctor` says what this node lacks")]
-    Load {
-        /// Why.
-        source: Box<aya::EbpfError>,
-    },
+    Load { source: Box<aya::EbpfError> },
     /// The kernel refused a program.
     #[error("the kernel refused program {program}: {source}; `redirect doctor` says what this node lacks")]
-    Program {
-        /// Which.
-        program: String,
-        /// Why.
-        source: Box<ProgramError>,
-    },
+    Program { program: String, source: Box<ProgramError> },
     /// A map or program could not be pinned.
     #[error("cannot pin {path}: {source}")]
-    Pin {
-        /// Where.
-        path: PathBuf,
-        /// Why.
-        source: Box<PinError>,
-    },
+    Pin { path: PathBuf, source: Box<PinError> },
     /// The pods' own programs cannot be made to go on in `inbound`.
     #[error("cannot lead the pods' programs to {path}: {source}")]
     Lead {
         /// The pinned program.
         path: PathBuf,
-        /// Why.
         source: Box<aya::EbpfError>,
     },
     /// The object has no program for a hook: object and library were not built together.

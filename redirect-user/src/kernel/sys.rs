@@ -22,7 +22,7 @@ use crate::kernel::hook::Hook;
 pub struct SyscallError {
     /// Which call.
     pub call: &'static str,
-    /// Why.
+    /// What the kernel said.
     pub source: io::Error,
 }
 

@@ -10,13 +10,13 @@ use crate::node::Node;
 
 /// Why the lock could not be had.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the text of a variant says what its fields are")]
 pub enum Error {
     /// The state folder or the lock file could not be made.
     #[error("cannot open the lock {path}: {source}; is the state directory writable?")]
     Open {
         /// The lock file.
         path: PathBuf,
-        /// Why.
         source: std::io::Error,
     },
     /// flock(2) failed.
@@ -24,7 +24,6 @@ pub enum Error {
     Lock {
         /// The lock file.
         path: PathBuf,
-        /// Why.
         source: nix::Error,
     },
 }

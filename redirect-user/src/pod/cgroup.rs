@@ -39,15 +39,11 @@ pub struct Clues<'a> {
 
 /// Why a pod's cgroup cannot be used.
 #[derive(Debug, Error)]
+#[expect(missing_docs, reason = "the text of a variant says what its fields are")]
 pub enum Error {
     /// mountinfo cannot be read.
     #[error("cannot read {}: {source}; is /proc mounted?", path.display())]
-    Mountinfo {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    Mountinfo { path: PathBuf, source: io::Error },
     /// Only cgroup v1 is mounted.
     #[error(
         "this node has cgroup v1 only, and programs attach to cgroup v2: boot with \
@@ -88,7 +84,6 @@ pub enum Error {
     Make {
         /// The cgroup.
         path: PathBuf,
-        /// Why.
         source: io::Error,
     },
     /// No cgroup has the pod's uid in its name.

@@ -34,33 +34,17 @@ use crate::kernel::sys::{self, SyscallError};
 
 /// Why something in the namespace failed.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the text of a variant says what its fields are")]
 pub enum Error {
     /// The namespace cannot be entered.
     #[error("cannot enter the network namespace {path}: {source}")]
-    Enter {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    Enter { path: PathBuf, source: io::Error },
     /// The namespace's cookie cannot be read.
     #[error("cannot identify the network namespace {path}: {source}; Linux 5.14 or newer is needed")]
-    Cookie {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: SyscallError,
-    },
+    Cookie { path: PathBuf, source: SyscallError },
     /// A request to the kernel's routing tables failed.
     #[error("cannot {what} in the network namespace {path}: {source}")]
-    Netlink {
-        /// What was tried.
-        what: String,
-        /// Where.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    Netlink { what: String, path: PathBuf, source: io::Error },
 }
 
 /// A pod's network namespace, entered once: sockets and settings that were opened inside keep belonging to

@@ -13,19 +13,16 @@ use nix::unistd::{ForkResult, fork};
 
 /// Why ids could not be translated.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the text of a variant says what its fields are")]
 pub enum Error {
     /// The owner of the network namespace cannot be asked for.
     #[error("cannot find the user namespace that owns the pod's network namespace: {source}")]
-    Owner {
-        /// Why.
-        source: io::Error,
-    },
+    Owner { source: io::Error },
     /// The id map cannot be read.
     #[error("cannot read {what} of the pod's user namespace: {source}")]
     Map {
         /// `uid_map` or `gid_map`.
         what: &'static str,
-        /// Why.
         source: io::Error,
     },
     /// The pod's user namespace does not have the id.
@@ -33,7 +30,6 @@ pub enum Error {
     Unmapped {
         /// `uid` or `gid`.
         what: &'static str,
-        /// Which.
         id: u32,
     },
 }
