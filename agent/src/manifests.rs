@@ -127,6 +127,7 @@ fn default_namespace() -> String {
 struct Spec {
     #[serde(default)]
     host_network: bool,
+    runtime_class_name: Option<String>,
     #[serde(default)]
     init_containers: Vec<ContainerSpec>,
     #[serde(default)]
@@ -185,6 +186,7 @@ impl Pod {
             // The cgroup of a static pod is named after its hash.
             uid: annotations.get(CONFIG_HASH).cloned().or(uid),
             host_network: self.spec.host_network,
+            runtime_class: self.spec.runtime_class_name,
             labels,
             annotations,
             containers: init.chain(regular).collect(),

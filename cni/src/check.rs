@@ -1,9 +1,11 @@
 //! CHECK: is the pod redirected as ADD left it?
 
-use redirect_user::attach::record;
+use redirect_user::attach::record::{self, Attachment};
+use redirect_user::attach::replan;
 use redirect_user::enrol::Enrolment;
 use redirect_user::inspect;
 use redirect_user::node::Node;
+use redirect_user::node::lock::NodeLock;
 
 use crate::call::Sandbox;
 use crate::conf::Conf;
@@ -18,7 +20,8 @@ pub(crate) fn run(sandbox: &Sandbox, conf: &Conf, node: &Node) -> Result<String,
     let id = &sandbox.id;
     let attachments =
         record::of_container(node, &id.container_id).map_err(redirect_user::attach::Error::from)?;
-    if attachments.iter().any(|attachment| attachment.id == *id) {
+    if let Some(attachment) = attachments.iter().find(|attachment| attachment.id == *id) {
+        catch_up(node, attachment)?;
         let drift = inspect::check(node, id)?;
         return if drift.is_empty() { Ok(String::new()) } else { Err(Error::Drift(drift)) };
     }
@@ -33,4 +36,21 @@ pub(crate) fn run(sandbox: &Sandbox, conf: &Conf, node: &Node) -> Result<String,
             pod: pod.to_string(),
         }),
     }
+}
+
+/// Mends what has changed in the pod since ADD: addresses, interfaces and routes that came or went. The lock
+/// is taken only where there is something to mend.
+fn catch_up(node: &Node, attachment: &Attachment) -> Result<(), Error> {
+    if replan::look(attachment)?.stale.is_empty() {
+        return Ok(());
+    }
+    let lock = NodeLock::acquire(node)?;
+    let coverage = replan::replan(node, &lock, attachment)?;
+    for what in &coverage.stale {
+        tracing::info!("brought up to date: {what}");
+    }
+    for remark in &coverage.remarks {
+        tracing::warn!("{remark}");
+    }
+    Ok(())
 }

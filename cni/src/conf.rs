@@ -11,12 +11,14 @@ use std::time::Duration;
 use redirect_user::enrol::Rules;
 use redirect_user::enrol::ask_agent::AskAgent;
 use redirect_user::enrol::ask_runtime::AskRuntime;
+use redirect_user::enrol::runtime_class::RuntimeClasses;
 use redirect_user::enrol::source::PodSource;
 use redirect_user::node::Node;
-use redirect_user::policy::Proxy;
-use redirect_user::policy::annotations::{Annotations, Defaults};
+use redirect_user::policy::annotations::Annotations;
 use redirect_user::policy::grammar::shorten;
 use redirect_user::policy::owner_groups::Variables;
+use redirect_user::policy::parameters::{PARAMETERS, Parameter};
+use redirect_user::policy::{Policy, Proxy};
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use tracing::level_filters::LevelFilter;
@@ -71,25 +73,53 @@ impl Conf {
     /// Which pods are ours.
     pub(crate) fn rules(&self) -> Result<Rules, Error> {
         let proxy = self.keys.object("proxy")?;
-        let default = Proxy::default();
         Ok(Rules {
             exclude_namespaces: self
                 .keys
                 .get("excludeNamespaces")?
                 .unwrap_or_else(|| vec!["istio-system".to_owned(), "kube-system".to_owned()]),
             proxy_container: proxy.get("container")?.unwrap_or_else(|| "istio-proxy".to_owned()),
-            defaults: Defaults {
-                proxy: Proxy {
-                    uid: proxy.get("uid")?.unwrap_or(default.uid),
-                    gid: proxy.get("gid")?.unwrap_or(default.gid),
-                    outbound_port: proxy.port("outboundPort", default.outbound_port)?,
-                    inbound_port: proxy.port("inboundPort", default.inbound_port)?,
-                    dns_port: proxy.port("dnsPort", default.dns_port)?,
-                },
-                dns_capture: self.keys.get("dnsCapture")?.unwrap_or(false),
-                ..Defaults::default()
-            },
+            defaults: self.defaults()?,
+            forbid_opt_out: self.keys.get("forbidOptOut")?.unwrap_or(false),
+            refuse_runtime_classes: self
+                .keys
+                .get("refuseRuntimeClasses")?
+                .map_or_else(RuntimeClasses::default, RuntimeClasses::new),
             owner_groups: Variables::from_env(),
+        })
+    }
+
+    /// What a pod without any annotation gets on this node.
+    fn defaults(&self) -> Result<Policy, Error> {
+        let mut policy = Policy {
+            proxy: self.proxy()?,
+            dns_capture: self.keys.get("dnsCapture")?.unwrap_or(false),
+            ..Policy::default()
+        };
+        let defaults = self.keys.object("defaults")?;
+        for name in defaults.keys.keys() {
+            // A misspelt name would change which traffic is captured, unseen.
+            let Some(parameter) = Parameter::named(name) else {
+                let names: Vec<_> = PARAMETERS.iter().map(|parameter| parameter.name).collect();
+                return Err(defaults
+                    .invalid(name, format!("there is no such annotation; known are {}", names.join(", "))));
+            };
+            let Some(value) = defaults.get::<String>(name)? else { continue };
+            let invalid = |problem| defaults.invalid(name, format!("{:?}: {problem}", shorten(&value)));
+            parameter.set(&mut policy, &value).map_err(invalid)?;
+        }
+        Ok(policy)
+    }
+
+    fn proxy(&self) -> Result<Proxy, Error> {
+        let proxy = self.keys.object("proxy")?;
+        let default = Proxy::default();
+        Ok(Proxy {
+            uid: proxy.get("uid")?.unwrap_or(default.uid),
+            gid: proxy.get("gid")?.unwrap_or(default.gid),
+            outbound_port: proxy.port("outboundPort", default.outbound_port)?,
+            inbound_port: proxy.port("inboundPort", default.inbound_port)?,
+            dns_port: proxy.port("dnsPort", default.dns_port)?,
         })
     }
 
@@ -278,7 +308,7 @@ mod tests {
         assert_eq!(conf.node().unwrap(), Node::default());
         let rules = conf.rules().unwrap();
         assert_eq!(rules.exclude_namespaces, ["istio-system", "kube-system"]);
-        assert_eq!((rules.proxy_container.as_str(), rules.defaults), ("istio-proxy", Defaults::default()));
+        assert_eq!((rules.proxy_container.as_str(), rules.defaults), ("istio-proxy", Policy::default()));
         assert_eq!(conf.handed_over_annotations().unwrap(), None);
         assert!(conf.prev_result().is_none() && conf.cgroup_root().unwrap().is_none());
     }
@@ -313,6 +343,18 @@ mod tests {
             (r#""proxy":{"inboundPort":70000}"#, "proxy.inboundPort", |conf| conf.rules().err()),
             (r#""proxy":{"dnsPort":0}"#, "proxy.dnsPort", |conf| conf.rules().err()),
             (r#""dnsCapture":"yes""#, "dnsCapture", |conf| conf.rules().err()),
+            (r#""defaults":[]"#, "defaults", |conf| conf.rules().err()),
+            (r#""defaults":{"excludeOutboundPorts":[25]}"#, "defaults.excludeOutboundPorts", |conf| {
+                conf.rules().err()
+            }),
+            (r#""defaults":{"excludeOutboundPorts":"smtp"}"#, "defaults.excludeOutboundPorts", |conf| {
+                conf.rules().err()
+            }),
+            (r#""defaults":{"excludeOutboundIpRanges":""}"#, "defaults.excludeOutboundIpRanges", |conf| {
+                conf.rules().err()
+            }),
+            (r#""forbidOptOut":1"#, "forbidOptOut", |conf| conf.rules().err()),
+            (r#""refuseRuntimeClasses":"kata""#, "refuseRuntimeClasses", |conf| conf.rules().err()),
             (r#""agentSocket":"agent.sock""#, "agentSocket", |conf| conf.pod_source().err()),
             (r#""agentTimeoutSeconds":0"#, "agentTimeoutSeconds", |conf| conf.pod_source().err()),
             (r#""agentTimeoutSeconds":1.5"#, "agentTimeoutSeconds", |conf| conf.pod_source().err()),
@@ -342,6 +384,27 @@ mod tests {
                 other => panic!("{keys}: {other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn the_node_has_defaults_in_the_annotations_grammar() {
+        let rules = conf(
+            r#","defaults":{"excludeOutboundIPRanges":"10.96.0.0/12","includeInboundPorts":null},
+                         "proxy":{"uid":7},"forbidOptOut":true,"refuseRuntimeClasses":["wasm"]"#,
+        )
+        .rules()
+        .unwrap();
+        let expected = Policy {
+            exclude_outbound_ip_ranges: vec!["10.96.0.0/12".parse().unwrap()],
+            proxy: Proxy { uid: 7, ..Proxy::default() },
+            ..Policy::default()
+        };
+        assert_eq!((rules.defaults, rules.forbid_opt_out), (expected, true));
+        assert!(
+            rules.refuse_runtime_classes.contain("wasm") && !rules.refuse_runtime_classes.contain("kata")
+        );
+        let named = conf(r#","defaults":{"excludeOutboundPort":"25"}"#).rules().unwrap_err().to_string();
+        assert!(named.contains("excludeOutboundPorts"), "{named}");
     }
 
     #[test]

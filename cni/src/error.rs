@@ -85,8 +85,13 @@ impl Error {
                 ..
             }) => (102, "annotation not supported"),
             Error::Enrol(
-                enrol::Error::Annotations { .. } | enrol::Error::Source(source::Error::Status { .. }),
+                enrol::Error::Annotations { .. }
+                | enrol::Error::Source(source::Error::Status { .. } | source::Error::ProxyConfig { .. }),
             ) => (101, "invalid annotation"),
+            Error::Enrol(enrol::Error::OptOut { .. } | enrol::Error::RuntimeClass { .. }) => {
+                (107, "the node's configuration refuses the pod")
+            }
+            Error::Attach(attach::Error::Interfaces { .. }) => (102, "annotation not supported"),
             Error::Enrol(enrol::Error::Source(_)) => (103, "pod details not usable"),
             Error::Cgroup(_) => (104, "pod cgroup not usable"),
             Error::Lock(_) | Error::Attach(_) => (105, "cannot change the pod's redirection"),

@@ -192,8 +192,9 @@ pub(crate) fn own_address(cookie: u64, ip: &Ip) -> bool {
     unsafe { OWN.get(AddrKey { cookie, ip: *ip }) }.is_some()
 }
 
-/// Whether an address is in one of a pod's lists of ranges.
+/// Whether an address is in one of a pod's lists of ranges: whether the longest prefix that contains it says
+/// so.
 #[inline(always)]
 pub(crate) fn in_ranges(cookie: u64, list: u32, ip: &Ip) -> bool {
-    RANGES.get(Key::new(RangeKey::BITS, RangeKey::new(cookie, list, *ip))).is_some()
+    matches!(RANGES.get(Key::new(RangeKey::BITS, RangeKey::new(cookie, list, *ip))), Some(1))
 }

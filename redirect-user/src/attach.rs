@@ -12,6 +12,8 @@ mod error;
 pub(crate) mod links;
 mod plan;
 pub mod record;
+pub mod replan;
+mod survey;
 pub mod tables;
 
 pub use self::detach::detach;
@@ -53,7 +55,20 @@ pub fn attach(node: &Node, lock: &NodeLock, request: &Request) -> Result<Attachm
         }
         return Err(error);
     }
+    replan_siblings(node, lock, &planned.attachment);
     Ok(planned.attachment)
+}
+
+/// Another interface of the pod brings addresses and routes that concern the pod's other attachments, too.
+/// What cannot be mended now is not this interface's fault; CHECK and `list` tell it.
+fn replan_siblings(node: &Node, lock: &NodeLock, attachment: &Attachment) {
+    let all = record::of_container(node, &attachment.id.container_id).unwrap_or_default();
+    let is_sibling = |other: &&Attachment| other.id != attachment.id && other.cookie == attachment.cookie;
+    for sibling in all.iter().filter(is_sibling) {
+        if let Err(error) = replan::replan(node, lock, sibling) {
+            tracing::warn!(ifname = sibling.id.ifname, %error, "cannot bring the other interface up to date");
+        }
+    }
 }
 
 /// A repeated attach finds its own routes in place; they stay its own. Whether it is one.
@@ -63,9 +78,9 @@ fn keep_known_changes(node: &Node, attachment: &mut Attachment) -> Result<bool, 
     let changes = &mut attachment.changes;
     changes.passthrough6 |= known.changes.passthrough6;
     changes.mptcp_disabled |= known.changes.mptcp_disabled;
-    for route in known.changes.spread_routes {
-        if !changes.spread_routes.contains(&route) {
-            changes.spread_routes.push(route);
+    for route in known.changes.local_routes {
+        if !changes.local_routes.contains(&route) {
+            changes.local_routes.push(route);
         }
     }
     Ok(true)
@@ -94,8 +109,8 @@ fn change_netns(planned: &mut Planned) -> Result<(), Error> {
     if changes.mptcp_disabled {
         netns.set_mptcp(false)?;
     }
-    for source in &changes.spread_routes {
-        netns.add_spread_routes(*source)?;
+    for route in &changes.local_routes {
+        netns.add_local_route(route)?;
     }
     Ok(())
 }

@@ -8,16 +8,21 @@
 pub mod ask_agent;
 pub mod ask_runtime;
 pub mod protocol;
+pub mod proxy_config;
+mod reason;
+pub mod runtime_class;
 pub mod source;
 
 use thiserror::Error;
 
+pub use crate::enrol::reason::Reason;
+use crate::enrol::runtime_class::RuntimeClasses;
 use crate::enrol::source::{
     Container, ContainerKind, DISABLE_ENVOY, DNS_CAPTURE, PodDetails, PodSource, STATUS,
 };
 use crate::ids::PodRef;
 use crate::policy::Policy;
-use crate::policy::annotations::{self, Annotations, Capture, Defaults};
+use crate::policy::annotations::{self, Annotations, Capture};
 use crate::policy::grammar::boolean;
 use crate::policy::owner_groups::{self, Variables};
 
@@ -25,56 +30,6 @@ use crate::policy::owner_groups::{self, Variables};
 pub const INJECT: &str = "sidecar.istio.io/inject";
 /// The init container that programs iptables itself.
 const ISTIO_INIT: &str = "istio-init";
-
-macro_rules! reasons {
-    ($($(#[doc = $doc:literal])+ $name:ident = $label:literal,)+) => {
-        /// Why a pod is not enrolled.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum Reason { $($(#[doc = $doc])+ $name,)+ }
-
-        impl Reason {
-            /// All reasons, in the order in which they are looked at.
-            pub const ALL: &[Reason] = &[$(Reason::$name,)+];
-
-            /// The stable name in logs and metrics.
-            #[must_use]
-            pub const fn label(self) -> &'static str {
-                match self { $(Reason::$name => $label,)+ }
-            }
-        }
-    };
-}
-
-reasons! {
-    /// The runtime named no pod: a container outside Kubernetes.
-    NotKubernetes = "not_kubernetes",
-    /// The namespace is in `excludeNamespaces`.
-    ExcludedNamespace = "excluded_namespace",
-    /// No sidecar was injected: `sidecar.istio.io/status` is absent.
-    NotInjected = "not_injected",
-    /// The pod shares the node's network.
-    HostNetwork = "host_network",
-    /// An `istio-init` container will redirect the pod itself.
-    IstioInit = "istio_init",
-    /// `DISABLE_ENVOY` is true: proxyless gRPC.
-    EnvoyDisabled = "envoy_disabled",
-    /// No container has the proxy's name.
-    NoProxyContainer = "no_proxy_container",
-    /// The proxy is no sidecar but, for example, a gateway (`proxy router`).
-    NotASidecar = "not_a_sidecar",
-    /// The proxy is alone in its pod.
-    SingleContainer = "single_container",
-    /// The label, or else the annotation, `sidecar.istio.io/inject` is false.
-    InjectFalse = "inject_false",
-    /// `interceptionMode` is NONE.
-    InterceptionNone = "interception_none",
-}
-
-impl std::fmt::Display for Reason {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.label())
-    }
-}
 
 /// Why no decision can be taken.
 #[derive(Debug, Error)]
@@ -93,6 +48,30 @@ pub enum Error {
     /// The pod is ours, and the node's owner groups cannot be used.
     #[error(transparent)]
     OwnerGroups(#[from] owner_groups::Error),
+    /// The pod has a sidecar and opts out of capture, which the node's configuration forbids.
+    #[error(
+        "pod {pod} opts out of capture by {by} ({reason}), and this node's configuration forbids that \
+         (\"forbidOptOut\": true); take it away, or run the pod in a namespace of excludeNamespaces"
+    )]
+    OptOut {
+        /// The pod.
+        pod: Box<PodRef>,
+        /// Why it would be left alone.
+        reason: Reason,
+        /// How it says so.
+        by: &'static str,
+    },
+    /// The pod's processes do not use this kernel's sockets.
+    #[error(
+        "pod {pod} has the RuntimeClass {class:?}, which refuseRuntimeClasses names: its sockets are not this \
+         kernel's, so nothing that it sends would be captured; run it without a sidecar, or as another class"
+    )]
+    RuntimeClass {
+        /// The pod.
+        pod: Box<PodRef>,
+        /// Its class.
+        class: String,
+    },
 }
 
 /// What the node's configuration says about enrolment.
@@ -102,8 +81,12 @@ pub struct Rules {
     pub exclude_namespaces: Vec<String>,
     /// The name of the proxy's container.
     pub proxy_container: String,
-    /// Values for what the pod does not say.
-    pub defaults: Defaults,
+    /// What a pod without any annotation gets.
+    pub defaults: Policy,
+    /// A pod with a sidecar that opts out of capture does not start.
+    pub forbid_opt_out: bool,
+    /// Classes of pods that cannot be captured.
+    pub refuse_runtime_classes: RuntimeClasses,
     /// Whose outbound traffic is captured, by group; the same for every pod of the node.
     pub owner_groups: Variables,
 }
@@ -141,19 +124,26 @@ pub fn enrol(
     let details = source.details(pod, handed_over)?;
     let proxy = match sidecar(&details, rules) {
         Ok(proxy) => proxy,
-        Err(reason) => return Ok(Enrolment::NotEnrolled(reason)),
+        Err(reason) => return left_alone(pod, rules, reason),
     };
     let defaults = defaults_of(proxy, &rules.defaults);
     let capture = annotations::capture(&details.annotations, &defaults)
         .map_err(|source| Error::Annotations { pod: Box::new(pod.clone()), source })?;
-    Ok(match capture {
-        Capture::Off => Enrolment::NotEnrolled(Reason::InterceptionNone),
-        Capture::On(mut policy) => {
-            policy.owner_groups = rules.owner_groups.parse()?;
-            let uid = pod.uid.clone().or(details.uid);
-            Enrolment::Enrolled { pod: PodRef { uid, ..pod.clone() }, policy }
-        }
-    })
+    let Capture::On(mut policy) = capture else { return left_alone(pod, rules, Reason::InterceptionNone) };
+    if let Some(class) = details.runtime_class.filter(|class| rules.refuse_runtime_classes.contain(class)) {
+        return Err(Error::RuntimeClass { pod: Box::new(pod.clone()), class });
+    }
+    policy.owner_groups = rules.owner_groups.parse()?;
+    let uid = pod.uid.clone().or(details.uid);
+    Ok(Enrolment::Enrolled { pod: PodRef { uid, ..pod.clone() }, policy })
+}
+
+/// A pod that is not captured: fine, unless it is the pod itself that says so and the node forbids that.
+fn left_alone(pod: &PodRef, rules: &Rules, reason: Reason) -> Result<Enrolment, Error> {
+    match reason.opts_out_by() {
+        Some(by) if rules.forbid_opt_out => Err(Error::OptOut { pod: Box::new(pod.clone()), reason, by }),
+        _ => Ok(Enrolment::NotEnrolled(reason)),
+    }
 }
 
 /// The container of the sidecar that a pod's traffic goes through, or why there is none.
@@ -196,7 +186,7 @@ fn proxy_type(args: &[String]) -> Option<&str> {
 
 /// The node's defaults with what the proxy's container says. An id of 0 is what the injector writes for
 /// TPROXY and means the default, as in Istio.
-fn defaults_of(proxy: &Container, node: &Defaults) -> Defaults {
+fn defaults_of(proxy: &Container, node: &Policy) -> Policy {
     let mut defaults = node.clone();
     if let Some(uid) = proxy.run_as_user.filter(|uid| *uid != 0) {
         defaults.proxy.uid = uid;
@@ -219,6 +209,7 @@ mod tests {
 
     use super::*;
     use crate::enrol::ask_runtime::AskRuntime;
+    use crate::policy::parameters::INCLUDE_OUTBOUND_PORTS;
 
     /// A source that counts how often it is asked.
     struct Canned(PodDetails, Cell<u32>);
@@ -260,7 +251,9 @@ mod tests {
         Rules {
             exclude_namespaces: vec!["istio-system".to_owned(), "kube-system".to_owned()],
             proxy_container: "istio-proxy".to_owned(),
-            defaults: Defaults::default(),
+            defaults: Policy::default(),
+            forbid_opt_out: false,
+            refuse_runtime_classes: RuntimeClasses::default(),
             owner_groups: Variables::default(),
         }
     }
@@ -313,6 +306,51 @@ mod tests {
             change(&mut details);
             assert_eq!(enrol_on(details), Enrolment::NotEnrolled(*reason), "{reason}");
         }
+    }
+
+    #[test]
+    fn a_pod_that_opts_out_does_not_start_where_the_node_forbids_it() {
+        let strict = Rules { forbid_opt_out: true, ..rules() };
+        let on = |details| enrol(&pod(), None, &strict, &Canned(details, Cell::new(0)));
+        let mut none = injected();
+        none.annotations.insert(annotations::INTERCEPTION_MODE.to_owned(), "NONE".to_owned());
+        let mut gateway = injected();
+        gateway.containers[1].args = vec!["proxy".into(), "router".into()];
+        let mut label = injected();
+        label.labels = map([(INJECT, "false")]);
+        let mut init = injected();
+        init.containers.push(container("istio-init", ContainerKind::Init));
+        for (details, by) in
+            [(none, "interceptionMode"), (gateway, "gateway"), (label, INJECT), (init, "istio-init")]
+        {
+            let text = on(details).unwrap_err().to_string();
+            assert!(
+                text.contains("shop/web-0") && text.contains(by) && text.contains("forbidOptOut"),
+                "{text}"
+            );
+        }
+        // What is not the pod's own doing stays as it is.
+        let mut plain = injected();
+        plain.annotations.clear();
+        assert_eq!(on(plain).unwrap(), Enrolment::NotEnrolled(Reason::NotInjected));
+        let mut host = injected();
+        host.host_network = true;
+        assert_eq!(on(host).unwrap(), Enrolment::NotEnrolled(Reason::HostNetwork));
+    }
+
+    #[test]
+    fn a_class_whose_sockets_are_not_the_kernels_is_refused() {
+        let mut kata = injected();
+        kata.runtime_class = Some("kata-qemu".to_owned());
+        let error = enrol(&pod(), None, &rules(), &Canned(kata.clone(), Cell::new(0))).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("shop/web-0") && text.contains("kata-qemu"), "{text}");
+        // Nothing is captured of a pod without a sidecar.
+        kata.annotations.clear();
+        assert_eq!(enrol_on(kata), Enrolment::NotEnrolled(Reason::NotInjected));
+        let mut plain = injected();
+        plain.runtime_class = Some("runc".to_owned());
+        assert!(matches!(enrol_on(plain), Enrolment::Enrolled { .. }));
     }
 
     #[test]
@@ -392,9 +430,9 @@ mod tests {
     #[test]
     fn an_invalid_annotation_of_an_enrolled_pod_is_an_error_that_names_pod_annotation_and_value() {
         let mut details = injected();
-        details.annotations.insert(annotations::INCLUDE_OUTBOUND_PORTS.to_owned(), "http".to_owned());
+        details.annotations.insert(INCLUDE_OUTBOUND_PORTS.annotation.to_owned(), "http".to_owned());
         let error = enrol(&pod(), None, &rules(), &Canned(details, Cell::new(0))).unwrap_err().to_string();
-        for part in ["shop/web-0", annotations::INCLUDE_OUTBOUND_PORTS, "http"] {
+        for part in ["shop/web-0", INCLUDE_OUTBOUND_PORTS.annotation, "http"] {
             assert!(error.contains(part), "{error}");
         }
     }

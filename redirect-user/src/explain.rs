@@ -11,6 +11,11 @@ use redirect_common::{
 use serde::Serialize;
 
 use crate::attach::record::Attachment;
+use crate::pod::routes::leaves_excluded;
+use crate::policy::parameters::{
+    EXCLUDE_INBOUND_PORTS, EXCLUDE_INTERFACES, EXCLUDE_OUTBOUND_IP_RANGES, EXCLUDE_OUTBOUND_PORTS,
+    INCLUDE_INBOUND_PORTS, INCLUDE_OUTBOUND_IP_RANGES, INCLUDE_OUTBOUND_PORTS,
+};
 use crate::policy::{OwnerGroups, Policy, Ports, Ranges};
 
 /// One outbound connection or datagram to explain. Ids are as the pod sees them.
@@ -71,15 +76,15 @@ pub fn inbound(attachment: &Attachment, port: u16, interface: Option<u32>) -> Ex
         Inbound::Redirect(rule) => (format!("to inbound ({})", attachment.policy.proxy.inbound_port), rule),
     };
     let cause = match rule {
-        InboundRule::ExcludedInterface => "traffic.sidecar.istio.io/excludeInterfaces".into(),
-        InboundRule::Off => "traffic.sidecar.istio.io/includeInboundPorts is empty".into(),
+        InboundRule::ExcludedInterface => EXCLUDE_INTERFACES.to_string(),
+        InboundRule::Off => format!("{INCLUDE_INBOUND_PORTS} is empty"),
         InboundRule::Hbone => "15008 is the HBONE listener".into(),
         InboundRule::ExcludedPort => {
-            format!("traffic.sidecar.istio.io/excludeInboundPorts (or built in) has {port}")
+            format!("{EXCLUDE_INBOUND_PORTS} (or built in) has {port}")
         }
-        InboundRule::All => "traffic.sidecar.istio.io/includeInboundPorts is *".into(),
-        InboundRule::Listed => format!("traffic.sidecar.istio.io/includeInboundPorts has {port}"),
-        InboundRule::NotListed => format!("traffic.sidecar.istio.io/includeInboundPorts has not {port}"),
+        InboundRule::All => format!("{INCLUDE_INBOUND_PORTS} is *"),
+        InboundRule::Listed => format!("{INCLUDE_INBOUND_PORTS} has {port}"),
+        InboundRule::NotListed => format!("{INCLUDE_INBOUND_PORTS} has not {port}"),
     };
     Explanation { verdict, rule: rule as u32, rule_name: rule.label(), cause }
 }
@@ -89,8 +94,8 @@ fn outbound_cause(rule: Rule, flow: &Flow, policy: &Policy) -> String {
     let ip = IpAddr::from(flow.dst.ip);
     let proxy = &policy.proxy;
     match rule {
-        Rule::ExcludedInterface => "traffic.sidecar.istio.io/excludeInterfaces".into(),
-        Rule::ExcludedPort => format!("traffic.sidecar.istio.io/excludeOutboundPorts has {port}"),
+        Rule::ExcludedInterface => EXCLUDE_INTERFACES.to_string(),
+        Rule::ExcludedPort => format!("{EXCLUDE_OUTBOUND_PORTS} has {port}"),
         Rule::Passthrough => {
             "the socket is bound to 127.0.0.6 or ::6: the sidecar's way to the application".into()
         }
@@ -102,21 +107,20 @@ fn outbound_cause(rule: Rule, flow: &Flow, policy: &Policy) -> String {
         Rule::OwnerGroup => format!("gid {} is outside the captured owner groups", flow.caller.gid),
         Rule::Dns => "DNS capture is on".into(),
         Rule::Localhost => format!("{ip} is localhost"),
-        Rule::ExcludedRange => format!(
-            "traffic.sidecar.istio.io/excludeOutboundIPRanges has {}",
-            containing(&policy.exclude_outbound_ip_ranges, ip)
-        ),
-        Rule::IncludedPort => format!("traffic.sidecar.istio.io/includeOutboundPorts has {port}"),
+        Rule::ExcludedRange => {
+            format!("{EXCLUDE_OUTBOUND_IP_RANGES} has {}", containing(&policy.exclude_outbound_ip_ranges, ip))
+        }
+        Rule::IncludedPort => format!("{INCLUDE_OUTBOUND_PORTS} has {port}"),
         Rule::IncludedRange => match &policy.include_outbound_ip_ranges {
-            Ranges::All => "traffic.sidecar.istio.io/includeOutboundIPRanges is *".into(),
+            Ranges::All => format!("{INCLUDE_OUTBOUND_IP_RANGES} is *"),
             Ranges::List(ranges) => {
-                format!("traffic.sidecar.istio.io/includeOutboundIPRanges has {}", containing(ranges, ip))
+                format!("{INCLUDE_OUTBOUND_IP_RANGES} has {}", containing(ranges, ip))
             }
         },
         Rule::NoMatch if flow.protocol == Protocol::Udp => {
             "UDP other than captured DNS is never redirected".into()
         }
-        Rule::NoMatch => format!("traffic.sidecar.istio.io/includeOutboundIPRanges does not contain {ip}"),
+        Rule::NoMatch => format!("{INCLUDE_OUTBOUND_IP_RANGES} does not contain {ip}"),
     }
 }
 
@@ -163,7 +167,7 @@ impl Facts for RecordFacts<'_> {
         self.attachment.addresses.contains(&IpAddr::from(*ip))
     }
     fn interface_excluded(&self, ip: &Ip) -> bool {
-        contains(&self.attachment.excluded_subnets, ip)
+        leaves_excluded(&self.attachment.interface_routes, IpAddr::from(*ip))
     }
     fn lo_excluded(&self) -> bool {
         self.attachment.lo_excluded

@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::attach::Error;
 use crate::attach::entries;
 use crate::attach::record::{self, Attachment};
+use crate::attach::replan::{self, Stale};
 use crate::attach::tables::Tables;
 use crate::ids::AttachmentId;
 use crate::kernel::folders;
@@ -64,6 +65,11 @@ pub enum Drift {
     NotEnrolled,
     /// The configuration is not what the record's policy says.
     ConfigDiffers,
+    /// The pod has changed since the record was written; a re-plan mends it.
+    NotCovered {
+        /// What has changed.
+        what: Stale,
+    },
 }
 
 impl std::fmt::Display for Drift {
@@ -76,6 +82,7 @@ impl std::fmt::Display for Drift {
             Drift::WrongTarget { hook } => write!(f, "the link of {hook} is not on this pod"),
             Drift::WrongProgram { hook } => write!(f, "the link of {hook} runs another program"),
             Drift::NotEnrolled => write!(f, "the pod has no configuration in the map PODS"),
+            Drift::NotCovered { what } => write!(f, "not covered yet: {what}"),
             Drift::ConfigDiffers => write!(f, "the pod's configuration is not what was attached"),
         }
     }
@@ -157,6 +164,8 @@ pub fn check(node: &Node, id: &AttachmentId) -> Result<Vec<Drift>, Error> {
             }
         }
     }
+    let stale = replan::look(&attachment)?.stale;
+    drift.extend(stale.into_iter().map(|what| Drift::NotCovered { what }));
     Ok(drift)
 }
 

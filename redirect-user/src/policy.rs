@@ -6,11 +6,12 @@
 pub mod annotations;
 pub mod grammar;
 pub mod owner_groups;
+pub mod parameters;
+mod runs;
 
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
-use redirect_common::{PROXY_PORTS, STATUS_PORT};
 use serde::{Deserialize, Serialize};
 
 /// Everything that decides which of a pod's connections go through the sidecar.
@@ -22,12 +23,15 @@ pub struct Policy {
     /// `excludeOutboundIPRanges`
     pub exclude_outbound_ip_ranges: Vec<IpNet>,
     /// `includeOutboundPorts`
+    #[serde(with = "runs")]
     pub include_outbound_ports: BTreeSet<u16>,
     /// `excludeOutboundPorts`
+    #[serde(with = "runs")]
     pub exclude_outbound_ports: BTreeSet<u16>,
     /// `includeInboundPorts`
     pub include_inbound_ports: Ports,
     /// `excludeInboundPorts`; honoured only where `include_inbound_ports` is [`Ports::All`]
+    #[serde(with = "runs")]
     pub exclude_inbound_ports: BTreeSet<u16>,
     /// `excludeInterfaces`
     pub exclude_interfaces: Vec<String>,
@@ -56,7 +60,7 @@ pub enum Ports {
     /// `*`
     All,
     /// A list; empty means none.
-    List(BTreeSet<u16>),
+    List(#[serde(with = "runs")] BTreeSet<u16>),
 }
 
 /// Which groups' outbound traffic is captured.
@@ -96,23 +100,5 @@ pub struct Proxy {
 impl Default for Proxy {
     fn default() -> Proxy {
         Proxy { uid: 1337, gid: 1337, outbound_port: 15001, inbound_port: 15006, dns_port: 15053 }
-    }
-}
-
-impl Default for Policy {
-    /// What a pod without any annotation gets.
-    fn default() -> Policy {
-        Policy {
-            include_outbound_ip_ranges: Ranges::All,
-            exclude_outbound_ip_ranges: Vec::new(),
-            include_outbound_ports: BTreeSet::new(),
-            exclude_outbound_ports: BTreeSet::from([STATUS_PORT]),
-            include_inbound_ports: Ports::All,
-            exclude_inbound_ports: BTreeSet::from(PROXY_PORTS),
-            exclude_interfaces: Vec::new(),
-            owner_groups: OwnerGroups::AllBut(BTreeSet::new()),
-            dns_capture: false,
-            proxy: Proxy::default(),
-        }
     }
 }

@@ -13,6 +13,7 @@ mod bypass;
 mod cycles;
 mod errors;
 mod inbound;
+mod interfaces;
 mod load;
 mod original_dst;
 mod outbound;

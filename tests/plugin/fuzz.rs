@@ -12,7 +12,7 @@ use proptest::collection::{btree_map, vec};
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::strategy::BoxedStrategy;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
-use redirect_user::policy::annotations::{Capture, Defaults, capture};
+use redirect_user::policy::annotations::{Capture, capture};
 use serde_json::{Value, json};
 
 use crate::call::{Call, Place, Reply, STATUS, hand_over, with_prev_result};
@@ -202,7 +202,10 @@ fn annotations() {
 fn annotations_by_a_second_reading() {
     fuzz(&annotation(), |(name, value)| {
         let Some(expected) = literal(name, &value) else { return Ok(()) };
-        let read = capture(&BTreeMap::from([(name.to_owned(), value.clone())]), &Defaults::default());
+        let read = capture(
+            &BTreeMap::from([(name.to_owned(), value.clone())]),
+            &redirect_user::policy::Policy::default(),
+        );
         match (&read, expected) {
             (Ok(Capture::On(_)), true) => Ok(()),
             (Err(error), false) if error.to_string().contains(name) => Ok(()),

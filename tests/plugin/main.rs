@@ -17,6 +17,7 @@ mod crowd;
 mod enrolment;
 mod fuzz;
 mod golden;
+mod later;
 mod malformed;
 mod order;
 mod sandbox;

@@ -1,19 +1,17 @@
 //! `redirect attach` and `redirect detach`: what ADD and DEL do, by hand. The flags are named after the
 //! annotations and have their grammar.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use ipnet::IpNet;
-use redirect_common::PROXY_PORTS;
 use redirect_user::attach::{self, Request};
 use redirect_user::ids::AttachmentId;
 use redirect_user::node::Node;
 use redirect_user::node::lock::NodeLock;
 use redirect_user::policy::grammar;
-use redirect_user::policy::{Policy, Ports, Proxy, Ranges};
+use redirect_user::policy::parameters::PARAMETERS;
+use redirect_user::policy::{Policy, Proxy};
 
 use crate::output::{self, Output};
 
@@ -32,27 +30,8 @@ pub(crate) struct Args {
     /// The pod's network namespace.
     #[arg(long, value_name = "PATH")]
     netns: PathBuf,
-    /// `*`, or CIDRs separated by commas; empty for none.
-    #[arg(long, value_parser = grammar::ranges_or_all, default_value = "*")]
-    include_outbound_ip_ranges: Ranges,
-    /// CIDRs separated by commas.
-    #[arg(long, value_parser = ranges, default_value = "")]
-    exclude_outbound_ip_ranges: List<IpNet>,
-    /// Ports separated by commas.
-    #[arg(long, value_parser = ports, default_value = "")]
-    include_outbound_ports: List<u16>,
-    /// Ports separated by commas.
-    #[arg(long, value_parser = ports, default_value = "15020")]
-    exclude_outbound_ports: List<u16>,
-    /// `*`, or ports separated by commas; empty for none.
-    #[arg(long, value_parser = grammar::ports_or_all, default_value = "*")]
-    include_inbound_ports: Ports,
-    /// Ports separated by commas; 15020, 15021 and 15090 are always added.
-    #[arg(long, value_parser = ports, default_value = "")]
-    exclude_inbound_ports: List<u16>,
-    /// Interface names separated by commas.
-    #[arg(long, value_parser = interfaces, default_value = "")]
-    exclude_interfaces: List<String>,
+    #[command(flatten)]
+    policy: PolicyFlags,
     /// The sidecar's uid, as the pod sees it.
     #[arg(long, default_value_t = 1337)]
     proxy_uid: u32,
@@ -73,38 +52,47 @@ pub(crate) struct Args {
     dns_capture: bool,
 }
 
-/// A list in one argument (clap would take a `Vec` as "may be given several times").
+/// A flag for each row of the table of parameters, with the grammar and the default of its annotation.
 #[derive(Clone, Debug)]
-struct List<T>(Vec<T>);
+struct PolicyFlags(Policy);
 
-fn ranges(text: &str) -> Result<List<IpNet>, grammar::Malformed> {
-    if text.is_empty() { Ok(List(Vec::new())) } else { grammar::ranges(text).map(List) }
-}
-
-fn ports(text: &str) -> Result<List<u16>, grammar::Malformed> {
-    if text.is_empty() {
-        return Ok(List(Vec::new()));
+impl clap::Args for PolicyFlags {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        PARAMETERS.iter().fold(command, |command, parameter| {
+            let read = |value: &str| -> Result<String, grammar::Malformed> {
+                parameter.set(&mut Policy::default(), value).map(|()| value.to_owned())
+            };
+            let flag = clap::Arg::new(parameter.name).long(parameter.flag).value_name("LIST");
+            command.arg(flag.help(parameter.help).default_value(parameter.default).value_parser(read))
+        })
     }
-    Ok(List(grammar::ports(text)?.into_iter().collect()))
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        PolicyFlags::augment_args(command)
+    }
 }
 
-fn interfaces(text: &str) -> Result<List<String>, grammar::Malformed> {
-    if text.is_empty() { Ok(List(Vec::new())) } else { grammar::interfaces(text).map(List) }
+impl clap::FromArgMatches for PolicyFlags {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<PolicyFlags, clap::Error> {
+        let mut flags = PolicyFlags(Policy::default());
+        flags.update_from_arg_matches(matches)?;
+        Ok(flags)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        for parameter in PARAMETERS {
+            let value = matches.get_one::<String>(parameter.name).map_or(parameter.default, String::as_str);
+            parameter
+                .set(&mut self.0, value)
+                .map_err(|problem| clap::Error::raw(clap::error::ErrorKind::ValueValidation, problem))?;
+        }
+        Ok(())
+    }
 }
 
 impl Args {
     fn policy(&self) -> Policy {
-        let set = |list: &List<u16>| list.0.iter().copied().collect::<BTreeSet<_>>();
-        let mut exclude_inbound_ports = set(&self.exclude_inbound_ports);
-        exclude_inbound_ports.extend(PROXY_PORTS);
         Policy {
-            include_outbound_ip_ranges: self.include_outbound_ip_ranges.clone(),
-            exclude_outbound_ip_ranges: self.exclude_outbound_ip_ranges.0.clone(),
-            include_outbound_ports: set(&self.include_outbound_ports),
-            exclude_outbound_ports: set(&self.exclude_outbound_ports),
-            include_inbound_ports: self.include_inbound_ports.clone(),
-            exclude_inbound_ports,
-            exclude_interfaces: self.exclude_interfaces.0.clone(),
             dns_capture: self.dns_capture,
             proxy: Proxy {
                 uid: self.proxy_uid,
@@ -113,7 +101,7 @@ impl Args {
                 inbound_port: self.inbound_port,
                 dns_port: self.dns_port,
             },
-            ..Policy::default()
+            ..self.policy.0.clone()
         }
     }
 }

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use redirect_user::attach::record::Attachment;
+use redirect_user::attach::replan::{self, Remark};
 use redirect_user::attach::tables::Tables;
 use redirect_user::inspect::{self, Drift, LinkState};
 use redirect_user::node::Node;
@@ -18,7 +19,7 @@ pub(crate) fn list(node: &Node, output: Output) -> Result<ExitCode> {
     for attachment in inspect::list(node)? {
         let drift = inspect::check(node, &attachment.id)?;
         values.push(value(&attachment, &drift)?);
-        let health = if drift.is_empty() { "ok".into() } else { describe(&drift) };
+        let health = health(&attachment, &drift);
         let id = attachment.id.container_id.chars().take(13).collect();
         rows.push(vec![
             id,
@@ -37,16 +38,29 @@ pub(crate) fn list(node: &Node, output: Output) -> Result<ExitCode> {
 
 fn value(attachment: &Attachment, drift: &[Drift]) -> Result<Value> {
     let mut value = serde_json::to_value(attachment)?;
+    value["remarks"] =
+        serde_json::to_value(remarks(attachment).iter().map(ToString::to_string).collect::<Vec<_>>())?;
     value["drift"] = drift.iter().map(|drift| Value::String(drift.to_string())).collect();
     Ok(value)
 }
 
-fn describe(drift: &[Drift]) -> String {
-    drift.iter().map(Drift::to_string).collect::<Vec<_>>().join("; ")
+/// One cell: "ok" or what is wrong, and what else there is to know.
+fn health(attachment: &Attachment, drift: &[Drift]) -> String {
+    let mut parts: Vec<String> = drift.iter().map(Drift::to_string).collect();
+    if parts.is_empty() {
+        parts.push("ok".to_owned());
+    }
+    parts.extend(remarks(attachment).iter().map(|remark| format!("note: {remark}")));
+    parts.join("; ")
+}
+
+/// What a look at the pod's namespace finds that is no fault of the attachment.
+fn remarks(attachment: &Attachment) -> Vec<Remark> {
+    replan::look(attachment).map(|coverage| coverage.remarks).unwrap_or_default()
 }
 
 fn addresses(attachment: &Attachment) -> String {
-    attachment.changes.spread_routes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    attachment.changes.local_routes.iter().map(|route| route.source.to_string()).collect::<Vec<_>>().join(" ")
 }
 
 /// One container: policy, links, counters.
@@ -84,7 +98,7 @@ fn print(
     println!("cgroup      {} (id {})", attachment.cgroup.display(), attachment.cgroup_id);
     println!("netns       {} (cookie {})", attachment.netns.display(), attachment.cookie);
     println!("addresses   {}", addresses(attachment));
-    println!("health      {}", if drift.is_empty() { "ok".into() } else { describe(drift) });
+    println!("health      {}", health(attachment, drift));
     println!("policy      {}", serde_json::to_string(&attachment.policy)?);
     let id = |id: Option<u32>| id.map_or("-".into(), |id| id.to_string());
     let rows: Vec<_> = links

@@ -102,8 +102,8 @@ fn forget_pod(node: &Node, attachment: &Attachment) -> Result<(), Error> {
         if attachment.changes.mptcp_disabled {
             netns.set_mptcp(true)?;
         }
-        for source in &attachment.changes.spread_routes {
-            netns.remove_spread_routes(*source)?;
+        for route in &attachment.changes.local_routes {
+            netns.remove_local_route(route)?;
         }
     }
     Ok(())

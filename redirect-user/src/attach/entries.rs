@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use redirect_common::{Ip, PodConfig, flags, list, set};
 
 use crate::attach::record::Attachment;
+use crate::pod::routes::PrefixVerdict;
 use crate::policy::{OwnerGroups, Policy, Ports, Ranges};
 
 /// What the maps hold for an attachment.
@@ -17,8 +18,9 @@ pub(crate) fn of(attachment: &Attachment) -> (PodConfig, Entries) {
 /// What one pod has in the maps besides its configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Entries {
-    /// List and range.
-    pub(crate) ranges: Vec<(u32, IpNet)>,
+    /// List and range, and whether what is in the range is in the list: a longer range may take some of it
+    /// out again.
+    pub(crate) ranges: Vec<(u32, IpNet, bool)>,
     /// Set and value.
     pub(crate) sets: Vec<(u32, u32)>,
     /// The pod's addresses.
@@ -32,8 +34,8 @@ struct Surroundings {
     own: Vec<IpAddr>,
     /// Indices of the interfaces that the policy excludes.
     excluded_interfaces: Vec<u32>,
-    /// Subnets behind them.
-    excluded_subnets: Vec<IpNet>,
+    /// Where connections leave by them.
+    interface_routes: Vec<PrefixVerdict>,
     /// `lo` itself is excluded.
     lo_excluded: bool,
     /// The pod's IPv4 address, to which its local route belongs.
@@ -51,7 +53,7 @@ fn compile(policy: &Policy, around: &Surroundings, cgroup_id: u64) -> (PodConfig
     let mut entries = Entries { own: around.own.clone(), ..Entries::default() };
     let mut bits = 0;
     let mut add_ranges = |flag: u32, list: u32, ranges: &[IpNet]| {
-        entries.ranges.extend(ranges.iter().map(|range| (list, *range)));
+        entries.ranges.extend(ranges.iter().map(|range| (list, *range, true)));
         if ranges.is_empty() { 0 } else { flag }
     };
     match &policy.include_outbound_ip_ranges {
@@ -64,7 +66,11 @@ fn compile(policy: &Policy, around: &Surroundings, cgroup_id: u64) -> (PodConfig
         }
     }
     bits |= add_ranges(flags::EXCLUDED_RANGES, list::EXCLUDED, &policy.exclude_outbound_ip_ranges);
-    bits |= add_ranges(flags::EXCLUDED_INTERFACES, list::INTERFACE, &around.excluded_subnets);
+    let verdicts = around.interface_routes.iter();
+    entries.ranges.extend(verdicts.map(|verdict| (list::INTERFACE, verdict.net, verdict.excluded)));
+    if !around.interface_routes.is_empty() {
+        bits |= flags::EXCLUDED_INTERFACES;
+    }
     bits |= ports_and_groups(policy, around, &mut entries);
     for (flag, on) in [(flags::DNS, policy.dns_capture), (flags::LO_EXCLUDED, around.lo_excluded)] {
         bits |= if on { flag } else { 0 };
@@ -124,11 +130,12 @@ fn ports_and_groups(policy: &Policy, around: &Surroundings, entries: &mut Entrie
 
 /// The part of the plan that the map entries depend on.
 fn surroundings(attachment: &Attachment) -> Surroundings {
-    let routed = |v6: bool| attachment.changes.spread_routes.iter().copied().find(|ip| ip.is_ipv6() == v6);
+    let sources = || attachment.changes.local_routes.iter().map(|route| route.source);
+    let routed = |v6: bool| sources().find(|ip| ip.is_ipv6() == v6);
     Surroundings {
         own: attachment.addresses.clone(),
         excluded_interfaces: attachment.excluded_interfaces.clone(),
-        excluded_subnets: attachment.excluded_subnets.clone(),
+        interface_routes: attachment.interface_routes.clone(),
         lo_excluded: attachment.lo_excluded,
         source4: routed(false),
         source6: routed(true),

@@ -3,12 +3,15 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::attach::survey::MOST_ADDRESSES;
 use crate::attach::{record, tables};
 use crate::kernel::hook::Hook;
 use crate::kernel::install;
 use crate::kernel::sys::SyscallError;
 use crate::path_error::PathError;
+use crate::pod::routes::Inexpressible;
 use crate::pod::{netns, userns};
+use crate::policy::parameters::EXCLUDE_INTERFACES;
 
 /// Why attach or detach failed. Nothing is left half-done.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +32,26 @@ pub enum Error {
     /// The pod's user namespace.
     #[error(transparent)]
     Userns(#[from] userns::Error),
+    /// The pod leaves by interfaces in a way that the maps cannot say.
+    #[error("pod {pod}: annotation {EXCLUDE_INTERFACES}={interfaces:?} cannot be honoured: {source}")]
+    Interfaces {
+        /// The pod, or the container.
+        pod: String,
+        /// The annotation's value.
+        interfaces: String,
+        /// Why.
+        source: Inexpressible,
+    },
+    /// The pod has more addresses than are kept for one.
+    #[error(
+        "the network namespace {path} has {count} addresses; at most {MOST_ADDRESSES} are kept for a pod"
+    )]
+    TooManyAddresses {
+        /// How many.
+        count: usize,
+        /// The namespace.
+        path: PathBuf,
+    },
     /// A map.
     #[error(transparent)]
     Tables(#[from] tables::Error),

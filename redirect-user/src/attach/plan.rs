@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 
 use crate::attach::error::Error;
 use crate::attach::record::{self, Attachment, NetnsChanges};
+use crate::attach::replan::Remark;
+use crate::attach::survey::{MOST_ADDRESSES, Survey, survey};
 use crate::ids::{AttachmentId, PodRef};
-use crate::pod::netns::{Address, Netns};
+use crate::pod::netns::{Ipv6, Netns};
 use crate::pod::userns::IdMaps;
 use crate::policy::Policy;
 
@@ -70,14 +72,15 @@ fn open_cgroup(path: &Path) -> Result<fs::File, Error> {
 
 /// What is known before anything is changed.
 fn describe(request: &Request, cgroup: &fs::File, netns: &mut Netns) -> Result<Attachment, Error> {
-    let addresses = netns.addresses()?;
-    let interfaces = netns.interfaces()?;
-    let excluded = |name: &str| request.policy.exclude_interfaces.iter().any(|excluded| excluded == name);
-    let excluded_interfaces: Vec<u32> =
-        interfaces.iter().filter(|i| i.name != "lo" && excluded(&i.name)).map(|i| i.index).collect();
-    let mut excluded_subnets = Vec::new();
-    for index in &excluded_interfaces {
-        excluded_subnets.extend(netns.subnets_behind(*index)?);
+    let found = survey(netns, &request.policy, &request.addresses)?;
+    tell(&found);
+    let interface_routes = found.interface_routes.map_err(|source| Error::Interfaces {
+        pod: request.pod.as_ref().map_or_else(|| request.id.container_id.clone(), ToString::to_string),
+        interfaces: request.policy.exclude_interfaces.join(","),
+        source,
+    })?;
+    if found.addresses.len() > MOST_ADDRESSES {
+        return Err(Error::TooManyAddresses { count: found.addresses.len(), path: request.netns.clone() });
     }
     let ids = IdMaps::of(netns.file())?;
     let (host_uid, host_gid) = (ids.uid(request.policy.proxy.uid)?, ids.gid(request.policy.proxy.gid)?);
@@ -85,11 +88,6 @@ fn describe(request: &Request, cgroup: &fs::File, netns: &mut Netns) -> Result<A
     let host_groups = request.policy.owner_groups.ids().filter_map(|gid| ids.gid(gid).ok()).collect();
     let metadata =
         cgroup.metadata().map_err(|source| Error::Cgroup { path: request.cgroup.clone(), source })?;
-    let mut own: Vec<IpAddr> = request.addresses.clone();
-    own.extend(addresses.iter().map(|address| address.net.addr()));
-    own.retain(|ip| !ip.is_loopback());
-    own.sort_unstable();
-    own.dedup();
     Ok(Attachment {
         id: request.id.clone(),
         pod: request.pod.clone(),
@@ -100,29 +98,27 @@ fn describe(request: &Request, cgroup: &fs::File, netns: &mut Netns) -> Result<A
         cookie: netns.cookie(),
         boot_id: record::boot_id().map_err(|source| Error::BootId { source })?,
         policy: request.policy.clone(),
-        addresses: own,
-        excluded_interfaces,
-        excluded_subnets,
-        lo_excluded: excluded("lo"),
+        addresses: found.addresses,
+        excluded_interfaces: found.excluded_interfaces,
+        interface_routes,
+        lo_excluded: found.lo_excluded,
         host_uid,
         host_gid,
         host_groups,
         changes: NetnsChanges {
             mptcp_disabled: netns.mptcp()?,
-            passthrough6: addresses.iter().any(|a| a.global && a.net.addr().is_ipv6()),
-            spread_routes: [false, true]
-                .into_iter()
-                .filter_map(|v6| primary(&request.addresses, &addresses, v6))
-                .collect(),
+            passthrough6: found.passthrough6,
+            local_routes: found.local_routes,
         },
     })
 }
 
-/// The pod's address of a family: the first that the runtime names and the namespace has, else the first it
-/// has.
-fn primary(preferred: &[IpAddr], addresses: &[Address], v6: bool) -> Option<IpAddr> {
-    let usable = |ip: &IpAddr| {
-        ip.is_ipv6() == v6 && addresses.iter().any(|address| address.global && address.net.addr() == *ip)
-    };
-    preferred.iter().copied().find(usable).or_else(|| addresses.iter().map(|a| a.net.addr()).find(usable))
+/// What the operator should know about a pod that is attached all the same.
+fn tell(found: &Survey) {
+    if found.ipv6 == Ipv6::NotOnLo {
+        tracing::warn!("{}", Remark::NoIpv6OnLo);
+    }
+    for name in &found.absent_interfaces {
+        tracing::info!("{}", Remark::InterfaceAbsent { name: name.clone() });
+    }
 }

@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{AttachmentId, PodRef};
 use crate::node::{Node, names};
 use crate::path_error::{PathError, fine_if_gone};
+use crate::pod::netns::LocalRoute;
+use crate::pod::routes::PrefixVerdict;
 use crate::policy::Policy;
 
 /// What attach changed in the pod's network namespace.
@@ -23,8 +25,9 @@ pub struct NetnsChanges {
     /// learn the destination. Programs that ask for MPTCP are told that there is none and use TCP.
     #[serde(default)]
     pub mptcp_disabled: bool,
-    /// Preferred sources of the local routes that were added.
-    pub spread_routes: Vec<IpAddr>,
+    /// The local routes to the sidecar that were added.
+    #[serde(default)]
+    pub local_routes: Vec<LocalRoute>,
 }
 
 /// An attachment as it is stored.
@@ -57,9 +60,9 @@ pub struct Attachment {
     /// Indices of the interfaces that the policy excludes.
     #[serde(default)]
     pub excluded_interfaces: Vec<u32>,
-    /// Subnets behind them.
+    /// Where connections leave by excluded interfaces.
     #[serde(default)]
-    pub excluded_subnets: Vec<ipnet::IpNet>,
+    pub interface_routes: Vec<PrefixVerdict>,
     /// `excludeInterfaces` names `lo`.
     #[serde(default)]
     pub lo_excluded: bool,

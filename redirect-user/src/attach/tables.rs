@@ -83,9 +83,9 @@ impl Tables {
     /// # Errors
     /// A map is full or not writable; what was written so far stays, for [`Tables::remove`].
     fn write(&mut self, cookie: u64, config: &PodConfig, entries: &Entries) -> Result<(), Error> {
-        for (list, range) in &entries.ranges {
+        for (list, range, holds) in &entries.ranges {
             let key = range_key(cookie, *list, range);
-            change("add to", "RANGES", self.ranges.insert(&key, 1, 0))?;
+            change("add to", "RANGES", self.ranges.insert(&key, u8::from(*holds), 0))?;
         }
         for (set, value) in &entries.sets {
             change("add to", "SETS", self.sets.insert(SetKey { cookie, set: *set, value: *value }, 1, 0))?;
@@ -114,7 +114,7 @@ impl Tables {
     }
 
     fn remove_entries(&mut self, cookie: u64, entries: &Entries) -> Result<(), Error> {
-        for (list, range) in &entries.ranges {
+        for (list, range, _) in &entries.ranges {
             change_optional("remove from", "RANGES", self.ranges.remove(&range_key(cookie, *list, range)))?;
         }
         for (set, value) in &entries.sets {
@@ -168,12 +168,13 @@ impl Tables {
     /// What the maps hold for a pod.
     fn entries(&self, cookie: u64) -> Result<Entries, Error> {
         let mut entries = Entries::default();
-        for key in self.ranges.keys() {
-            let key = change("read", "RANGES", key)?;
+        for entry in self.ranges.iter() {
+            let (key, holds) = change("read", "RANGES", entry)?;
             let (prefix, data) = (key.prefix_len(), key.data());
             let (pod, list) = data.pod_and_list();
             if pod == cookie {
-                entries.ranges.push((list, range_net(data.ip, prefix - RangeKey::HEAD_BITS)));
+                let range = range_net(data.ip, prefix - RangeKey::HEAD_BITS);
+                entries.ranges.push((list, range, holds != 0));
             }
         }
         for key in self.sets.keys() {

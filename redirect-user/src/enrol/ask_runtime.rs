@@ -7,9 +7,12 @@
 
 use serde::Deserialize;
 
-use super::source::{Container, ContainerKind, DISABLE_ENVOY, Error, PodDetails, PodSource, STATUS};
+use super::source::{
+    Container, ContainerKind, DISABLE_ENVOY, Error, PodDetails, PodSource, STATUS, VARIABLES,
+};
+use crate::enrol::proxy_config::{PROXY_CONFIG, ProxyConfig};
 use crate::ids::PodRef;
-use crate::policy::annotations::Annotations;
+use crate::policy::annotations::{Annotations, STATUS_PORT};
 use crate::policy::grammar::shorten;
 
 /// Which templates the injector is to use; absent means the sidecar.
@@ -43,17 +46,35 @@ impl PodSource for AskRuntime {
     fn details(&self, pod: &PodRef, handed_over: Option<&Annotations>) -> Result<PodDetails, Error> {
         let annotations = handed_over.ok_or_else(|| Error::NotHandedOver { pod: Box::new(pod.clone()) })?;
         let mut containers = injected(pod, annotations)?;
+        let config = proxy_config(pod, annotations)?;
         for proxy in containers.iter_mut().filter(|container| container.name == PROXY) {
             apply_template(proxy, annotations.get(TEMPLATES).map_or("", String::as_str));
+            let decides = |(name, _): &(&String, &String)| VARIABLES.contains(&name.as_str());
+            let said = config.proxy_metadata.iter().filter(decides);
+            proxy.env.extend(said.map(|(name, value)| (name.clone(), value.clone())));
+        }
+        let mut annotations = annotations.clone();
+        if let Some(port) = config.status_port {
+            annotations.entry(STATUS_PORT.to_owned()).or_insert_with(|| port.to_string());
         }
         Ok(PodDetails {
             uid: pod.uid.clone(),
-            annotations: annotations.clone(),
+            annotations,
             containers,
             partial: true,
             ..PodDetails::default()
         })
     }
+}
+
+/// What the pod's owner says about the proxy. The annotation decides something only in a pod that has one.
+fn proxy_config(pod: &PodRef, annotations: &Annotations) -> Result<ProxyConfig, Error> {
+    let Some(text) = annotations.get(PROXY_CONFIG) else { return Ok(ProxyConfig::default()) };
+    ProxyConfig::parse(text).map_err(|problem| Error::ProxyConfig {
+        pod: Box::new(pod.clone()),
+        value: shorten(text),
+        problem,
+    })
 }
 
 fn injected(pod: &PodRef, annotations: &Annotations) -> Result<Vec<Container>, Error> {
@@ -136,6 +157,21 @@ mod tests {
         assert_eq!(proxyless.containers[0].env[DISABLE_ENVOY], "true");
         let sidecar = details(&[status, (TEMPLATES, "sidecar,custom")]).unwrap();
         assert!(sidecar.containers[0].args.is_empty() && sidecar.containers[0].env.is_empty());
+    }
+
+    #[test]
+    fn the_proxy_config_says_what_the_containers_environment_would() {
+        let status = (STATUS, r#"{"containers":["istio-proxy"]}"#);
+        let said = |text| details(&[status, (PROXY_CONFIG, text)]).unwrap();
+        let dns = said("proxyMetadata:\n  ISTIO_META_DNS_CAPTURE: \"true\"\n  OTHER: x\nstatusPort: 18000\n");
+        assert_eq!(dns.containers[0].env, [("ISTIO_META_DNS_CAPTURE".to_owned(), "true".to_owned())].into());
+        assert_eq!(dns.annotations[STATUS_PORT], "18000");
+        let proxyless = said(r#"{"proxyMetadata":{"DISABLE_ENVOY":"true"}}"#);
+        assert_eq!(proxyless.containers[0].env[DISABLE_ENVOY], "true");
+        let both = details(&[status, (PROXY_CONFIG, "statusPort: 18000"), (STATUS_PORT, "19000")]).unwrap();
+        assert_eq!(both.annotations[STATUS_PORT], "19000", "the annotation of its own comes first");
+        let text = details(&[status, (PROXY_CONFIG, "[")]).unwrap_err().to_string();
+        assert!(text.contains(PROXY_CONFIG) && text.contains("shop/web-0"), "{text}");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::enrol::proxy_config::PROXY_CONFIG;
 use crate::ids::PodRef;
 use crate::policy::annotations::Annotations;
 
@@ -34,6 +35,9 @@ pub struct PodDetails {
     pub annotations: Annotations,
     /// Its containers, init containers first.
     pub containers: Vec<Container>,
+    /// `spec.runtimeClassName`, where the source knows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime_class: Option<String>,
     /// `containers` may lack some that the source cannot see.
     #[serde(default)]
     pub partial: bool,
@@ -112,6 +116,16 @@ pub enum Error {
         value: String,
         /// What is wrong with it.
         source: serde_json::Error,
+    },
+    /// What the pod's owner configures about the proxy cannot be read.
+    #[error("annotation {annotation}={value:?} of pod {pod} is no ProxyConfig: {problem}", annotation = PROXY_CONFIG)]
+    ProxyConfig {
+        /// The pod.
+        pod: Box<PodRef>,
+        /// The value, cut if it is long.
+        value: String,
+        /// What is wrong with it.
+        problem: String,
     },
     /// There was no answer at the socket.
     #[error("{asked} and could not {step}: {source}; is the redirect-cni agent running on this node?")]

@@ -6,36 +6,23 @@
 
 use std::collections::BTreeMap;
 
-use redirect_common::PROXY_PORTS;
 use thiserror::Error;
 
+use crate::policy::Policy;
 use crate::policy::grammar::{self, Malformed, shorten};
-use crate::policy::{OwnerGroups, Policy, Ports, Proxy};
+use crate::policy::parameters::PARAMETERS;
 
 /// A pod's annotations.
 pub type Annotations = BTreeMap<String, String>;
 
 /// REDIRECT, or NONE for a pod that is not captured.
 pub const INTERCEPTION_MODE: &str = "sidecar.istio.io/interceptionMode";
-/// Ranges whose outbound traffic is captured; `*` is the default.
-pub const INCLUDE_OUTBOUND_IP_RANGES: &str = "traffic.sidecar.istio.io/includeOutboundIPRanges";
-/// Ranges whose outbound traffic is not captured.
-pub const EXCLUDE_OUTBOUND_IP_RANGES: &str = "traffic.sidecar.istio.io/excludeOutboundIPRanges";
-/// Ports whose outbound traffic is captured in all ranges.
-pub const INCLUDE_OUTBOUND_PORTS: &str = "traffic.sidecar.istio.io/includeOutboundPorts";
-/// Ports whose outbound traffic is not captured; 15020 is the default.
-pub const EXCLUDE_OUTBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeOutboundPorts";
-/// Ports whose inbound traffic is captured; `*` is the default.
-pub const INCLUDE_INBOUND_PORTS: &str = "traffic.sidecar.istio.io/includeInboundPorts";
-/// Ports whose inbound traffic is not captured where all others are.
-pub const EXCLUDE_INBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeInboundPorts";
-/// Interfaces whose traffic is not captured.
-pub const EXCLUDE_INTERFACES: &str = "traffic.sidecar.istio.io/excludeInterfaces";
 /// Interfaces of guests whose traffic is captured as if the pod sent it; not supported.
 pub const REROUTE_VIRTUAL_INTERFACES: &str = "istio.io/reroute-virtual-interfaces";
 /// The older name of [`REROUTE_VIRTUAL_INTERFACES`], read only where that is absent.
 pub const KUBEVIRT_INTERFACES: &str = "traffic.sidecar.istio.io/kubevirtInterfaces";
-/// The sidecar's status port. It is checked but decides nothing: the injector puts it into the exclude list.
+/// The sidecar's status port, which kubelet's probes go to: not captured inbound. The injector puts it into
+/// the exclude list, too, where it writes one.
 pub const STATUS_PORT: &str = "status.sidecar.istio.io/port";
 
 /// Why a pod's annotations cannot be used.
@@ -63,24 +50,6 @@ pub enum Error {
     },
 }
 
-/// What the node, and not the pod, says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Defaults {
-    /// The sidecar's identity and listeners.
-    pub proxy: Proxy,
-    /// Whether DNS is captured.
-    pub dns_capture: bool,
-    /// Whose outbound traffic is captured.
-    pub owner_groups: OwnerGroups,
-}
-
-impl Default for Defaults {
-    fn default() -> Defaults {
-        let Policy { proxy, dns_capture, owner_groups, .. } = Policy::default();
-        Defaults { proxy, dns_capture, owner_groups }
-    }
-}
-
 /// What the annotations ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Capture {
@@ -90,8 +59,12 @@ pub enum Capture {
     On(Box<Policy>),
 }
 
-/// Reads all annotations. Those of an uncaptured pod (`NONE`) are not looked at further: they decide nothing.
-pub fn capture(annotations: &Annotations, defaults: &Defaults) -> Result<Capture, Error> {
+/// Reads all annotations over the policy that a pod without any gets on this node. Those of an uncaptured pod
+/// (`NONE`) are not looked at further: they decide nothing.
+///
+/// # Errors
+/// An annotation cannot be read, or not be honoured.
+pub fn capture(annotations: &Annotations, defaults: &Policy) -> Result<Capture, Error> {
     if !intercepted(annotations)? {
         return Ok(Capture::Off);
     }
@@ -99,32 +72,17 @@ pub fn capture(annotations: &Annotations, defaults: &Defaults) -> Result<Capture
     policy(annotations, defaults).map(|policy| Capture::On(Box::new(policy)))
 }
 
-fn policy(annotations: &Annotations, defaults: &Defaults) -> Result<Policy, Error> {
-    let base = Policy::default();
-    let read = Reader(annotations);
-    read.value(STATUS_PORT, grammar::ports)?;
-    let mut exclude_inbound_ports = read.value(EXCLUDE_INBOUND_PORTS, grammar::ports)?.unwrap_or_default();
-    exclude_inbound_ports.extend(PROXY_PORTS);
-    Ok(Policy {
-        include_outbound_ip_ranges: read
-            .value(INCLUDE_OUTBOUND_IP_RANGES, grammar::ranges_or_all)?
-            .unwrap_or(base.include_outbound_ip_ranges),
-        exclude_outbound_ip_ranges: read
-            .value(EXCLUDE_OUTBOUND_IP_RANGES, grammar::ranges)?
-            .unwrap_or_default(),
-        include_outbound_ports: read.value(INCLUDE_OUTBOUND_PORTS, grammar::ports)?.unwrap_or_default(),
-        exclude_outbound_ports: read
-            .value(EXCLUDE_OUTBOUND_PORTS, grammar::ports)?
-            .unwrap_or(base.exclude_outbound_ports),
-        include_inbound_ports: read
-            .value(INCLUDE_INBOUND_PORTS, grammar::ports_or_all)?
-            .unwrap_or(Ports::All),
-        exclude_inbound_ports,
-        exclude_interfaces: read.value(EXCLUDE_INTERFACES, grammar::interfaces)?.unwrap_or_default(),
-        owner_groups: defaults.owner_groups.clone(),
-        dns_capture: defaults.dns_capture,
-        proxy: defaults.proxy.clone(),
-    })
+fn policy(annotations: &Annotations, defaults: &Policy) -> Result<Policy, Error> {
+    let mut policy = defaults.clone();
+    for parameter in PARAMETERS {
+        let Some(value) = annotations.get(parameter.annotation) else { continue };
+        let invalid =
+            |problem| Error::Invalid { annotation: parameter.annotation, value: shorten(value), problem };
+        parameter.set(&mut policy, value).map_err(invalid)?;
+    }
+    let status = Reader(annotations).value(STATUS_PORT, grammar::ports)?.unwrap_or_default();
+    policy.exclude_inbound_ports.extend(status.into_iter().filter(|port| *port != 0));
+    Ok(policy)
 }
 
 /// Whether the interception mode captures at all.
@@ -185,15 +143,26 @@ impl Reader<'_> {
 mod tests {
     use std::collections::BTreeSet;
 
+    use redirect_common::PROXY_PORTS;
+
     use super::*;
-    use crate::policy::Ranges;
+    use crate::policy::parameters::Parameter;
+    use crate::policy::{OwnerGroups, Ports, Proxy, Ranges};
+
+    const INCLUDE_OUTBOUND_IP_RANGES: &str = "traffic.sidecar.istio.io/includeOutboundIPRanges";
+    const EXCLUDE_OUTBOUND_IP_RANGES: &str = "traffic.sidecar.istio.io/excludeOutboundIPRanges";
+    const INCLUDE_OUTBOUND_PORTS: &str = "traffic.sidecar.istio.io/includeOutboundPorts";
+    const EXCLUDE_OUTBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeOutboundPorts";
+    const INCLUDE_INBOUND_PORTS: &str = "traffic.sidecar.istio.io/includeInboundPorts";
+    const EXCLUDE_INBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeInboundPorts";
+    const EXCLUDE_INTERFACES: &str = "traffic.sidecar.istio.io/excludeInterfaces";
 
     fn annotations(pairs: &[(&str, &str)]) -> Annotations {
         pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
     }
 
     fn read(pairs: &[(&str, &str)]) -> Result<Policy, Error> {
-        match capture(&annotations(pairs), &Defaults::default())? {
+        match capture(&annotations(pairs), &Policy::default())? {
             Capture::On(policy) => Ok(*policy),
             Capture::Off => panic!("not captured"),
         }
@@ -252,21 +221,37 @@ mod tests {
     }
 
     #[test]
-    fn the_node_says_who_the_proxy_is_and_whether_dns_is_captured() {
-        let defaults = Defaults {
+    fn the_node_says_what_a_pod_does_not() {
+        let mut node = Policy {
             proxy: Proxy { uid: 5, gid: 6, ..Proxy::default() },
             dns_capture: true,
             owner_groups: OwnerGroups::Only(BTreeSet::from([7])),
+            ..Policy::default()
         };
-        let Ok(Capture::On(policy)) = capture(&Annotations::new(), &defaults) else { panic!("not captured") };
-        assert_eq!((policy.proxy.uid, policy.proxy.gid, policy.dns_capture), (5, 6, true));
-        assert_eq!(policy.owner_groups, defaults.owner_groups);
+        for (name, value) in [("excludeOutboundIPRanges", "10.96.0.0/12"), ("excludeOutboundPorts", "25")] {
+            Parameter::named(name).unwrap().set(&mut node, value).unwrap();
+        }
+        let Ok(Capture::On(silent)) = capture(&Annotations::new(), &node) else { panic!("not captured") };
+        assert_eq!(*silent, node);
+        // An annotation takes the place of the node's value, also where it is empty.
+        let spoken = annotations(&[(EXCLUDE_OUTBOUND_IP_RANGES, ""), (EXCLUDE_OUTBOUND_PORTS, "80")]);
+        let Ok(Capture::On(policy)) = capture(&spoken, &node) else { panic!("not captured") };
+        assert_eq!(policy.exclude_outbound_ip_ranges, []);
+        assert_eq!(policy.exclude_outbound_ports, BTreeSet::from([80]));
+        assert_eq!((policy.proxy, policy.dns_capture), (node.proxy, true));
+    }
+
+    #[test]
+    fn the_status_port_is_not_captured_inbound() {
+        let policy = read(&[(STATUS_PORT, "18000")]).unwrap();
+        assert_eq!(policy.exclude_inbound_ports, BTreeSet::from([15020, 15021, 15090, 18000]));
+        assert_eq!(read(&[(STATUS_PORT, "0")]), Ok(Policy::default()), "0 means that there is none");
     }
 
     #[test]
     fn none_means_not_captured_whatever_else_is_written() {
         let none = annotations(&[(INTERCEPTION_MODE, "NONE"), (INCLUDE_INBOUND_PORTS, "nonsense")]);
-        assert_eq!(capture(&none, &Defaults::default()), Ok(Capture::Off));
+        assert_eq!(capture(&none, &Policy::default()), Ok(Capture::Off));
     }
 
     #[test]

@@ -16,6 +16,12 @@ use crate::policy::{Ports, Ranges};
 /// The longest interface name that the kernel accepts (`IFNAMSIZ` less the final zero).
 const INTERFACE_NAME_MAX: usize = 15;
 
+/// How many ranges a list may have. Kubernetes keeps at most 256 KiB of annotations for a pod, which is less;
+/// a pod with more would take room in the node's map that belongs to the others.
+pub const MOST_RANGES: usize = 32_768;
+/// How many interfaces a list may have.
+pub const MOST_INTERFACES: usize = 64;
+
 /// Why a value cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Malformed {
@@ -43,6 +49,16 @@ pub enum Malformed {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// A list that is too long.
+    #[error("it has {count} {what}, and at most {limit} are kept for a pod; merge them, or leave some out")]
+    TooMany {
+        /// How many.
+        count: usize,
+        /// Of what.
+        what: &'static str,
+        /// How many there may be.
+        limit: usize,
+    },
     /// A value that must be true or false.
     #[error("{0:?} is neither true nor false")]
     Bool(String),
@@ -66,7 +82,7 @@ pub fn ranges_or_all(text: &str) -> Result<Ranges, Malformed> {
 
 /// Ranges separated by commas, without spaces; empty means none. Host bits are cleared: they never matter.
 pub fn ranges(text: &str) -> Result<Vec<IpNet>, Malformed> {
-    items(text).map(range).collect()
+    at_most(MOST_RANGES, "ranges", items(text).map(range).collect::<Result<Vec<_>, _>>()?)
 }
 
 /// `*`, or ports; empty means none.
@@ -84,7 +100,7 @@ pub fn ports(text: &str) -> Result<BTreeSet<u16>, Malformed> {
 
 /// Interface names separated by commas, spaces around them allowed; empty means none.
 pub fn interfaces(text: &str) -> Result<Vec<String>, Malformed> {
-    items(text).map(interface).collect()
+    at_most(MOST_INTERFACES, "interfaces", items(text).map(interface).collect::<Result<Vec<_>, _>>()?)
 }
 
 /// True or false in the spellings that Istio reads.
@@ -104,6 +120,10 @@ pub fn shorten(text: &str) -> String {
         Some((end, _)) => format!("{}... ({} bytes)", &text[..end], text.len()),
         None => text.to_owned(),
     }
+}
+
+fn at_most<T>(limit: usize, what: &'static str, list: Vec<T>) -> Result<Vec<T>, Malformed> {
+    if list.len() > limit { Err(Malformed::TooMany { count: list.len(), what, limit }) } else { Ok(list) }
 }
 
 /// The items between the commas. A trailing comma is an empty item, and so an error of the item's parser.
@@ -255,6 +275,18 @@ mod tests {
             let error = interfaces(bad).unwrap_err();
             assert!(matches!(error, Malformed::Interface { .. }), "{bad}: {error}");
         }
+    }
+
+    #[test]
+    fn a_list_is_as_long_as_a_node_can_keep_for_one_pod() {
+        let list = |count: usize| vec!["10.0.0.0/8"; count].join(",");
+        assert_eq!(ranges(&list(MOST_RANGES)).unwrap().len(), MOST_RANGES);
+        let text = ranges(&list(MOST_RANGES + 1)).unwrap_err().to_string();
+        assert!(text.contains("32769 ranges") && text.contains("at most 32768"), "{text}");
+        let names = vec!["net1"; MOST_INTERFACES + 1].join(",");
+        assert!(interfaces(&names).unwrap_err().to_string().contains("65 interfaces"));
+        let all = (0..=65535).map(|port: u16| port.to_string()).collect::<Vec<_>>().join(",");
+        assert_eq!(ports(&all).unwrap().len(), 65536, "ports need no limit");
     }
 
     #[test]

@@ -1,0 +1,87 @@
+//! One netlink conversation with the kernel's routing tables: a request, its answers, and "done".
+
+use std::io;
+
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
+/// A socket to the routing tables of the namespace in which it was opened.
+pub(super) struct Channel {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl Channel {
+    /// Opens a socket in the calling thread's namespace.
+    pub(super) fn open() -> io::Result<Channel> {
+        Ok(Channel { socket: Socket::new(NETLINK_ROUTE)?, sequence: 0 })
+    }
+
+    /// All answers to a question about a whole table.
+    pub(super) fn dump(&mut self, request: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+        self.exchange(request, NLM_F_DUMP)
+    }
+
+    /// A request that is acknowledged; "exists" and "does not exist" are not errors but `false`.
+    pub(super) fn change(&mut self, request: RouteNetlinkMessage, flags: u16) -> io::Result<bool> {
+        match self.exchange(request, NLM_F_ACK | flags) {
+            Ok(_) => Ok(true),
+            Err(error) if already_so(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sends one request and reads until the kernel says that it is done.
+    fn exchange(&mut self, request: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+        self.sequence += 1;
+        let mut message = NetlinkMessage::from(request);
+        message.header.flags = NLM_F_REQUEST | flags;
+        message.header.sequence_number = self.sequence;
+        message.finalize();
+        let mut buffer = vec![0; message.buffer_len()];
+        message.serialize(&mut buffer);
+        self.socket.send_to(&buffer, &SocketAddr::new(0, 0), 0)?;
+        let mut answers = Vec::new();
+        loop {
+            let (packet, _) = self.socket.recv_from_full()?;
+            if read_packet(&packet, self.sequence, &mut answers)? {
+                return Ok(answers);
+            }
+        }
+    }
+}
+
+/// Collects the answers in a packet; true when the exchange is over.
+fn read_packet(packet: &[u8], sequence: u32, answers: &mut Vec<RouteNetlinkMessage>) -> io::Result<bool> {
+    let mut rest = packet;
+    while rest.len() >= 16 {
+        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+        let length = (message.header.length as usize).next_multiple_of(4).min(rest.len());
+        if length == 0 {
+            break;
+        }
+        rest = &rest[length..];
+        if message.header.sequence_number != sequence {
+            continue;
+        }
+        match message.payload {
+            NetlinkPayload::Done(_) => return Ok(true),
+            NetlinkPayload::Error(error) => {
+                return match error.code {
+                    None => Ok(true),
+                    Some(_) => Err(error.to_io()),
+                };
+            }
+            NetlinkPayload::InnerMessage(answer) => answers.push(answer),
+            _ => {}
+        }
+    }
+    Ok(false)
+}
+
+/// "It exists", "there is no such route", "there is no such address".
+fn already_so(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ESRCH | libc::EADDRNOTAVAIL))
+}

@@ -1,0 +1,116 @@
+//! The sysctls of a network namespace that attach looks at: MPTCP, and where IPv6 is on.
+//!
+//! A file below /proc/sys/net belongs to the namespace of the thread that opens it, so all are opened on
+//! entering.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::path::Path;
+
+const MPTCP: &str = "/proc/sys/net/mptcp/enabled";
+const IPV6: &str = "/proc/sys/net/ipv6/conf";
+
+/// How far a namespace has IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ipv6 {
+    /// Neither now nor later without somebody changing a sysctl: no interface besides `lo` has it.
+    Off,
+    /// An interface has it and `lo` does not: `net.ipv6.conf.lo.disable_ipv6` is 1. Nothing can be redirected
+    /// to a sidecar over `lo`, and the sidecar cannot reach the application from `::6`.
+    NotOnLo,
+    /// `lo` and another interface have it, an address or not.
+    On,
+}
+
+/// The settings, opened or read in the namespace.
+pub(super) struct Settings {
+    mptcp: Option<File>,
+    pub(super) ipv6: Ipv6,
+}
+
+impl Settings {
+    /// Opens them in the calling thread's namespace.
+    pub(super) fn open() -> io::Result<Settings> {
+        Ok(Settings { mptcp: open_setting(MPTCP)?, ipv6: ipv6(Path::new(IPV6))? })
+    }
+
+    /// Whether sockets may use MPTCP; `false` also where the kernel does not know it.
+    pub(super) fn mptcp(&self) -> io::Result<bool> {
+        let Some(mut setting) = self.mptcp.as_ref() else { return Ok(false) };
+        let mut text = String::new();
+        setting.seek(SeekFrom::Start(0))?;
+        setting.read_to_string(&mut text)?;
+        Ok(text.trim() == "1")
+    }
+
+    /// Allows or forbids MPTCP.
+    pub(super) fn set_mptcp(&self, allowed: bool) -> io::Result<()> {
+        let Some(mut setting) = self.mptcp.as_ref() else { return Ok(()) };
+        let value: &[u8] = if allowed { b"1" } else { b"0" };
+        setting.seek(SeekFrom::Start(0))?;
+        setting.write_all(value)
+    }
+}
+
+/// Opens a setting to be read and written; `None` when the kernel does not have it.
+fn open_setting(path: &str) -> io::Result<Option<File>> {
+    match File::options().read(true).write(true).open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        // Where /proc/sys is read-only it can still be known that nothing has to be written.
+        Err(_) => File::open(path).map(Some),
+    }
+}
+
+/// Reads `<folder>/<interface>/disable_ipv6` of every interface. `all` and `default` are no interfaces: what
+/// they were set to has reached the interfaces there are.
+fn ipv6(folder: &Path) -> io::Result<Ipv6> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Ipv6::Off),
+        Err(error) => return Err(error),
+    };
+    let (mut on_lo, mut elsewhere) = (false, false);
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        // An interface may go away between the two system calls.
+        let Ok(text) = fs::read_to_string(entry.path().join("disable_ipv6")) else { continue };
+        let on = text.trim() == "0";
+        if name == "lo" {
+            on_lo = on;
+        } else if name != "all" && name != "default" {
+            elsewhere |= on;
+        }
+    }
+    Ok(match (on_lo, elsewhere) {
+        (_, false) => Ipv6::Off,
+        (false, true) => Ipv6::NotOnLo,
+        (true, true) => Ipv6::On,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(interfaces: &[(&str, &str)]) -> Ipv6 {
+        let folder = std::env::temp_dir().join(format!("redirect-ipv6-{}", std::process::id()));
+        for (name, value) in interfaces {
+            fs::create_dir_all(folder.join(name)).unwrap();
+            fs::write(folder.join(name).join("disable_ipv6"), value).unwrap();
+        }
+        let found = ipv6(&folder);
+        fs::remove_dir_all(&folder).unwrap();
+        found.unwrap()
+    }
+
+    #[test]
+    fn ipv6_is_on_where_lo_and_another_interface_have_it() {
+        assert_eq!(read(&[("all", "0\n"), ("default", "0\n"), ("lo", "0\n"), ("eth0", "0\n")]), Ipv6::On);
+        assert_eq!(read(&[("lo", "0\n"), ("eth0", "1\n"), ("net1", "0\n")]), Ipv6::On);
+        assert_eq!(read(&[("all", "0\n"), ("default", "0\n"), ("lo", "0\n"), ("eth0", "1\n")]), Ipv6::Off);
+        assert_eq!(read(&[("lo", "0\n")]), Ipv6::Off);
+        assert_eq!(read(&[("lo", "1\n"), ("eth0", "0\n")]), Ipv6::NotOnLo);
+        assert_eq!(ipv6(Path::new("/nonexistent")).unwrap(), Ipv6::Off);
+    }
+}

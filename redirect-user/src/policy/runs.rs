@@ -1,0 +1,70 @@
+//! Ports in a record: a number each, and a pair of numbers for three and more in a row. A list of 49,000
+//! ports is as small as what it says.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Run {
+    One(u16),
+    FromTo([u16; 2]),
+}
+
+pub(super) fn serialize<S: Serializer>(ports: &BTreeSet<u16>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(runs(ports))
+}
+
+pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeSet<u16>, D::Error> {
+    let runs = Vec::<Run>::deserialize(deserializer)?;
+    Ok(runs.into_iter().map(Run::bounds).flat_map(|(first, last)| first..=last).collect())
+}
+
+impl Run {
+    fn bounds(self) -> (u16, u16) {
+        match self {
+            Run::One(port) => (port, port),
+            Run::FromTo([first, last]) => (first, last),
+        }
+    }
+}
+
+fn runs(ports: &BTreeSet<u16>) -> Vec<Run> {
+    let mut found: Vec<(u16, u16)> = Vec::new();
+    for port in ports {
+        match found.last_mut() {
+            Some((_, last)) if *last + 1 == *port => *last = *port,
+            _ => found.push((*port, *port)),
+        }
+    }
+    let written = |(first, last): (u16, u16)| match last - first {
+        0 => vec![Run::One(first)],
+        1 => vec![Run::One(first), Run::One(last)],
+        _ => vec![Run::FromTo([first, last])],
+    };
+    found.into_iter().flat_map(written).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Holder(#[serde(with = "super")] BTreeSet<u16>);
+
+    #[test]
+    fn three_in_a_row_are_a_pair_and_what_is_written_is_read() {
+        for (ports, text) in [
+            (vec![], "[]"),
+            (vec![25], "[25]"),
+            (vec![15020, 15021, 15090], "[15020,15021,15090]"),
+            (vec![1, 2, 3, 5, 65533, 65534, 65535], "[[1,3],5,[65533,65535]]"),
+            ((0..=65535).collect(), "[[0,65535]]"),
+        ] {
+            let ports = Holder(ports.into_iter().collect());
+            assert_eq!(serde_json::to_string(&ports).unwrap(), text);
+            assert_eq!(serde_json::from_str::<Holder>(text).unwrap(), ports);
+        }
+    }
+}
