@@ -134,7 +134,7 @@ fn pod(args: &str) -> Result<Option<PodRef>, Error> {
             "K8S_POD_UID" => uid = value,
             "K8S_POD_INFRA_CONTAINER_ID" => {}
             "IgnoreUnknown" => ignore_unknown = is_true(value.as_deref().unwrap_or(""))?,
-            other => unknown.push(other),
+            other => unknown.push(other.escape_debug().to_string()),
         }
     }
     if !unknown.is_empty() && !ignore_unknown {
@@ -144,12 +144,25 @@ fn pod(args: &str) -> Result<Option<PodRef>, Error> {
         ));
     }
     check_uid(uid.as_deref())?;
+    check_name("K8S_POD_NAMESPACE", namespace.as_deref())?;
+    check_name("K8S_POD_NAME", name.as_deref())?;
     Ok(namespace.zip(name).map(|(namespace, name)| PodRef { namespace, name, uid }))
 }
 
 fn is_true(value: &str) -> Result<bool, Error> {
     redirect_user::policy::grammar::boolean(value)
         .map_err(|problem| invalid("CNI_ARGS", format!("has a bad IgnoreUnknown: {problem}")))
+}
+
+/// Namespace and name are shown in logs and in the pod's events, where a line feed would begin a line that
+/// looks like one of ours.
+fn check_name(key: &str, name: Option<&str>) -> Result<(), Error> {
+    match name {
+        Some(name) if name.contains(char::is_control) => {
+            Err(invalid("CNI_ARGS", format!("has {key}={name:?}: a name has no control characters")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A uid becomes part of a path.

@@ -3,6 +3,7 @@
 //! A failure names the document that has to change. Links and file names are checked by `cargo xtask tidy`.
 
 mod commands;
+mod crates;
 mod maps;
 mod plugin;
 mod rules;

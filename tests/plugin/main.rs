@@ -2,10 +2,10 @@
 //! status.
 //!
 //! Modules in reading order: [`call`] runs it; [`golden`] has one recorded pair per verb and version;
-//! [`malformed`] is input that must be refused, and [`fuzz`] makes more of it; [`enrolment`] is who is
-//! captured, and [`agent`] where the plugin asks about it. Those need neither root nor a kernel. [`attach`],
-//! [`order`], [`crowd`], [`crash`], [`cgroups`] and [`collect`] enrol real pods: run as root with
-//! `--test-threads=1`.
+//! [`malformed`] is input that must be refused, [`forged`] what tries to look like our own words, and
+//! [`fuzz`] makes more of both; [`enrolment`] is who is captured, and [`agent`] where the plugin asks about
+//! it. Those need neither root nor a kernel. [`attach`], [`order`], [`crowd`], [`crash`], [`cgroups`] and
+//! [`collect`] enrol real pods: run as root with `--test-threads=1`.
 
 mod agent;
 mod attach;
@@ -15,6 +15,7 @@ mod collect;
 mod crash;
 mod crowd;
 mod enrolment;
+mod forged;
 mod fuzz;
 mod golden;
 mod later;
