@@ -62,9 +62,9 @@ pub mod flags {
     pub const EXCLUDED_INTERFACES: u32 = 1 << 3;
     /// An included range is a loopback range.
     pub const LOOPBACK_INCLUDED: u32 = 1 << 4;
-    /// SETS has [`super::set::OUTBOUND_EXCLUDED`] entries.
+    /// PORTS has [`super::set::OUTBOUND_EXCLUDED`] entries.
     pub const OUTBOUND_EXCLUDED_PORTS: u32 = 1 << 5;
-    /// SETS has [`super::set::OUTBOUND_INCLUDED`] entries.
+    /// PORTS has [`super::set::OUTBOUND_INCLUDED`] entries.
     pub const OUTBOUND_INCLUDED_PORTS: u32 = 1 << 6;
     /// Only groups in [`super::set::GROUP`] are captured.
     pub const GROUPS_INCLUDED: u32 = 1 << 7;
@@ -82,7 +82,7 @@ pub mod flags {
     pub const LO_EXCLUDED: u32 = 1 << 13;
 }
 
-/// Values of [`SetKey::set`].
+/// Values of [`SetKey::set`] and [`PortsKey::set`].
 pub mod set {
     /// `excludeOutboundPorts`; the value is a port.
     pub const OUTBOUND_EXCLUDED: u32 = 0;
@@ -104,7 +104,7 @@ pub mod list {
     pub const EXCLUDED: u32 = 0;
     /// `includeOutboundIPRanges`.
     pub const INCLUDED: u32 = 1;
-    /// Subnets behind the interfaces of `excludeInterfaces`.
+    /// Where connections leave by the interfaces of `excludeInterfaces`; some prefixes say that they do not.
     pub const INTERFACE: u32 = 2;
 }
 
@@ -118,6 +118,65 @@ pub struct SetKey {
     pub set: u32,
     /// The member, host byte order.
     pub value: u32,
+}
+
+/// A block of one of a pod's sets of ports.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortsKey {
+    /// The pod: cookie of its network namespace.
+    pub cookie: u64,
+    /// Which set, see [`set`].
+    pub set: u32,
+    /// Which block: the port divided by [`PORTS_PER_BLOCK`].
+    pub block: u32,
+}
+
+impl PortsKey {
+    /// The key of the block that has a port, in host byte order.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of(cookie: u64, set: u32, port: u32) -> PortsKey {
+        PortsKey { cookie, set, block: port / PORTS_PER_BLOCK }
+    }
+}
+
+/// How many ports a block has: a set has at most 32 blocks.
+pub const PORTS_PER_BLOCK: u32 = 2048;
+
+/// Ports of one block, a bit each: a pod's list of any length is a handful of entries.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortBlock {
+    /// The lowest port is the lowest bit of the first word.
+    pub words: [u64; PORTS_PER_BLOCK as usize / 64],
+}
+
+impl PortBlock {
+    /// No port.
+    pub const EMPTY: PortBlock = PortBlock { words: [0; PORTS_PER_BLOCK as usize / 64] };
+
+    /// Puts a port of this block in.
+    pub const fn insert(&mut self, port: u32) {
+        self.words[word(port)] |= bit(port);
+    }
+
+    /// Whether a port of this block is in.
+    #[must_use]
+    #[inline(always)]
+    pub const fn contains(&self, port: u32) -> bool {
+        self.words[word(port)] & bit(port) != 0
+    }
+}
+
+#[inline(always)]
+const fn word(port: u32) -> usize {
+    (port % PORTS_PER_BLOCK / 64) as usize
+}
+
+#[inline(always)]
+const fn bit(port: u32) -> u64 {
+    1 << (port % 64)
 }
 
 /// An address of a pod.
@@ -166,5 +225,23 @@ impl RangeKey {
     #[must_use]
     pub const fn pod_and_list(&self) -> (u64, u32) {
         (self.cookie[0] as u64 | (self.cookie[1] as u64) << 32, self.list >> 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_port_has_its_bit_in_its_block() {
+        for port in [0, 63, 64, 2047, 2048, 15020, 65535] {
+            let mut block = PortBlock::EMPTY;
+            block.insert(port);
+            assert!(block.contains(port));
+            assert_eq!(block.words.iter().map(|word| word.count_ones()).sum::<u32>(), 1, "{port}");
+            assert!(!block.contains(port ^ 1), "{port}");
+        }
+        assert_eq!(PortsKey::of(7, 1, 65535).block, 31);
+        assert_eq!(PortsKey::of(7, 1, 2047).block, 0);
     }
 }

@@ -7,7 +7,8 @@
 //! | map | kind | key -> value |
 //! |---|---|---|
 //! | PODS | hash | netns cookie -> [`PodConfig`] |
-//! | RANGES | LPM trie | [`RangeKey`] -> 1 |
+//! | RANGES | LPM trie | [`RangeKey`] -> 1 for in, 0 for out |
+//! | PORTS | hash | [`PortsKey`] -> [`PortBlock`] |
 //! | SETS | hash | [`SetKey`] -> 1 |
 //! | OWN | hash | [`AddrKey`] -> 1 |
 //! | DESTINATIONS | hash | [`SlotKey`] -> [`Endpoint`] |

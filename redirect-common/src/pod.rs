@@ -4,8 +4,8 @@
 //! `tests/abi.rs`), so any bytes are a valid value and every byte is initialised.
 
 use crate::{
-    AddrKey, Counters, DnsPending, Endpoint, HandoffKey, Ip, ListenerKey, Origin, PodConfig, RangeKey,
-    SetKey, SlotKey, TraceRecord,
+    AddrKey, Counters, DnsPending, Endpoint, HandoffKey, Ip, ListenerKey, Origin, PodConfig, PortBlock,
+    PortsKey, RangeKey, SetKey, SlotKey, TraceRecord,
 };
 
 macro_rules! plain_bytes {
@@ -25,6 +25,8 @@ plain_bytes!(
     ListenerKey,
     Origin,
     PodConfig,
+    PortBlock,
+    PortsKey,
     RangeKey,
     SetKey,
     SlotKey,

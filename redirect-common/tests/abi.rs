@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use redirect_common::{
     ABI_VERSION, AddrKey, Counters, DnsPending, Endpoint, Event, HandoffKey, Ip, ListenerKey, Origin,
-    PodConfig, RangeKey, SetKey, SlotKey, TraceRecord,
+    PodConfig, PortBlock, PortsKey, RangeKey, SetKey, SlotKey, TraceRecord,
 };
 
 /// One line per type and per public field: offset and size in bytes. The fields and the bytes of private ones
@@ -44,6 +44,8 @@ fn layouts() -> String {
             source6
         };
         SetKey { cookie, set, value };
+        PortsKey { cookie, set, block };
+        PortBlock { words };
         AddrKey { cookie, ip };
         RangeKey { cookie, list, ip };
         SlotKey { cookie, slot, family };

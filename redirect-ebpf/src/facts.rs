@@ -3,7 +3,7 @@
 use redirect_common::decide::InboundMode;
 use redirect_common::{Facts, InboundFacts, Ip, PodConfig, flags, list, set};
 
-use crate::maps::{in_ranges, in_set, own_address};
+use crate::maps::{in_ports, in_ranges, in_set, own_address};
 
 /// A pod's policy as the maps hold it; the flags say which look-ups can be saved.
 pub(crate) struct PodFacts {
@@ -21,11 +21,11 @@ impl PodFacts {
 impl Facts for PodFacts {
     #[inline(always)]
     fn port_excluded(&self, port: u32) -> bool {
-        self.has(flags::OUTBOUND_EXCLUDED_PORTS) && in_set(self.cookie, set::OUTBOUND_EXCLUDED, port)
+        self.has(flags::OUTBOUND_EXCLUDED_PORTS) && in_ports(self.cookie, set::OUTBOUND_EXCLUDED, port)
     }
     #[inline(always)]
     fn port_included(&self, port: u32) -> bool {
-        self.has(flags::OUTBOUND_INCLUDED_PORTS) && in_set(self.cookie, set::OUTBOUND_INCLUDED, port)
+        self.has(flags::OUTBOUND_INCLUDED_PORTS) && in_ports(self.cookie, set::OUTBOUND_INCLUDED, port)
     }
     #[inline(always)]
     fn range_excluded(&self, ip: &Ip) -> bool {
@@ -98,10 +98,10 @@ impl InboundFacts for PacketFacts {
     }
     #[inline(always)]
     fn port_excluded(&self, port: u32) -> bool {
-        in_set(self.cookie, set::INBOUND_EXCLUDED, port)
+        in_ports(self.cookie, set::INBOUND_EXCLUDED, port)
     }
     #[inline(always)]
     fn port_listed(&self, port: u32) -> bool {
-        in_set(self.cookie, set::INBOUND_INCLUDED, port)
+        in_ports(self.cookie, set::INBOUND_INCLUDED, port)
     }
 }

@@ -7,8 +7,8 @@ use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, ProgramArray, SockHash};
 use redirect_common::{
-    AddrKey, Counters, DnsPending, Endpoint, HandoffKey, Ip, ListenerKey, Origin, PodConfig, RangeKey,
-    SetKey, SlotKey,
+    AddrKey, Counters, DnsPending, Endpoint, HandoffKey, Ip, ListenerKey, Origin, PodConfig, PortBlock,
+    PortsKey, RangeKey, SetKey, SlotKey,
 };
 
 /// Enrolled pods. Written by attach and detach, read by every program. Full: attach fails and says so.
@@ -20,14 +20,19 @@ static PODS: HashMap<u64, PodConfig> = HashMap::with_max_entries(4096, BPF_F_NO_
 #[map]
 static RANGES: LpmTrie<RangeKey, u8> = LpmTrie::with_max_entries(4_194_304, 0);
 
-/// Ports, groups and interfaces of the pods' policies. Written by attach and detach, read on connect and
-/// inbound. Full: attach fails and says so.
+/// Ports of the pods' policies, 2048 in one entry, so at most 128 entries for a pod. Written by attach and
+/// detach, read on connect and inbound. Full: attach fails and says so.
+#[map]
+static PORTS: HashMap<PortsKey, PortBlock> = HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
+
+/// Groups and interfaces of the pods' policies. Written by attach and detach, read on connect and inbound.
+/// Full: attach fails and says so.
 #[map]
 static SETS: HashMap<SetKey, u8> = HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
 
 /// The pods' own addresses. Written by attach and detach, read on connect. Full: attach fails and says so.
 #[map]
-static OWN: HashMap<AddrKey, u8> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+static OWN: HashMap<AddrKey, u8> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 
 /// What the addresses of the pods' private prefixes stand for: one entry for each true destination that a pod
 /// has dialled, at most [`redirect_common::SLOTS`] per pod and family. Written on connect, never changed,
@@ -183,6 +188,13 @@ pub(crate) fn counters(cookie: u64) -> Option<*mut Counters> {
 pub(crate) fn in_set(cookie: u64, set: u32, value: u32) -> bool {
     // SAFETY: the value is never read, only whether there is one.
     unsafe { SETS.get(SetKey { cookie, set, value }) }.is_some()
+}
+
+/// Whether a port is in one of a pod's sets of ports.
+#[inline(always)]
+pub(crate) fn in_ports(cookie: u64, set: u32, port: u32) -> bool {
+    // SAFETY: an entry is written once and removed only after the pod's links are gone.
+    unsafe { PORTS.get(PortsKey::of(cookie, set, port)) }.is_some_and(|block| block.contains(port))
 }
 
 /// Whether an address is one of the pod's own.

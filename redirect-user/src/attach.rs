@@ -9,6 +9,7 @@
 mod detach;
 pub(crate) mod entries;
 mod error;
+mod full;
 pub(crate) mod links;
 mod plan;
 pub mod record;

@@ -69,7 +69,7 @@ fn question(stream: &UnixStream) -> Value {
     serde_json::from_str(&line).expect("a question is JSON")
 }
 
-fn conf(place: &Place) -> Value {
+pub(crate) fn conf(place: &Place) -> Value {
     let mut conf = place.conf();
     conf["podSource"] = json!("kubernetes");
     conf
@@ -80,7 +80,7 @@ fn add(conf: &Value) -> Reply {
 }
 
 /// A manifest of an injected pod, with `change` made to it.
-fn manifest(place: &Place, change: impl Fn(&mut Value)) {
+pub(crate) fn manifest(place: &Place, change: impl Fn(&mut Value)) {
     let mut pod = json!({
         "apiVersion": "v1",
         "kind": "Pod",

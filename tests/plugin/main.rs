@@ -19,6 +19,8 @@ mod forged;
 mod fuzz;
 mod golden;
 mod later;
+mod limits;
 mod malformed;
+mod node_rules;
 mod order;
 mod sandbox;

@@ -1,10 +1,10 @@
 //! What an attachment becomes in the maps: the pod's configuration, and its entries in the other tables.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use redirect_common::{Ip, PodConfig, flags, list, set};
+use redirect_common::{Ip, PORTS_PER_BLOCK, PodConfig, PortBlock, flags, list, set};
 
 use crate::attach::record::Attachment;
 use crate::pod::routes::PrefixVerdict;
@@ -21,6 +21,8 @@ pub(crate) struct Entries {
     /// List and range, and whether what is in the range is in the list: a longer range may take some of it
     /// out again.
     pub(crate) ranges: Vec<(u32, IpNet, bool)>,
+    /// Set and number of the block.
+    pub(crate) ports: Vec<(u32, u32, PortBlock)>,
     /// Set and value.
     pub(crate) sets: Vec<(u32, u32)>,
     /// The pod's addresses.
@@ -71,7 +73,7 @@ fn compile(policy: &Policy, around: &Surroundings, cgroup_id: u64) -> (PodConfig
     if !around.interface_routes.is_empty() {
         bits |= flags::EXCLUDED_INTERFACES;
     }
-    bits |= ports_and_groups(policy, around, &mut entries);
+    bits |= ports(policy, &mut entries) | groups_and_interfaces(policy, around, &mut entries);
     for (flag, on) in [(flags::DNS, policy.dns_capture), (flags::LO_EXCLUDED, around.lo_excluded)] {
         bits |= if on { flag } else { 0 };
     }
@@ -90,42 +92,42 @@ fn compile(policy: &Policy, around: &Surroundings, cgroup_id: u64) -> (PodConfig
     (config, entries)
 }
 
-fn ports_and_groups(policy: &Policy, around: &Surroundings, entries: &mut Entries) -> u32 {
-    let mut add = |flag: u32, set: u32, values: &mut dyn Iterator<Item = u32>| {
-        let before = entries.sets.len();
-        entries.sets.extend(values.map(|value| (set, value)));
-        if entries.sets.len() == before { 0 } else { flag }
+fn ports(policy: &Policy, entries: &mut Entries) -> u32 {
+    let mut add = |flag: u32, set: u32, ports: &BTreeSet<u16>| {
+        entries.ports.extend(blocks(ports).into_iter().map(|(number, block)| (set, number, block)));
+        if ports.is_empty() { 0 } else { flag }
     };
-    let ports =
-        |ports: &std::collections::BTreeSet<u16>| ports.iter().copied().map(u32::from).collect::<Vec<_>>();
-    let mut bits = add(
-        flags::OUTBOUND_EXCLUDED_PORTS,
-        set::OUTBOUND_EXCLUDED,
-        &mut ports(&policy.exclude_outbound_ports).into_iter(),
-    );
-    bits |= add(
-        flags::OUTBOUND_INCLUDED_PORTS,
-        set::OUTBOUND_INCLUDED,
-        &mut ports(&policy.include_outbound_ports).into_iter(),
-    );
-    match &policy.include_inbound_ports {
+    let mut bits =
+        add(flags::OUTBOUND_EXCLUDED_PORTS, set::OUTBOUND_EXCLUDED, &policy.exclude_outbound_ports);
+    bits |= add(flags::OUTBOUND_INCLUDED_PORTS, set::OUTBOUND_INCLUDED, &policy.include_outbound_ports);
+    bits | match &policy.include_inbound_ports {
         Ports::All => {
-            bits |= flags::INBOUND_ALL;
-            add(0, set::INBOUND_EXCLUDED, &mut ports(&policy.exclude_inbound_ports).into_iter());
+            add(0, set::INBOUND_EXCLUDED, &policy.exclude_inbound_ports);
+            flags::INBOUND_ALL
         }
-        Ports::List(listed) => {
-            bits |= add(flags::INBOUND_LIST, set::INBOUND_INCLUDED, &mut ports(listed).into_iter());
-        }
+        Ports::List(listed) => add(flags::INBOUND_LIST, set::INBOUND_INCLUDED, listed),
     }
-    let mut groups = around.groups.iter().copied();
-    match &policy.owner_groups {
-        OwnerGroups::AllBut(_) => bits |= add(flags::GROUPS_EXCLUDED, set::GROUP, &mut groups),
-        OwnerGroups::Only(_) => {
-            add(0, set::GROUP, &mut groups);
-            bits |= flags::GROUPS_INCLUDED;
-        }
+}
+
+/// The blocks of a set of ports, by their numbers.
+fn blocks(ports: &BTreeSet<u16>) -> BTreeMap<u32, PortBlock> {
+    let mut blocks = BTreeMap::new();
+    for port in ports.iter().copied().map(u32::from) {
+        blocks.entry(port / PORTS_PER_BLOCK).or_insert(PortBlock::EMPTY).insert(port);
     }
-    bits | add(flags::INBOUND_INTERFACES, set::INTERFACE, &mut around.excluded_interfaces.iter().copied())
+    blocks
+}
+
+fn groups_and_interfaces(policy: &Policy, around: &Surroundings, entries: &mut Entries) -> u32 {
+    entries.sets.extend(around.groups.iter().map(|group| (set::GROUP, *group)));
+    entries.sets.extend(around.excluded_interfaces.iter().map(|index| (set::INTERFACE, *index)));
+    let interfaces = if around.excluded_interfaces.is_empty() { 0 } else { flags::INBOUND_INTERFACES };
+    interfaces
+        | match &policy.owner_groups {
+            OwnerGroups::AllBut(_) if around.groups.is_empty() => 0,
+            OwnerGroups::AllBut(_) => flags::GROUPS_EXCLUDED,
+            OwnerGroups::Only(_) => flags::GROUPS_INCLUDED,
+        }
 }
 
 /// The part of the plan that the map entries depend on.

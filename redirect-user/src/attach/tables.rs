@@ -9,9 +9,12 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues};
 use aya::util::nr_cpus;
 use ipnet::IpNet;
-use redirect_common::{AddrKey, Counters, Endpoint, Event, Ip, PodConfig, RangeKey, SetKey, SlotKey};
+use redirect_common::{
+    AddrKey, Counters, Endpoint, Event, Ip, PodConfig, PortBlock, PortsKey, RangeKey, SetKey, SlotKey,
+};
 
 use crate::attach::entries::Entries;
+use crate::attach::full::{self, Full};
 use crate::kernel::pins;
 use crate::kernel::sys::{self, SyscallError};
 use crate::node::Node;
@@ -24,8 +27,11 @@ pub enum Error {
     #[error("cannot open map {path}: {source}; is redirect-cni installed on this node?")]
     Open { path: PathBuf, source: Box<MapError> },
     /// An entry could not be changed.
-    #[error("cannot {what} map {map}: {source}")]
+    #[error("cannot {what} map {map}: {}", cause(source))]
     Change { what: &'static str, map: &'static str, source: Box<MapError> },
+    /// A map has no room.
+    #[error(transparent)]
+    Full(#[from] Box<Full>),
     /// The keys of a map could not be listed or removed.
     #[error("cannot empty map {map}: {source}")]
     Scan { map: &'static str, source: SyscallError },
@@ -36,8 +42,10 @@ pub enum Error {
 
 /// The pinned maps of the node, opened for writing a pod's entries.
 pub struct Tables {
+    node: Node,
     pods: HashMap<MapData, u64, PodConfig>,
     ranges: LpmTrie<MapData, RangeKey, u8>,
+    ports: HashMap<MapData, PortsKey, PortBlock>,
     sets: HashMap<MapData, SetKey, u8>,
     own: HashMap<MapData, AddrKey, u8>,
     stats: PerCpuHashMap<MapData, u64, Counters>,
@@ -51,8 +59,10 @@ impl Tables {
     /// A map is not pinned.
     pub fn open(node: &Node) -> Result<Tables, Error> {
         Ok(Tables {
+            node: node.clone(),
             pods: open(node, "PODS")?,
             ranges: open(node, "RANGES")?,
+            ports: open(node, "PORTS")?,
             sets: open(node, "SETS")?,
             own: open(node, "OWN")?,
             stats: open(node, "STATS")?,
@@ -85,21 +95,46 @@ impl Tables {
     fn write(&mut self, cookie: u64, config: &PodConfig, entries: &Entries) -> Result<(), Error> {
         for (list, range, holds) in &entries.ranges {
             let key = range_key(cookie, *list, range);
-            change("add to", "RANGES", self.ranges.insert(&key, u8::from(*holds), 0))?;
+            let added = self.ranges.insert(&key, u8::from(*holds), 0);
+            self.added("RANGES", added, || range_cookies(&self.ranges))?;
+        }
+        for (set, block, ports) in &entries.ports {
+            let key = PortsKey { cookie, set: *set, block: *block };
+            let added = self.ports.insert(key, ports, 0);
+            self.added("PORTS", added, || cookies(&self.ports, |key| key.cookie))?;
         }
         for (set, value) in &entries.sets {
-            change("add to", "SETS", self.sets.insert(SetKey { cookie, set: *set, value: *value }, 1, 0))?;
+            let added = self.sets.insert(SetKey { cookie, set: *set, value: *value }, 1, 0);
+            self.added("SETS", added, || cookies(&self.sets, |key| key.cookie))?;
         }
         for ip in &entries.own {
-            change("add to", "OWN", self.own.insert(AddrKey { cookie, ip: (*ip).into() }, 1, 0))?;
+            let added = self.own.insert(AddrKey { cookie, ip: (*ip).into() }, 1, 0);
+            self.added("OWN", added, || cookies(&self.own, |key| key.cookie))?;
         }
         if change_optional("read", "STATS", self.stats.get(&cookie, 0))?.is_none() {
             let cpus = nr_cpus().map_err(|(path, source)| Error::Cpus { path, source })?;
             let zero = PerCpuValues::try_from(vec![Counters::ZERO; cpus])
                 .map_err(|source| Error::Cpus { path: "/sys/devices/system/cpu/possible", source })?;
-            change("add to", "STATS", self.stats.insert(cookie, zero, 0))?;
+            let added = self.stats.insert(cookie, zero, 0);
+            self.added("STATS", added, || self.stats.keys().flatten().collect())?;
         }
-        change("add to", "PODS", self.pods.insert(cookie, config, 0))
+        let added = self.pods.insert(cookie, config, 0);
+        self.added("PODS", added, || cookies(&self.pods, |cookie| *cookie))
+    }
+
+    /// The result of adding to a map. Where that is full, `cookies` says whose entries it holds.
+    fn added(
+        &self,
+        map: &'static str,
+        result: Result<(), MapError>,
+        cookies: impl FnOnce() -> Vec<u64>,
+    ) -> Result<(), Error> {
+        match result {
+            Err(error) if full::is_full(&error) => {
+                Err(Box::new(Full::of(&self.node, map, errno_of(&error), &cookies())).into())
+            }
+            other => change("add to", map, other),
+        }
     }
 
     /// Takes a pod's entries out, the configuration first. What is not there is fine.
@@ -116,6 +151,10 @@ impl Tables {
     fn remove_entries(&mut self, cookie: u64, entries: &Entries) -> Result<(), Error> {
         for (list, range, _) in &entries.ranges {
             change_optional("remove from", "RANGES", self.ranges.remove(&range_key(cookie, *list, range)))?;
+        }
+        for (set, block, _) in &entries.ports {
+            let key = PortsKey { cookie, set: *set, block: *block };
+            change_optional("remove from", "PORTS", self.ports.remove(&key))?;
         }
         for (set, value) in &entries.sets {
             let key = SetKey { cookie, set: *set, value: *value };
@@ -159,6 +198,7 @@ impl Tables {
         let mut stale = self.entries(cookie)?;
         let ranges: BTreeSet<_> = wanted.ranges.iter().collect();
         stale.ranges.retain(|entry| !ranges.contains(entry));
+        stale.ports.retain(|entry| !wanted.ports.contains(entry));
         let sets: BTreeSet<_> = wanted.sets.iter().collect();
         stale.sets.retain(|entry| !sets.contains(entry));
         stale.own.retain(|entry| !wanted.own.contains(entry));
@@ -175,6 +215,12 @@ impl Tables {
             if pod == cookie {
                 let range = range_net(data.ip, prefix - RangeKey::HEAD_BITS);
                 entries.ranges.push((list, range, holds != 0));
+            }
+        }
+        for entry in self.ports.iter() {
+            let (key, ports) = change("read", "PORTS", entry)?;
+            if key.cookie == cookie {
+                entries.ports.push((key.set, key.block, ports));
             }
         }
         for key in self.sets.keys() {
@@ -258,6 +304,29 @@ fn change_optional<T>(
         Err(MapError::KeyNotFound) => Ok(None),
         Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(source) => Err(Error::Change { what, map, source: Box::new(source) }),
+    }
+}
+
+fn cookies<K: aya::Pod, V: aya::Pod>(map: &HashMap<MapData, K, V>, of: impl Fn(&K) -> u64) -> Vec<u64> {
+    map.keys().flatten().map(|key| of(&key)).collect()
+}
+
+fn range_cookies(map: &LpmTrie<MapData, RangeKey, u8>) -> Vec<u64> {
+    map.keys().flatten().map(|key| key.data().pod_and_list().0).collect()
+}
+
+/// What the kernel said. (aya's own text names the call and leaves the errno to the source.)
+fn cause(error: &MapError) -> String {
+    match error {
+        MapError::SyscallError(failed) => format!("{}: {}", failed.call, failed.io_error),
+        other => other.to_string(),
+    }
+}
+
+fn errno_of(error: &MapError) -> i32 {
+    match error {
+        MapError::SyscallError(failed) => failed.io_error.raw_os_error().unwrap_or(0),
+        _ => 0,
     }
 }
 

@@ -290,7 +290,12 @@ impl Netns {
     }
 
     fn failed(&self, what: &str, source: io::Error) -> Error {
-        Error::Netlink { what: what.into(), path: self.path.clone(), source }
+        // The kernel's answer where IPv6 is off: "Permission denied", which leads nowhere.
+        let hint = match source.raw_os_error() {
+            Some(libc::EACCES) => " (IPv6 is off there: net.ipv6.conf.lo.disable_ipv6 must be 0)",
+            _ => "",
+        };
+        Error::Netlink { what: format!("{what}{hint}"), path: self.path.clone(), source }
     }
 }
 

@@ -17,6 +17,9 @@ pub const INCLUDE: &str = "ISTIO_OUTBOUND_OWNER_GROUPS";
 /// The variable with the groups whose traffic is not captured; read only where [`INCLUDE`] is `*`.
 pub const EXCLUDE: &str = "ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE";
 
+/// How many groups a list may have. Every pod of the node has them in the maps.
+pub const MOST_GROUPS: usize = 256;
+
 /// Why the groups cannot be read.
 #[derive(Debug, Error)]
 pub enum Error {
@@ -27,6 +30,14 @@ pub enum Error {
         variable: &'static str,
         /// Its value.
         value: String,
+    },
+    /// More groups than are kept.
+    #[error("{variable} has {count} groups; at most {MOST_GROUPS} are kept for each pod, so leave some out")]
+    TooMany {
+        /// The variable.
+        variable: &'static str,
+        /// How many groups.
+        count: usize,
     },
     /// A name that is not in the group file.
     #[error("{variable} names the group {name:?}, which {} does not have; use its numeric id", file.display())]
@@ -85,6 +96,10 @@ impl Variables {
         if list.is_empty() {
             return Ok(BTreeSet::new());
         }
+        let count = list.split(',').count();
+        if count > MOST_GROUPS {
+            return Err(Error::TooMany { variable, count });
+        }
         list.split(',').map(|item| self.group(variable, list, item.trim())).collect()
     }
 
@@ -133,6 +148,14 @@ mod tests {
         let parsed = variables.parse();
         std::fs::remove_file(file).unwrap();
         parsed
+    }
+
+    #[test]
+    fn there_are_not_more_groups_than_are_kept() {
+        let list = |count: usize| vec!["7"; count].join(",");
+        assert!(parse(Some(&list(MOST_GROUPS)), None).is_ok());
+        let text = parse(None, Some(&list(MOST_GROUPS + 1))).unwrap_err().to_string();
+        assert!(text.contains(EXCLUDE) && text.contains("257 groups; at most 256"), "{text}");
     }
 
     #[test]
