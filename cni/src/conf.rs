@@ -106,7 +106,7 @@ impl Conf {
             };
             let Some(value) = defaults.get::<String>(name)? else { continue };
             let invalid = |problem| defaults.invalid(name, format!("{:?}: {problem}", shorten(&value)));
-            parameter.set(&mut policy, &value).map_err(invalid)?;
+            parameter.set_default(&mut policy, &value).map_err(invalid)?;
         }
         Ok(policy)
     }
@@ -397,6 +397,7 @@ mod tests {
         let expected = Policy {
             exclude_outbound_ip_ranges: vec!["10.96.0.0/12".parse().unwrap()],
             proxy: Proxy { uid: 7, ..Proxy::default() },
+            node_defaults: ["excludeOutboundIPRanges".to_owned()].into(),
             ..Policy::default()
         };
         assert_eq!((rules.defaults, rules.forbid_opt_out), (expected, true));

@@ -14,7 +14,7 @@ use crate::attach::record::Attachment;
 use crate::pod::routes::leaves_excluded;
 use crate::policy::parameters::{
     EXCLUDE_INBOUND_PORTS, EXCLUDE_INTERFACES, EXCLUDE_OUTBOUND_IP_RANGES, EXCLUDE_OUTBOUND_PORTS,
-    INCLUDE_INBOUND_PORTS, INCLUDE_OUTBOUND_IP_RANGES, INCLUDE_OUTBOUND_PORTS,
+    INCLUDE_INBOUND_PORTS, INCLUDE_OUTBOUND_IP_RANGES, INCLUDE_OUTBOUND_PORTS, Parameter,
 };
 use crate::policy::{OwnerGroups, Policy, Ports, Ranges};
 
@@ -75,16 +75,16 @@ pub fn inbound(attachment: &Attachment, port: u16, interface: Option<u32>) -> Ex
         Inbound::Direct(rule) => ("direct".to_owned(), rule),
         Inbound::Redirect(rule) => (format!("to inbound ({})", attachment.policy.proxy.inbound_port), rule),
     };
+    let policy = &attachment.policy;
+    let says = |parameter: &Parameter, what: &str| format!("{} {what}", parameter.origin(policy));
     let cause = match rule {
-        InboundRule::ExcludedInterface => EXCLUDE_INTERFACES.to_string(),
-        InboundRule::Off => format!("{INCLUDE_INBOUND_PORTS} is empty"),
+        InboundRule::ExcludedInterface => EXCLUDE_INTERFACES.origin(policy),
+        InboundRule::Off => says(&INCLUDE_INBOUND_PORTS, "is empty"),
         InboundRule::Hbone => "15008 is the HBONE listener".into(),
-        InboundRule::ExcludedPort => {
-            format!("{EXCLUDE_INBOUND_PORTS} (or built in) has {port}")
-        }
-        InboundRule::All => format!("{INCLUDE_INBOUND_PORTS} is *"),
-        InboundRule::Listed => format!("{INCLUDE_INBOUND_PORTS} has {port}"),
-        InboundRule::NotListed => format!("{INCLUDE_INBOUND_PORTS} has not {port}"),
+        InboundRule::ExcludedPort => says(&EXCLUDE_INBOUND_PORTS, &format!("(or built in) has {port}")),
+        InboundRule::All => says(&INCLUDE_INBOUND_PORTS, "is *"),
+        InboundRule::Listed => says(&INCLUDE_INBOUND_PORTS, &format!("has {port}")),
+        InboundRule::NotListed => says(&INCLUDE_INBOUND_PORTS, &format!("has not {port}")),
     };
     Explanation { verdict, rule: rule as u32, rule_name: rule.label(), cause }
 }
@@ -93,9 +93,10 @@ fn outbound_cause(rule: Rule, flow: &Flow, policy: &Policy) -> String {
     let port = flow.dst.port;
     let ip = IpAddr::from(flow.dst.ip);
     let proxy = &policy.proxy;
+    let says = |parameter: &Parameter, what: &str| format!("{} {what}", parameter.origin(policy));
     match rule {
-        Rule::ExcludedInterface => EXCLUDE_INTERFACES.to_string(),
-        Rule::ExcludedPort => format!("{EXCLUDE_OUTBOUND_PORTS} has {port}"),
+        Rule::ExcludedInterface => EXCLUDE_INTERFACES.origin(policy),
+        Rule::ExcludedPort => says(&EXCLUDE_OUTBOUND_PORTS, &format!("has {port}")),
         Rule::Passthrough => {
             "the socket is bound to 127.0.0.6 or ::6: the sidecar's way to the application".into()
         }
@@ -107,20 +108,21 @@ fn outbound_cause(rule: Rule, flow: &Flow, policy: &Policy) -> String {
         Rule::OwnerGroup => format!("gid {} is outside the captured owner groups", flow.caller.gid),
         Rule::Dns => "DNS capture is on".into(),
         Rule::Localhost => format!("{ip} is localhost"),
-        Rule::ExcludedRange => {
-            format!("{EXCLUDE_OUTBOUND_IP_RANGES} has {}", containing(&policy.exclude_outbound_ip_ranges, ip))
-        }
-        Rule::IncludedPort => format!("{INCLUDE_OUTBOUND_PORTS} has {port}"),
+        Rule::ExcludedRange => says(
+            &EXCLUDE_OUTBOUND_IP_RANGES,
+            &format!("has {}", containing(&policy.exclude_outbound_ip_ranges, ip)),
+        ),
+        Rule::IncludedPort => says(&INCLUDE_OUTBOUND_PORTS, &format!("has {port}")),
         Rule::IncludedRange => match &policy.include_outbound_ip_ranges {
-            Ranges::All => format!("{INCLUDE_OUTBOUND_IP_RANGES} is *"),
+            Ranges::All => says(&INCLUDE_OUTBOUND_IP_RANGES, "is *"),
             Ranges::List(ranges) => {
-                format!("{INCLUDE_OUTBOUND_IP_RANGES} has {}", containing(ranges, ip))
+                says(&INCLUDE_OUTBOUND_IP_RANGES, &format!("has {}", containing(ranges, ip)))
             }
         },
         Rule::NoMatch if flow.protocol == Protocol::Udp => {
             "UDP other than captured DNS is never redirected".into()
         }
-        Rule::NoMatch => format!("{INCLUDE_OUTBOUND_IP_RANGES} does not contain {ip}"),
+        Rule::NoMatch => says(&INCLUDE_OUTBOUND_IP_RANGES, &format!("does not contain {ip}")),
     }
 }
 

@@ -41,6 +41,9 @@ pub struct Policy {
     pub dns_capture: bool,
     /// The sidecar.
     pub proxy: Proxy,
+    /// Names of the parameters that the node's `defaults` say and the pod's annotations do not.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub node_defaults: BTreeSet<String>,
 }
 
 /// A list of ranges, or all.

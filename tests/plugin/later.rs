@@ -200,3 +200,19 @@ fn lo_down_and_up_is_seen_and_mended() {
         assert_nothing_attached(node);
     });
 }
+
+#[test]
+fn a_pod_whose_lo_is_down_is_refused_with_the_reason() {
+    kernel_test(|node| {
+        let pod = node.pod("web");
+        pod.netns().ip("link set lo down");
+        let sandbox = Sandbox::new(node, &pod, "c0ffee");
+        let details = sandbox.call("ADD").run().refused(105);
+        assert!(details.contains("lo must be up"), "{details}");
+        assert_nothing_attached(node);
+        pod.netns().ip("link set lo up");
+        sandbox.add();
+        sandbox.del();
+        assert_nothing_attached(node);
+    });
+}

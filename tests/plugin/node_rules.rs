@@ -18,6 +18,12 @@ fn the_nodes_defaults_and_the_pods_proxy_config_become_the_policy() {
         let policy_of = |annotations: &[(&str, &str)]| {
             sandbox.clone().annotated(annotations).add();
             let policy = node.json(&["list"])[0]["policy"].clone();
+            let explained = node.json(&["explain", "c0ffee", "--dst", "192.0.2.1:25"]);
+            let cause = explained["cause"].as_str().unwrap_or_default();
+            assert!(
+                cause.starts_with("the node's default of") && cause.ends_with("Ports has 25"),
+                "{explained}"
+            );
             sandbox.del();
             policy
         };

@@ -175,20 +175,16 @@ impl Netns {
     /// The kernel does not answer.
     pub fn routes(&mut self) -> Result<Vec<Route>, Error> {
         let mut routes = Vec::new();
-        for answer in self.route_messages()? {
-            routes.extend(messages::route_of(&answer));
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            routes.extend(self.route_messages(family)?.iter().filter_map(messages::route_of));
         }
         Ok(routes)
     }
 
-    fn route_messages(&mut self) -> Result<Vec<RouteNetlinkMessage>, Error> {
-        let mut answers = Vec::new();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let mut message = RouteMessage::default();
-            message.header.address_family = family;
-            answers.extend(self.dump(RouteNetlinkMessage::GetRoute(message), "list routes")?);
-        }
-        Ok(answers)
+    fn route_messages(&mut self, family: AddressFamily) -> Result<Vec<RouteNetlinkMessage>, Error> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family;
+        self.dump(RouteNetlinkMessage::GetRoute(message), "list routes")
     }
 
     /// All policy rules of both families.
@@ -232,9 +228,11 @@ impl Netns {
     /// # Errors
     /// The kernel does not answer.
     pub fn has_local_route(&mut self, route: &LocalRoute) -> Result<bool, Error> {
-        let answers = self.route_messages()?;
+        let wanted = messages::local_routes(route);
+        let Some(first) = wanted.first() else { return Ok(true) };
+        let answers = self.route_messages(first.header.address_family)?;
         let there = |wanted: &RouteMessage| answers.iter().any(|answer| messages::is_route(answer, wanted));
-        Ok(messages::local_routes(route).iter().all(there))
+        Ok(wanted.iter().all(there))
     }
 
     /// Adds the local routes over which the sidecar is dialled, with the route's source as the client's
@@ -290,9 +288,10 @@ impl Netns {
     }
 
     fn failed(&self, what: &str, source: io::Error) -> Error {
-        // The kernel's answer where IPv6 is off: "Permission denied", which leads nowhere.
+        // The kernel's own words, "Permission denied" and "Network is down", do not say what to do.
         let hint = match source.raw_os_error() {
             Some(libc::EACCES) => " (IPv6 is off there: net.ipv6.conf.lo.disable_ipv6 must be 0)",
+            Some(libc::ENETDOWN) => " (an interface is down: lo must be up before this plugin is called)",
             _ => "",
         };
         Error::Netlink { what: format!("{what}{hint}"), path: self.path.clone(), source }

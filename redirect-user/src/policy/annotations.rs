@@ -79,6 +79,7 @@ fn policy(annotations: &Annotations, defaults: &Policy) -> Result<Policy, Error>
         let invalid =
             |problem| Error::Invalid { annotation: parameter.annotation, value: shorten(value), problem };
         parameter.set(&mut policy, value).map_err(invalid)?;
+        policy.node_defaults.remove(parameter.name);
     }
     let status = Reader(annotations).value(STATUS_PORT, grammar::ports)?.unwrap_or_default();
     policy.exclude_inbound_ports.extend(status.into_iter().filter(|port| *port != 0));
@@ -229,7 +230,7 @@ mod tests {
             ..Policy::default()
         };
         for (name, value) in [("excludeOutboundIPRanges", "10.96.0.0/12"), ("excludeOutboundPorts", "25")] {
-            Parameter::named(name).unwrap().set(&mut node, value).unwrap();
+            Parameter::named(name).unwrap().set_default(&mut node, value).unwrap();
         }
         let Ok(Capture::On(silent)) = capture(&Annotations::new(), &node) else { panic!("not captured") };
         assert_eq!(*silent, node);
@@ -239,6 +240,7 @@ mod tests {
         assert_eq!(policy.exclude_outbound_ip_ranges, []);
         assert_eq!(policy.exclude_outbound_ports, BTreeSet::from([80]));
         assert_eq!((policy.proxy, policy.dns_capture), (node.proxy, true));
+        assert_eq!((policy.node_defaults.len(), node.node_defaults.len()), (0, 2));
     }
 
     #[test]

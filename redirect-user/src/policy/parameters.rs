@@ -34,6 +34,23 @@ impl Parameter {
         (self.read)(policy, value)
     }
 
+    /// Sets the parameter as the node's default.
+    ///
+    /// # Errors
+    /// The value cannot be read.
+    pub fn set_default(&self, policy: &mut Policy, value: &str) -> Result<(), Malformed> {
+        self.set(policy, value)?;
+        policy.node_defaults.insert(self.name.to_owned());
+        Ok(())
+    }
+
+    /// Where the value in a policy comes from, for people: the annotation, or the node's default for it.
+    #[must_use]
+    pub fn origin(&self, policy: &Policy) -> String {
+        let node = policy.node_defaults.contains(self.name);
+        if node { format!("the node's default of {}", self.annotation) } else { self.annotation.to_owned() }
+    }
+
     /// The parameter of that name.
     #[must_use]
     pub fn named(name: &str) -> Option<&'static Parameter> {
@@ -146,6 +163,7 @@ impl Default for Policy {
             owner_groups: OwnerGroups::AllBut(BTreeSet::new()),
             dns_capture: false,
             proxy: Proxy::default(),
+            node_defaults: BTreeSet::new(),
         }
     }
 }
