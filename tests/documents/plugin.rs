@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 
 use redirect_user::enrol::Reason;
+use redirect_user::policy::parameters::PARAMETERS;
 use serde_json::Value;
 
 use crate::table::{assert_same, column, rows, section, text_of};
@@ -87,6 +88,19 @@ fn every_outcome_is_documented() {
         &column(&rows(&section(PLACE, "## Which pods")), 0),
         &real,
     );
+}
+
+#[test]
+fn every_annotation_is_documented_with_its_default() {
+    let text = section(PLACE, "## Configuration");
+    let (_, table) = text.split_once("\n| annotation").expect("cni/README.md has a table of annotations");
+    let documented = rows(&format!("| annotation{table}"))
+        .iter()
+        .map(|row| format!("{} = {:?}", row[0], row[1]))
+        .collect();
+    let real =
+        PARAMETERS.iter().map(|parameter| format!("{} = {:?}", parameter.name, parameter.default)).collect();
+    assert_same("the table of annotations in cni/README.md", &documented, &real);
 }
 
 #[test]
