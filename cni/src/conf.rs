@@ -70,14 +70,17 @@ impl Conf {
         self.keys.get("name")
     }
 
+    /// Namespaces whose pods are left alone.
+    pub(crate) fn exclude_namespaces(&self) -> Result<Vec<String>, Error> {
+        let default = || vec!["istio-system".to_owned(), "kube-system".to_owned()];
+        Ok(self.keys.get("excludeNamespaces")?.unwrap_or_else(default))
+    }
+
     /// Which pods are ours.
     pub(crate) fn rules(&self) -> Result<Rules, Error> {
         let proxy = self.keys.object("proxy")?;
         Ok(Rules {
-            exclude_namespaces: self
-                .keys
-                .get("excludeNamespaces")?
-                .unwrap_or_else(|| vec!["istio-system".to_owned(), "kube-system".to_owned()]),
+            exclude_namespaces: self.exclude_namespaces()?,
             proxy_container: proxy.get("container")?.unwrap_or_else(|| "istio-proxy".to_owned()),
             defaults: self.defaults()?,
             forbid_opt_out: self.keys.get("forbidOptOut")?.unwrap_or(false),

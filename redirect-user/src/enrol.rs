@@ -105,6 +105,21 @@ pub enum Enrolment {
     },
 }
 
+/// Why a pod is left alone, as far as the runtime's own words tell it; `None` where they do not. Nothing else
+/// of the configuration is needed for such a pod, so a mistake in it stops pods of the mesh only.
+#[must_use]
+pub fn at_a_glance(
+    pod: &PodRef,
+    handed_over: Option<&Annotations>,
+    exclude_namespaces: &[String],
+) -> Option<Reason> {
+    if exclude_namespaces.contains(&pod.namespace) {
+        return Some(Reason::ExcludedNamespace);
+    }
+    let not_injected = handed_over.is_some_and(|annotations| !annotations.contains_key(STATUS));
+    not_injected.then_some(Reason::NotInjected)
+}
+
 /// Decides about `pod`; `handed_over` are the annotations that the runtime passed to the plugin, if it did.
 ///
 /// # Errors
@@ -115,11 +130,8 @@ pub fn enrol(
     rules: &Rules,
     source: &dyn PodSource,
 ) -> Result<Enrolment, Error> {
-    if rules.exclude_namespaces.contains(&pod.namespace) {
-        return Ok(Enrolment::NotEnrolled(Reason::ExcludedNamespace));
-    }
-    if handed_over.is_some_and(|annotations| !annotations.contains_key(STATUS)) {
-        return Ok(Enrolment::NotEnrolled(Reason::NotInjected));
+    if let Some(reason) = at_a_glance(pod, handed_over, &rules.exclude_namespaces) {
+        return Ok(Enrolment::NotEnrolled(reason));
     }
     let details = source.details(pod, handed_over)?;
     let proxy = match sidecar(&details, rules) {

@@ -106,6 +106,9 @@ fn keys_of_the_wrong_type_are_named_and_unknown_keys_ignored() {
         ("agentSocket", json!("agent.sock"), 7),
         ("agentTimeoutSeconds", json!(0), 7),
         ("podSource", json!("crd"), 2),
+        ("defaults", json!("10.96.0.0/12"), 7),
+        ("forbidOptOut", json!("yes"), 7),
+        ("refuseRuntimeClasses", json!({}), 7),
         ("podSource", json!(null), 0),
         ("runtimeConfig", json!([]), 7),
         ("runtimeConfig", json!({ "io.kubernetes.cri.pod-annotations": ["a"] }), 7),
@@ -114,14 +117,45 @@ fn keys_of_the_wrong_type_are_named_and_unknown_keys_ignored() {
     ];
     for (key, value, code) in table {
         let mut conf = place.conf();
+        hand_over(&mut conf, &[STATUS]);
         conf[key] = value.clone();
-        let reply = Call::new("ADD").stdin(conf.to_string()).run();
+        let call = Call::new("ADD").pod("shop", "web-0", "1");
+        let reply = call.stdin(conf.to_string()).run();
         if code == 0 {
-            reply.success();
+            assert_ne!(reply.error()["code"], 7, "{key}={value}");
         } else {
             let details = reply.refused(code);
             assert!(details.contains(key), "{key}={value}: {details}");
         }
+    }
+}
+
+#[test]
+fn a_mistake_about_the_mesh_does_not_stop_a_pod_outside_it() {
+    let place = Place::new();
+    let mut conf = place.conf();
+    for (key, value) in [
+        ("proxy", json!([])),
+        ("dnsCapture", json!("true")),
+        ("agentSocket", json!("agent.sock")),
+        ("agentTimeoutSeconds", json!(0)),
+        ("podSource", json!("crd")),
+        ("defaults", json!({ "excludeOutboundPorts": "smtp" })),
+        ("forbidOptOut", json!("yes")),
+        ("refuseRuntimeClasses", json!(1)),
+        ("cgroupRoot", json!(false)),
+    ] {
+        conf[key] = value;
+    }
+    hand_over(&mut conf, &[]);
+    for verb in ["ADD", "CHECK", "DEL"] {
+        Call::new(verb).pod("shop", "web-0", "1").stdin(conf.to_string()).run().success();
+        Call::new(verb).stdin(conf.to_string()).run().success();
+    }
+    hand_over(&mut conf, &[STATUS]);
+    for verb in ["ADD", "CHECK"] {
+        Call::new(verb).pod("kube-system", "dns-0", "1").stdin(conf.to_string()).run().success();
+        Call::new(verb).pod("shop", "web-0", "1").stdin(conf.to_string()).run().refused(7);
     }
 }
 
