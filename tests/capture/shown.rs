@@ -4,34 +4,56 @@
 //! on a node with one enrolled pod, with the tool and the plugin of this build. Numbers that differ from run
 //! to run (ids, times, counts of the machine's own) are compared by their places only.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use harness::cli::Outcome;
 use harness::{Node, binary, kernel_test};
 
-/// The documents with such blocks.
+/// Documents that must have such blocks; all others may.
 const DOCUMENTS: &[&str] = &["README.md", "cni/README.md", "tool/README.md"];
 
 /// A command and what the document says it prints.
 struct Shown {
-    document: &'static str,
+    document: String,
     command: String,
     output: String,
 }
 
-fn shown_in(document: &'static str) -> Vec<Shown> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace is above this package");
-    let text = std::fs::read_to_string(root.join(document)).expect("read a document");
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace is above this package")
+}
+
+/// Every document of the repository: Markdown in a folder, and in those below that are not hidden or built.
+fn documents(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("list a folder").flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
+        if path.is_dir() && !path.is_symlink() && name != "target" && !name.to_string_lossy().starts_with('.')
+        {
+            found.extend(documents(&path));
+        } else if path.extension().is_some_and(|extension| extension == "md") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+fn shown_in(document: &Path) -> Vec<Shown> {
+    let text = std::fs::read_to_string(document).expect("read a document");
+    let name = document.strip_prefix(root()).unwrap_or(document).display().to_string();
     let mut shown: Vec<Shown> = Vec::new();
     for block in text.split("```console\n").skip(1) {
         for line in block.split("```").next().unwrap_or_default().lines() {
             match (line.strip_prefix("$ "), shown.last_mut()) {
-                (Some(command), _) => {
-                    shown.push(Shown { document, command: command.to_owned(), output: String::new() });
-                }
+                (Some(command), _) => shown.push(Shown {
+                    document: name.clone(),
+                    command: command.to_owned(),
+                    output: String::new(),
+                }),
                 (None, Some(last)) => last.output += &format!("{line}\n"),
-                (None, None) => panic!("{document}: a console block begins with a command: {line}"),
+                (None, None) => panic!("{name}: a console block begins with a command: {line}"),
             }
         }
     }
@@ -65,7 +87,7 @@ fn commands_in_documents_print_what_is_shown() {
         node.attach(&pod, &["--exclude-outbound-ports", "3306"]);
         let _sidecar = pod.sidecar();
         pod.app().connect("10.0.0.7:80".parse().unwrap()).unwrap();
-        for Shown { document, command, output } in DOCUMENTS.iter().copied().flat_map(shown_in) {
+        for Shown { document, command, output } in documents(root()).iter().flat_map(|path| shown_in(path)) {
             let real = run(node, &command);
             assert_eq!(
                 comparable(&output),
@@ -79,6 +101,6 @@ fn commands_in_documents_print_what_is_shown() {
 #[test]
 fn every_document_shows_a_command() {
     for document in DOCUMENTS {
-        assert!(!shown_in(document).is_empty(), "{document} has no block of commands");
+        assert!(!shown_in(&root().join(document)).is_empty(), "{document} has no block of commands");
     }
 }
