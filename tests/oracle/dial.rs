@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use harness::protocol::Datagram;
 use harness::{Errno, Seen, Socket};
 
 use crate::outcome::{Outcome, Reached, Server};
@@ -24,8 +25,8 @@ impl World<'_> {
     /// Tries a connection.
     pub(crate) fn attempt(&self, connection: &Connection) -> Outcome {
         let tried = match connection.kind {
-            Kind::Tcp => self.tcp(connection),
-            Kind::UdpConnected | Kind::UdpUnconnected => self.udp(connection),
+            Kind::Tcp | Kind::Mptcp => self.tcp(connection),
+            Kind::UdpConnected | Kind::UdpUnconnected | Kind::UdpDissolved => self.udp(connection),
         };
         let outcome = tried.unwrap_or_else(Outcome::Failed);
         if !matches!(outcome, Outcome::Reached(_)) {
@@ -35,7 +36,11 @@ impl World<'_> {
     }
 
     fn tcp(&self, connection: &Connection) -> Result<Outcome, Errno> {
-        let socket = self.client(connection.who).tcp(connection.v6_socket());
+        let client = self.client(connection.who);
+        let socket = match connection.kind {
+            Kind::Mptcp => client.mptcp(connection.v6_socket())?,
+            _ => client.tcp(connection.v6_socket()),
+        };
         let patience = libc::timeval { tv_sec: 0, tv_usec: HANDSHAKE_MS * 1000 };
         let bytes = [patience.tv_sec.to_ne_bytes(), patience.tv_usec.to_ne_bytes()].concat();
         socket.set_option_bytes(libc::SOL_SOCKET, libc::SO_SNDTIMEO, &bytes)?;
@@ -48,63 +53,108 @@ impl World<'_> {
         let own = socket.sockname();
         Ok(Outcome::Reached(Reached {
             server: self.who_saw(&seen),
-            local: Some(seen.local),
+            local: Some(canonical(seen.local)),
             original_dst: Some(seen.original_dst.map_err(Errno::from_raw)),
-            client: seen.client.ip(),
+            client: canonical(seen.client).ip(),
             port_kept: seen.client.port() == own.port(),
             own: own.ip(),
             peername: socket.peername(),
             answer: None,
+            first: None,
         }))
     }
 
     fn udp(&self, connection: &Connection) -> Result<Outcome, Errno> {
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let question = NUMBER.fetch_add(1, Ordering::Relaxed).to_ne_bytes();
         let socket = self.client(connection.who).udp(connection.v6_socket());
         bind(&socket, connection);
-        let to = connection.written(connection.to);
-        match connection.kind {
-            Kind::UdpConnected => socket.connect(to).and_then(|()| socket.send(&question))?,
-            _ => socket.send_to(&question, to)?,
+        let earlier = match connection.first {
+            Some(first) => {
+                Some(self.ask(&socket, connection, SocketAddr::new(first, connection.to.port()))?)
+            }
+            None => None,
         };
-        let Some((server, at, client)) = self.arrival(connection, &question) else {
+        if connection.kind == Kind::UdpDissolved {
+            socket.dissolve()?;
+        }
+        let asked = self.ask(&socket, connection, connection.to)?;
+        let Some((server, at, datagram)) = &asked.arrived else {
             return match socket.receive_within(64, 0) {
                 Err(Errno::EAGAIN) => Ok(Outcome::Silence),
                 Err(errno) => Err(errno),
                 Ok(datagram) => panic!("an answer to a question that did not arrive: {datagram:?}"),
             };
         };
-        at.send_to(&question, client)?;
-        let answer = socket.receive_within(64, DATAGRAM_BACK_MS);
+        at.answer(datagram, &asked.question)?;
+        let answer = asked.answer(&socket);
+        // A connected socket does not hear the one that it was connected to before.
+        let first = earlier.and_then(|asked| {
+            let (_, at, datagram) = asked.arrived.as_ref()?;
+            Some(at.answer(datagram, &asked.question).and_then(|_| asked.answer(&socket)))
+        });
+        let client = datagram.from.expect("a datagram has a sender");
         let own = socket.sockname();
         Ok(Outcome::Reached(Reached {
-            server,
+            server: *server,
             local: None,
             original_dst: None,
             client: client.ip(),
             port_kept: client.port() == own.port(),
             own: own.ip(),
             peername: socket.peername(),
-            answer: Some(answer.map(|datagram| datagram.from.expect("a datagram has a sender"))),
+            answer: Some(answer),
+            first,
         }))
     }
 
-    /// The server that this very datagram arrives at, and the sender.
-    fn arrival(&self, connection: &Connection, question: &[u8]) -> Option<(Server, &Socket, SocketAddr)> {
+    /// Asks somebody a question that was never asked before.
+    fn ask(&self, socket: &Socket, connection: &Connection, to: SocketAddr) -> Result<Asked<'_>, Errno> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let question = NUMBER.fetch_add(1, Ordering::Relaxed).to_ne_bytes();
+        let written = connection.written(to);
+        let earlier = connection.first.is_some() && to != connection.to;
+        match connection.kind {
+            Kind::UdpConnected => socket.connect(written).and_then(|()| socket.send(&question))?,
+            Kind::UdpDissolved if earlier => socket.connect(written).and_then(|()| socket.send(&question))?,
+            _ => socket.send_to(&question, written)?,
+        };
+        Ok(Asked { question, arrived: self.arrival(to, &question) })
+    }
+
+    /// The server that this very datagram arrives at.
+    fn arrival(&self, to: SocketAddr, question: &[u8]) -> Option<(Server, &Socket, Datagram)> {
         let deadline = Instant::now() + DATAGRAM;
-        let candidates = self.udp_candidates(connection.to.port(), connection.to.is_ipv6());
+        let candidates = self.udp_candidates(to.port(), to.is_ipv6());
         while Instant::now() < deadline {
             for (server, socket) in &candidates {
                 if let Ok(datagram) = socket.receive_within(64, 0)
                     && datagram.data == question
                 {
-                    return Some((*server, socket, datagram.from.expect("a datagram has a sender")));
+                    return Some((*server, socket, datagram));
                 }
             }
         }
         None
     }
+}
+
+/// A question, and who got it.
+struct Asked<'w> {
+    question: [u8; 8],
+    arrived: Option<(Server, &'w Socket, Datagram)>,
+}
+
+impl Asked<'_> {
+    /// Who answered, as the asking socket has it.
+    fn answer(&self, socket: &Socket) -> Result<SocketAddr, Errno> {
+        let datagram = socket.receive_within(64, DATAGRAM_BACK_MS)?;
+        assert_eq!(datagram.data, self.question, "the answer to another question");
+        Ok(datagram.from.expect("a datagram has a sender"))
+    }
+}
+
+/// An IPv4 address as such, also when it was read from an IPv6 socket.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 fn bind(socket: &Socket, connection: &Connection) {

@@ -9,9 +9,10 @@ use harness::Errno;
 use crate::outcome::{Field, Outcome, Reached, Server};
 use crate::scenario::{Connection, Listens, Setup, Who};
 
-/// The pod's addresses on its two interfaces.
+/// The pod's addresses on its two interfaces, and on one that comes later.
 const ETH0: (Ipv4Addr, Ipv6Addr) = (Ipv4Addr::new(10, 77, 0, 2), Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2));
 const ETH1: (Ipv4Addr, Ipv6Addr) = (Ipv4Addr::new(10, 88, 0, 2), Ipv6Addr::new(0xfd88, 0, 0, 0, 0, 0, 0, 2));
+const ETH2: (Ipv4Addr, Ipv6Addr) = (Ipv4Addr::new(10, 99, 0, 2), Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 2));
 
 /// One meant difference.
 pub(crate) struct Difference {
@@ -122,7 +123,8 @@ pub(crate) const DIFFERENCES: &[Difference] = &[
             case.connection.source.is_none()
                 && case.redirected()
                 && case.reached().is_some_and(|(iptables, ours)| {
-                    [IpAddr::from(ETH1.0), ETH1.1.into()].contains(&iptables.client)
+                    [IpAddr::from(ETH1.0), ETH1.1.into(), ETH2.0.into(), ETH2.1.into()]
+                        .contains(&iptables.client)
                         && [IpAddr::from(ETH0.0), ETH0.1.into()].contains(&ours.client)
                         && ours.port_kept
                 })

@@ -4,6 +4,8 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use harness::{Node, Pod, istio};
+use redirect_user::attach::record;
+use redirect_user::attach::replan::replan;
 use redirect_user::attach::{self, Request};
 use redirect_user::ids::AttachmentId;
 use redirect_user::node::lock::NodeLock;
@@ -37,6 +39,21 @@ impl Enforcer {
                     Some(flags) => node.attach(pod, &flags.iter().map(String::as_str).collect::<Vec<_>>()),
                     None => attach_by_library(node, pod, policy),
                 }
+            }
+        }
+    }
+}
+
+impl Enforcer {
+    /// What the agent does within a second when the pod gets an address or an interface.
+    pub(crate) fn catch_up(self, node: &Node, pod: &Pod) {
+        if self == Enforcer::Ours {
+            let node = redirect_user::node::Node::new(node.bpffs(), node.state_dir());
+            let lock = NodeLock::acquire(&node).expect("the node's lock");
+            let records = record::of_container(&node, pod.name()).expect("the pod's record is readable");
+            for attachment in records {
+                let coverage = replan(&node, &lock, &attachment);
+                coverage.unwrap_or_else(|error| panic!("re-plan {}: {error}", pod.name()));
             }
         }
     }

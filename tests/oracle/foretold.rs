@@ -8,13 +8,15 @@ use redirect_user::attach::record::{self, Attachment};
 use redirect_user::explain::{self, Question};
 
 use crate::outcome::{Outcome, Server};
-use crate::scenario::{Connection, Kind, Who};
+use crate::scenario::{Connection, Who};
 
 /// Where a connection from outside arrives.
 #[derive(Clone, Copy, Debug)]
 struct Interfaces {
     eth0: u32,
     eth1: u32,
+    /// Comes later, if at all.
+    eth2: Option<u32>,
 }
 
 /// A pod as its attachment's record has it.
@@ -29,16 +31,17 @@ impl Record {
     pub(crate) fn of(node: &Node, pod: &Pod) -> Record {
         let places = redirect_user::node::Node::new(node.bpffs(), node.state_dir());
         let mut records = record::of_container(&places, pod.name()).expect("the pod's record is readable");
-        let index = |name: &str| pod.netns().run(|| if_nametoindex(name).expect("the interface is there"));
+        let index = |name: &str| pod.netns().run(|| if_nametoindex(name).ok());
+        let there = |name: &str| index(name).expect("the interface is there");
         Record {
             attachment: records.pop().expect("the pod is attached"),
-            interfaces: Interfaces { eth0: index("eth0"), eth1: index("eth1") },
+            interfaces: Interfaces { eth0: there("eth0"), eth1: there("eth1"), eth2: index("eth2") },
         }
     }
 
     /// The verdict about a connection.
     fn verdict(&self, connection: &Connection) -> String {
-        let tcp = connection.kind == Kind::Tcp;
+        let tcp = connection.kind.is_tcp();
         if connection.who != Who::Peer {
             let user = connection.who.user();
             let protocol = if tcp { Protocol::Tcp } else { Protocol::Udp };
@@ -49,8 +52,12 @@ impl Record {
         if !tcp {
             return "direct".to_owned();
         }
-        let second = ["10.88.0.2", "fd88::2"].map(|ip| ip.parse()).contains(&Ok(connection.to.ip()));
-        let interface = if second { self.interfaces.eth1 } else { self.interfaces.eth0 };
+        let among = |ips: [&str; 2]| ips.map(|ip| ip.parse()).contains(&Ok(connection.to.ip()));
+        let interface = match self.interfaces {
+            Interfaces { eth1, .. } if among(["10.88.0.2", "fd88::2"]) => eth1,
+            Interfaces { eth2: Some(eth2), .. } if among(["10.99.0.2", "fd99::2"]) => eth2,
+            Interfaces { eth0, .. } => eth0,
+        };
         explain::inbound(&self.attachment, connection.to.port(), Some(interface)).verdict
     }
 

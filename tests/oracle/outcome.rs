@@ -60,6 +60,8 @@ pub(crate) struct Reached {
     pub(crate) peername: Result<SocketAddr, Errno>,
     /// Where the answer came from, as the client saw it; UDP only.
     pub(crate) answer: Option<Result<SocketAddr, Errno>>,
+    /// The same for the one who was asked first.
+    pub(crate) first: Option<Result<SocketAddr, Errno>>,
 }
 
 /// One thing that is compared.
@@ -92,7 +94,7 @@ pub(crate) fn differing(one: &Outcome, other: &Outcome) -> Vec<Field> {
         (Field::Client, (a.client, a.port_kept) == (b.client, b.port_kept)),
         (Field::Own, a.own == b.own),
         (Field::PeerName, a.peername == b.peername),
-        (Field::Answer, a.answer == b.answer),
+        (Field::Answer, (&a.answer, &a.first) == (&b.answer, &b.first)),
     ];
     compared.into_iter().filter(|(_, same)| !same).map(|(field, _)| field).collect()
 }
@@ -108,6 +110,9 @@ impl fmt::Display for Outcome {
         if let (Some(local), Some(original)) = (reached.local, &reached.original_dst) {
             write!(f, ", accepted at {local}, original destination {original:?}")?;
         }
-        reached.answer.iter().try_for_each(|answer| write!(f, ", answer from {answer:?}"))
+        for answer in reached.answer.iter().chain(&reached.first) {
+            write!(f, ", answer from {answer:?}")?;
+        }
+        Ok(())
     }
 }

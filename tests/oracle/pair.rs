@@ -1,6 +1,6 @@
 //! Both worlds side by side: every connection is tried in both, and what is not meant to differ must not.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use harness::Node;
 
@@ -8,11 +8,29 @@ use crate::differences::{Case, explain};
 use crate::enforce::Enforcer;
 use crate::foretold::Record;
 use crate::outcome::{Field, Outcome};
-use crate::scenario::{Connection, Setup};
+use crate::scenario::{Connection, Families, Setup};
 use crate::world::World;
 
+/// A pair of worlds for each kind of pod, made when it is needed.
+pub(crate) struct Pairs<'n> {
+    node: &'n Node,
+    pairs: BTreeMap<Families, Pair<'n>>,
+}
+
+impl<'n> Pairs<'n> {
+    pub(crate) fn new(node: &'n Node) -> Pairs<'n> {
+        Pairs { node, pairs: BTreeMap::new() }
+    }
+
+    /// Tries one connection in pods that are set up like this.
+    pub(crate) fn compare(&mut self, setup: &Setup, connection: &Connection) -> Comparison {
+        let pair = self.pairs.entry(setup.families);
+        pair.or_insert_with(|| Pair::new(self.node, setup.families)).compare(setup, connection)
+    }
+}
+
 /// The two worlds, set up in the same way.
-pub(crate) struct Pair<'n> {
+struct Pair<'n> {
     iptables: World<'n>,
     ours: World<'n>,
     now: Option<(Setup, Record)>,
@@ -28,13 +46,12 @@ pub(crate) struct Comparison {
 }
 
 impl<'n> Pair<'n> {
-    pub(crate) fn new(node: &'n Node) -> Pair<'n> {
-        let iptables = World::new(node, Enforcer::Iptables);
-        Pair { iptables, ours: World::new(node, Enforcer::Ours), now: None }
+    fn new(node: &'n Node, families: Families) -> Pair<'n> {
+        let iptables = World::new(node, Enforcer::Iptables, families);
+        Pair { iptables, ours: World::new(node, Enforcer::Ours, families), now: None }
     }
 
-    /// Tries one connection in pods that are set up like this.
-    pub(crate) fn compare(&mut self, setup: &Setup, connection: &Connection) -> Comparison {
+    fn compare(&mut self, setup: &Setup, connection: &Connection) -> Comparison {
         let (iptables, ours) = (&mut self.iptables, &mut self.ours);
         let (_, record) = match self.now.take() {
             Some(now) if now.0 == *setup => self.now.insert(now),

@@ -11,11 +11,13 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use redirect_user::policy::{OwnerGroups, Policy, Ports, Ranges};
 
 use crate::rows::ranges;
-use crate::scenario::{Connection, Kind, Listens, Setup, Who};
+use crate::scenario::{Connection, Families, Kind, Late, Listens, Setup, Who, Workers};
 use crate::world::{SERVED, SERVED_UDP, UNSERVED};
 
-const RANGES: [&str; 12] = [
+const RANGES: [&str; 14] = [
     "192.0.2.0/24",
+    "203.0.113.128/25",
+    "10.99.0.0/16",
     "192.0.2.10/32",
     "198.51.100.0/24",
     "10.77.0.0/16",
@@ -28,8 +30,14 @@ const RANGES: [&str; 12] = [
     "::1/128",
     "::/0",
 ];
-const REMOTE: [&str; 10] = [
+const REMOTE: [&str; 16] = [
     "10.77.0.3",
+    "10.99.0.3",
+    "fd99::3",
+    "203.0.113.10",
+    "203.0.113.200",
+    "203.0.113.66",
+    "2001:db8:f::1",
     "192.0.2.10",
     "192.0.2.20",
     "198.51.100.10",
@@ -40,8 +48,11 @@ const REMOTE: [&str; 10] = [
     "2001:db8:1::10",
     "fd88::3",
 ];
-const LOCAL: [&str; 10] = [
+const LOCAL: [&str; 13] = [
     "127.0.0.1",
+    "127.72.3.203",
+    "10.99.0.2",
+    "fd99::2",
     "127.0.0.2",
     "127.0.0.6",
     "127.0.0.53",
@@ -52,25 +63,54 @@ const LOCAL: [&str; 10] = [
     "fd77::2",
     "fd88::2",
 ];
-const FROM_PEER: [&str; 4] = ["10.77.0.2", "10.88.0.2", "fd77::2", "fd88::2"];
+const FROM_PEER: [&str; 6] = ["10.77.0.2", "10.88.0.2", "10.99.0.2", "fd77::2", "fd88::2", "fd99::2"];
+/// Servers that a UDP socket may have asked before.
+const ASKED_BEFORE: [&str; 6] =
+    ["192.0.2.10", "192.0.2.20", "10.77.0.3", "2001:db8::10", "2001:db8::20", "fd77::3"];
+/// The late addresses, and what is dialled in their place where there are none.
+const LATE: [(&str, &str); 4] =
+    [("10.99.0.2", "10.77.0.2"), ("10.99.0.3", "10.77.0.3"), ("fd99::2", "fd77::2"), ("fd99::3", "fd77::3")];
+/// Ports below all that the kernel chooses.
+const BOUND_PORTS: std::ops::Range<u16> = 2_100..8_000;
 
 /// A stream of scenarios: the same seed gives the same.
 pub(crate) struct Scenarios {
     runner: TestRunner,
+    change: fn(&mut Setup, &mut Connection),
+    /// The next port for a socket that is bound to one; not used again soon, as iptables remembers
+    /// connections.
+    port: u16,
 }
 
 impl Scenarios {
-    pub(crate) fn new(seed: u64) -> Scenarios {
+    /// `change` sees every scenario before it is tried.
+    pub(crate) fn new(seed: u64, change: fn(&mut Setup, &mut Connection)) -> Scenarios {
         let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&seed.to_le_bytes());
         let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-        Scenarios { runner: TestRunner::new_with_rng(Config::default(), rng) }
+        Scenarios {
+            runner: TestRunner::new_with_rng(Config::default(), rng),
+            change,
+            port: BOUND_PORTS.start,
+        }
     }
 
     /// A setup and `count` connections in it.
     pub(crate) fn next(&mut self, count: usize) -> (Setup, Vec<Connection>) {
         let both = (setup(), prop::collection::vec(connection(), count));
-        both.new_tree(&mut self.runner).expect("nothing is rejected for ever").current()
+        let tree = both.new_tree(&mut self.runner).expect("nothing is rejected for ever");
+        let (mut setup, mut connections) = tree.current();
+        for connection in &mut connections {
+            (self.change)(&mut setup, connection);
+        }
+        for connection in &mut connections {
+            fit(connection, &setup);
+            if connection.port != 0 {
+                connection.port = self.port;
+                self.port = if self.port + 1 < BOUND_PORTS.end { self.port + 1 } else { BOUND_PORTS.start };
+            }
+        }
+        (setup, connections)
     }
 }
 
@@ -93,9 +133,67 @@ fn setup() -> impl Strategy<Value = Setup> {
     let sidecar = prop_oneof![
         6 => Just(Listens::Everywhere),
         3 => Just(Listens::OnLocalhost),
+        1 => Just(Listens::DualStack),
+        1 => Just(Listens::OnlyV4),
+        1 => Just(Listens::OnlyV6),
         1 => Just(Listens::Nowhere),
     ];
-    (policy(), sidecar).prop_map(|(policy, sidecar)| Setup { policy, sidecar })
+    let workers =
+        prop_oneof![6 => Just(Workers::One), 1 => Just(Workers::Eight), 1 => Just(Workers::Renewed)];
+    let families =
+        prop_oneof![6 => Just(Families::Both), 1 => Just(Families::OnlyV4), 1 => Just(Families::OnlyV6)];
+    let late = prop_oneof![6 => Just(Late::Nothing), 1 => Just(Late::Addresses), 1 => Just(Late::Interface)];
+    (policy(), sidecar, workers, families, late).prop_map(|(policy, sidecar, workers, families, late)| {
+        Setup { policy, sidecar, workers, families, late }
+    })
+}
+
+/// Turns what still differs into what must not.
+pub(crate) fn tame(setup: &mut Setup, connection: &mut Connection) {
+    let parse = |text: &str| text.parse::<IpAddr>().expect("an address");
+    setup.families = Families::Both;
+    if setup.workers == Workers::Renewed {
+        setup.workers = Workers::Eight;
+    }
+    connection.first = None;
+    if connection.kind == Kind::Mptcp {
+        connection.kind = Kind::Tcp;
+    }
+    if connection.kind == Kind::UdpDissolved {
+        connection.kind = Kind::UdpConnected;
+    }
+    connection.port = 0;
+    for (open, instead) in
+        [("203.0.113.66", "203.0.113.10"), ("2001:db8:f::1", "2001:db8::10"), ("127.72.3.203", "127.0.0.2")]
+    {
+        if connection.to.ip() == parse(open) {
+            connection.to.set_ip(parse(instead));
+        }
+    }
+}
+
+/// Turns what cannot be in such a setup into what can.
+fn fit(connection: &mut Connection, setup: &Setup) {
+    let parse = |text: &str| text.parse::<IpAddr>().expect("an address");
+    for (late, usual) in LATE {
+        let there = match setup.late {
+            Late::Nothing => false,
+            Late::Addresses => late.ends_with('2'),
+            Late::Interface => true,
+        };
+        if !there && connection.to.ip() == parse(late) {
+            connection.to.set_ip(parse(usual));
+        }
+    }
+    if connection.who == Who::Peer && !setup.families.have(connection.to.ip()) {
+        let other = FROM_PEER.into_iter().map(parse).find(|ip| setup.families.have(*ip));
+        connection.to.set_ip(other.expect("the pod has an address"));
+        connection.source = None;
+    }
+    connection.mapped &= connection.to.is_ipv4();
+    connection.source =
+        connection.source.filter(|source| source.is_loopback() || setup.families.have(*source));
+    connection.first = connection.first.filter(|first| first.is_ipv4() == connection.to.is_ipv4());
 }
 
 fn policy() -> impl Strategy<Value = Policy> {
@@ -114,6 +212,7 @@ fn policy() -> impl Strategy<Value = Policy> {
         6 => Just(vec![]),
         2 => Just(vec!["eth1".to_owned()]),
         1 => Just(vec!["eth0".to_owned()]),
+        1 => Just(vec!["eth2".to_owned()]),
         1 => Just(vec!["lo".to_owned()]),
     ];
     let outbound_ports = (some_ports(&[9001, 8080, 53, 15020]), some_ports(&[9000, 8080, 53, 15001, 15020]));
@@ -144,16 +243,23 @@ fn connection() -> impl Strategy<Value = Connection> {
     let who = prop_oneof![3 => Just(Who::App), 2 => select(&Who::IN_POD[..])];
     let ends = prop_oneof![4 => (who, outbound), 1 => (Just(Who::Peer), select(&FROM_PEER[..]))];
     let source = prop::option::weighted(0.3, any::<prop::sample::Index>());
-    let kind =
-        prop_oneof![6 => Just(Kind::Tcp), 1 => Just(Kind::UdpConnected), 1 => Just(Kind::UdpUnconnected)];
+    let kind = prop_oneof![
+        10 => Just(Kind::Tcp),
+        2 => Just(Kind::Mptcp),
+        2 => Just(Kind::UdpConnected),
+        2 => Just(Kind::UdpUnconnected),
+        1 => Just(Kind::UdpDissolved),
+    ];
+    let before = (prop::bool::weighted(0.15), prop::option::weighted(0.5, select(&ASKED_BEFORE[..])));
     let port = (tcp_port(), prop_oneof![1 => Just(53), 1 => select(&SERVED_UDP[..])]);
-    (ends, source, kind, port, prop::bool::weighted(0.2)).prop_map(
-        |((who, ip), source, kind, (tcp, udp), mapped)| {
+    (ends, source, kind, port, prop::bool::weighted(0.2), before).prop_map(
+        |((who, ip), source, kind, (tcp, udp), mapped, (bound, first))| {
             let ip: IpAddr = ip.parse().expect("an address");
-            let to = SocketAddr::new(ip, if kind == Kind::Tcp { tcp } else { udp });
+            let to = SocketAddr::new(ip, if kind.is_tcp() { tcp } else { udp });
+            let first = first.filter(|_| !kind.is_tcp()).map(|first| first.parse().expect("an address"));
             let sources = sources(who, ip);
             let source = source.map(|index| *index.get(&sources));
-            Connection { who, kind, source, port: 0, to, mapped: mapped && ip.is_ipv4() }
+            Connection { who, kind, source, port: u16::from(bound), to, mapped, first }
         },
     )
 }
@@ -185,7 +291,13 @@ fn sources(who: Who, to: IpAddr) -> Vec<IpAddr> {
 /// to tell, so that no series of steps goes round in a circle.
 pub(crate) fn simpler(setup: &Setup) -> Vec<Setup> {
     let usual = Policy::default();
-    let mut candidates = vec![Setup { policy: setup.policy.clone(), ..Setup::default() }];
+    let mut candidates = vec![
+        Setup { policy: setup.policy.clone(), ..Setup::default() },
+        Setup { sidecar: Listens::Everywhere, ..setup.clone() },
+        Setup { workers: Workers::One, ..setup.clone() },
+        Setup { families: Families::Both, ..setup.clone() },
+        Setup { late: Late::Nothing, ..setup.clone() },
+    ];
     let mut change = |change: &dyn Fn(&mut Policy)| {
         let mut policy = setup.policy.clone();
         change(&mut policy);

@@ -7,6 +7,7 @@ use crate::outcome::Server;
 use crate::scenario::{Connection, Kind, Listens, Setup, Who};
 
 /// Connections that must come to the same end in both worlds.
+#[derive(Clone)]
 pub(crate) struct Row {
     /// Table and row.
     pub(crate) name: String,
@@ -17,7 +18,7 @@ pub(crate) struct Row {
 }
 
 pub(crate) fn row(name: &str, policy: &Policy, connections: Vec<Connection>, server: Server) -> Row {
-    let setup = Setup { policy: policy.clone(), sidecar: Listens::Everywhere };
+    let setup = Setup { policy: policy.clone(), ..Setup::default() };
     Row { name: name.to_owned(), setup, connections, server: Some(server) }
 }
 
@@ -54,12 +55,11 @@ pub(crate) fn listed(ports: &[u16]) -> Ports {
 /// Everything whose end the tables do not tell: bound sockets, sidecars that listen on localhost or not at
 /// all, dialling the sidecar's ports oneself, ports without a server.
 pub(crate) fn beyond() -> Vec<Row> {
-    let everybody = |to: &[&str]| Who::IN_POD.iter().flat_map(|who| tcp(*who, to)).collect::<Vec<_>>();
     let dns = policy(|policy| policy.dns_capture = true);
     let lo = policy(|policy| policy.exclude_interfaces = vec!["lo".to_owned()]);
     let mut rows = Vec::new();
     let mut add = |name: &str, policy: &Policy, sidecar: Listens, connections: Vec<Connection>| {
-        let setup = Setup { policy: policy.clone(), sidecar };
+        let setup = Setup { policy: policy.clone(), sidecar, ..Setup::default() };
         rows.push(Row { name: format!("beyond: {name}"), setup, connections, server: None });
     };
     let default = Policy::default();
@@ -92,6 +92,11 @@ pub(crate) fn beyond() -> Vec<Row> {
     rows
 }
 
+/// Everybody in the pod dials all of these.
+pub(crate) fn everybody(to: &[&str]) -> Vec<Connection> {
+    Who::IN_POD.iter().flat_map(|who| tcp(*who, to)).collect()
+}
+
 const SIDECAR_PORTS: &[&str] = &[
     "127.0.0.1:15001",
     "127.0.0.1:15006",
@@ -102,7 +107,7 @@ const SIDECAR_PORTS: &[&str] = &[
     "192.0.2.10:15001",
     "[2001:db8::10]:15006",
 ];
-const PLACES: &[&str] = &[
+pub(crate) const PLACES: &[&str] = &[
     "127.0.0.1:8080",
     "127.0.0.6:8080",
     "10.77.0.2:8080",
@@ -118,7 +123,7 @@ const PLACES: &[&str] = &[
     "[fd88::3]:8080",
     "[2001:db8::10]:80",
 ];
-const INBOUND: &[&str] = &[
+pub(crate) const INBOUND: &[&str] = &[
     "10.77.0.2:8080",
     "10.77.0.2:15008",
     "10.77.0.2:4444",

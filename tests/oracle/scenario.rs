@@ -6,11 +6,15 @@ use std::net::{IpAddr, SocketAddr};
 use harness::User;
 use redirect_user::policy::Policy;
 
-/// How the pod is set up: the policy, and where its sidecar listens.
+/// How the pod is set up: the policy, where its sidecar listens and with how many workers, and what happens
+/// to the pod's addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Setup {
     pub(crate) policy: Policy,
     pub(crate) sidecar: Listens,
+    pub(crate) workers: Workers,
+    pub(crate) families: Families,
+    pub(crate) late: Late,
 }
 
 /// Only what is not as in a pod without annotations.
@@ -19,6 +23,15 @@ impl fmt::Display for Setup {
         let value = |policy: &Policy| serde_json::to_value(policy).expect("a policy is plain data");
         let (own, usual) = (value(&self.policy), value(&Policy::default()));
         write!(f, "sidecar {:?}", self.sidecar)?;
+        if self.workers != Workers::One {
+            write!(f, ", workers {:?}", self.workers)?;
+        }
+        if self.families != Families::Both {
+            write!(f, ", families {:?}", self.families)?;
+        }
+        if self.late != Late::Nothing {
+            write!(f, ", late {:?}", self.late)?;
+        }
         let fields = own.as_object().into_iter().flatten();
         fields
             .filter(|(name, _)| own[*name] != usual[*name])
@@ -34,8 +47,55 @@ pub(crate) enum Listens {
     Everywhere,
     /// On 127.0.0.1 and ::1.
     OnLocalhost,
+    /// On ::, and IPv4 clients come as IPv4-mapped ones.
+    DualStack,
+    /// On 0.0.0.0 only.
+    OnlyV4,
+    /// On :: with IPV6_V6ONLY.
+    OnlyV6,
     /// Not at all: it has not started yet.
     Nowhere,
+}
+
+/// How many workers of the sidecar share its ports (SO_REUSEPORT).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Workers {
+    #[default]
+    One,
+    Eight,
+    /// Five; then five of a new sidecar, and the old one ends: a hot restart.
+    Renewed,
+}
+
+/// Which families the pod has addresses of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Families {
+    #[default]
+    Both,
+    OnlyV4,
+    OnlyV6,
+}
+
+impl Families {
+    /// Whether an address is of these.
+    pub(crate) fn have(self, ip: IpAddr) -> bool {
+        match self {
+            Families::Both => true,
+            Families::OnlyV4 => ip.is_ipv4(),
+            Families::OnlyV6 => ip.is_ipv6(),
+        }
+    }
+}
+
+/// What the pod gets after its sidecar has started: always the same addresses, 10.99.0.2 and fd99::2.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Late {
+    #[default]
+    Nothing,
+    /// On its first interface.
+    Addresses,
+    /// On an interface that was not there before.
+    Interface,
 }
 
 /// Who connects.
@@ -75,10 +135,21 @@ impl Who {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Tcp,
+    /// MPTCP
+    Mptcp,
     /// `connect()`, `send()`
     UdpConnected,
     /// `sendto()`
     UdpUnconnected,
+    /// `connect()`, `connect()` with AF_UNSPEC, `sendto()`
+    UdpDissolved,
+}
+
+impl Kind {
+    /// Whether it is a stream.
+    pub(crate) fn is_tcp(self) -> bool {
+        matches!(self, Kind::Tcp | Kind::Mptcp)
+    }
 }
 
 /// One attempt to reach somebody.
@@ -93,13 +164,15 @@ pub(crate) struct Connection {
     pub(crate) to: SocketAddr,
     /// An IPv4 destination through an IPv6 socket.
     pub(crate) mapped: bool,
+    /// The server that a UDP socket asks first, on the same port; its answer comes last.
+    pub(crate) first: Option<IpAddr>,
 }
 
 impl Connection {
     /// A TCP connection from an unbound socket.
     pub(crate) fn tcp(who: Who, to: &str) -> Connection {
         let to = to.parse().unwrap_or_else(|error| panic!("{to}: {error}"));
-        Connection { who, kind: Kind::Tcp, source: None, port: 0, to, mapped: false }
+        Connection { who, kind: Kind::Tcp, source: None, port: 0, to, mapped: false, first: None }
     }
 
     pub(crate) fn of(self, kind: Kind) -> Connection {
@@ -108,6 +181,11 @@ impl Connection {
 
     pub(crate) fn from(self, source: &str) -> Connection {
         Connection { source: Some(source.parse().expect("an address")), ..self }
+    }
+
+    /// After another one on the same socket.
+    pub(crate) fn after(self, first: &str) -> Connection {
+        Connection { first: Some(first.parse().expect("an address")), ..self }
     }
 
     /// From this port of any address.
@@ -141,6 +219,9 @@ impl fmt::Display for Connection {
         }
         if self.port != 0 {
             write!(f, " from port {}", self.port)?;
+        }
+        if let Some(first) = self.first {
+            write!(f, " after {first}")?;
         }
         write!(f, " to {}", self.to)?;
         if self.mapped { write!(f, " through an IPv6 socket") } else { Ok(()) }

@@ -6,20 +6,25 @@
 //! | eth0 | 10.77.0.2, fd77::2 | 10.77.0.3, fd77::3 |
 //! | eth1 | 10.88.0.2, fd88::2 | 10.88.0.3, fd88::3 |
 //! | lo | 127/8, ::1, ::6 | 192.0.2.0/24, 198.51.100.0/24, 169.254.169.254, 2001:db8::10, ::20, 2001:db8:1::10 |
+//! | lo | | 203.0.113.10, reached through eth1, and .200, by a narrower route through eth0 |
+//! | later | 10.99.0.2, fd99::2, on eth0 or on eth2 | on eth2 10.99.0.3, fd99::3 |
 //!
 //! The addresses on the other pod's `lo` stand for services and the world outside; the pod has routes to
-//! them.
+//! them, and an `unreachable` one to 203.0.113.64/28 and 2001:db8:f::/48. It may have one family only.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
 
+use harness::netns::NetNs;
 use harness::sidecar::{INBOUND_PORT, OUTBOUND_PORT};
 use harness::{Node, Pod, Process, Seen, Service, Socket, User, Wire};
 
 use crate::enforce::Enforcer;
 use crate::foretold::Record;
 use crate::outcome::Server;
-use crate::scenario::{Listens, Setup, Who};
+use crate::scenario::{Families, Late, Listens, Setup, Who, Workers};
 
 /// Ports that have a server in both pods; the sidecar's own two have one in the other pod.
 pub(crate) const SERVED: [u16; 11] = [22, 53, 80, 8080, 9000, 9001, 15000, 15008, 15020, 15021, 15090];
@@ -36,6 +41,8 @@ const LOCALHOSTS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv
 pub(crate) struct World<'n> {
     enforcer: Enforcer,
     node: &'n Node,
+    families: Families,
+    late: Late,
     batch: u16,
     clients: Vec<(Who, Process)>,
     sidecar: Option<Process>,
@@ -49,25 +56,28 @@ pub(crate) struct World<'n> {
 }
 
 impl<'n> World<'n> {
-    pub(crate) fn new(node: &'n Node, enforcer: Enforcer) -> World<'n> {
-        let name = format!("{enforcer:?}").to_lowercase();
+    pub(crate) fn new(node: &'n Node, enforcer: Enforcer, families: Families) -> World<'n> {
+        let name = format!("{enforcer:?}-{families:?}").to_lowercase();
         let wire = node.new_wire(&name);
         let (pod, peer) = (wire.pod(&name), wire.pod("peer"));
         lay_out(&pod, &peer);
-        greet(&pod, &peer);
+        take_away(&pod, families);
+        greet(&pod, &peer, families);
         for netns in [pod.netns(), peer.netns()] {
             // As container runtimes have it: everybody may serve port 53.
             netns.sysctl("net/ipv4/ip_unprivileged_port_start", "0");
         }
         let servers = pod.app();
-        servers.serve(&all(WILDCARDS, &SERVED), Service::Tell).expect("listen in the pod");
+        servers.serve(&all(&WILDCARDS, &SERVED), Service::Tell).expect("listen in the pod");
         let peer_servers = peer.app();
         let with_sidecar_ports = [&SERVED[..], &[OUTBOUND_PORT, INBOUND_PORT]].concat();
         peer_servers
-            .serve(&all(WILDCARDS, &with_sidecar_ports), Service::Tell)
+            .serve(&all(&WILDCARDS, &with_sidecar_ports), Service::Tell)
             .expect("listen in the other pod");
         let dns_proxy = pod.process("istio-proxy", User::PROXY);
-        dns_proxy.serve(&all(LOCALHOSTS, &[DNS_PROXY_PORT]), Service::Tell).expect("listen as the DNS proxy");
+        dns_proxy
+            .serve(&all(&LOCALHOSTS, &[DNS_PROXY_PORT]), Service::Tell)
+            .expect("listen as the DNS proxy");
         let mut clients: Vec<_> =
             Who::IN_POD.map(|who| (who, pod.process(&format!("{who:?}"), who.user()))).into();
         clients.push((Who::Peer, peer.app()));
@@ -76,6 +86,8 @@ impl<'n> World<'n> {
         World {
             enforcer,
             node,
+            families,
+            late: Late::Nothing,
             batch: 0,
             clients,
             sidecar,
@@ -93,17 +105,89 @@ impl<'n> World<'n> {
     pub(crate) fn set_up(&mut self, setup: &Setup) {
         self.sidecar = None;
         self.next_ports();
+        self.undo_late();
         self.enforcer.enforce(self.node, &self.pod, &setup.policy);
-        let addresses = match setup.sidecar {
-            Listens::Everywhere => WILDCARDS,
-            Listens::OnLocalhost => LOCALHOSTS,
-            Listens::Nowhere => return,
+        self.sidecar = match setup.workers {
+            Workers::One => self.start_sidecar(setup.sidecar, 1),
+            Workers::Eight => self.start_sidecar(setup.sidecar, 8),
+            Workers::Renewed => {
+                let old = self.start_sidecar(setup.sidecar, 5);
+                let new = self.start_sidecar(setup.sidecar, 5);
+                drop(old);
+                new
+            }
+        };
+        self.do_late(setup.late);
+    }
+
+    fn start_sidecar(&self, listens: Listens, workers: usize) -> Option<Process> {
+        let addresses = match listens {
+            Listens::Everywhere => WILDCARDS.to_vec(),
+            Listens::OnLocalhost => LOCALHOSTS.to_vec(),
+            Listens::OnlyV4 => WILDCARDS[..1].to_vec(),
+            Listens::DualStack | Listens::OnlyV6 => WILDCARDS[1..].to_vec(),
+            Listens::Nowhere => return None,
         };
         let sidecar = self.pod.process("istio-proxy", User::PROXY);
-        sidecar
-            .serve(&all(addresses, &[OUTBOUND_PORT, INBOUND_PORT]), Service::Tell)
+        let addresses = all(&addresses, &[OUTBOUND_PORT, INBOUND_PORT]);
+        for _ in 0..workers {
+            match listens {
+                Listens::DualStack => sidecar.serve_dual_stack(&addresses, Service::Tell),
+                _ => sidecar.serve(&addresses, Service::Tell),
+            }
             .expect("listen as a sidecar");
-        self.sidecar = Some(sidecar);
+        }
+        Some(sidecar)
+    }
+
+    /// Gives the pod its late addresses.
+    fn do_late(&mut self, late: Late) {
+        self.late = late;
+        let (pod, peer) = (self.pod.netns(), self.peer.netns());
+        match late {
+            Late::Nothing => return,
+            Late::Addresses => self.add_addresses(pod, "eth0", 2),
+            Late::Interface => {
+                join(&self.pod, &self.peer, "eth2");
+                self.add_addresses(pod, "eth2", 2);
+                self.add_addresses(peer, "eth2", 3);
+            }
+        }
+        self.enforcer.catch_up(self.node, &self.pod);
+        for ip in ["10.99.0.2", "fd99::2"].map(|ip| ip.parse().expect("an address")) {
+            if self.families.have(ip) {
+                wait_for(peer, ip);
+            }
+        }
+    }
+
+    fn add_addresses(&self, netns: &NetNs, interface: &str, host: u8) {
+        for (family, address) in [
+            (Ipv4Addr::UNSPECIFIED.into(), format!("10.99.0.{host}/24")),
+            (Ipv6Addr::UNSPECIFIED.into(), format!("fd99::{host}/64")),
+        ] {
+            if self.families.have(family) {
+                let nodad = if family.is_ipv6() { " nodad" } else { "" };
+                netns.ip(&format!("addr add {address} dev {interface}{nodad}"));
+            }
+        }
+    }
+
+    fn undo_late(&mut self) {
+        match std::mem::take(&mut self.late) {
+            Late::Nothing => {}
+            Late::Addresses => {
+                for (family, address) in [
+                    (Ipv4Addr::UNSPECIFIED.into(), "10.99.0.2/24"),
+                    (Ipv6Addr::UNSPECIFIED.into(), "fd99::2/64"),
+                ] {
+                    if self.families.have(family) {
+                        self.pod.netns().ip(&format!("addr del {address} dev eth0"));
+                    }
+                }
+            }
+            Late::Interface => drop(self.pod.netns().ip("link del eth2")),
+        }
     }
 
     /// What is on record about the pod of ours.
@@ -161,47 +245,88 @@ impl<'n> World<'n> {
 
 /// The second interface, the addresses of the world outside, and the routes to them.
 fn lay_out(pod: &Pod, peer: &Pod) {
-    pod.netns().ip(&format!(
-        "link add eth1 type veth peer name eth1x\nlink set eth1x netns {}",
-        peer.netns().path().display()
-    ));
-    peer.netns().ip("link set eth1x name eth1\n\
-         addr add 10.88.0.3/16 dev eth1\n\
+    join(pod, peer, "eth1");
+    peer.netns().ip("addr add 10.88.0.3/16 dev eth1\n\
          addr add fd88::3/64 dev eth1 nodad\n\
-         link set eth1 up\n\
          addr add 192.0.2.10/32 dev lo\n\
          addr add 192.0.2.20/32 dev lo\n\
          addr add 198.51.100.10/32 dev lo\n\
+         addr add 203.0.113.10/32 dev lo\n\
+         addr add 203.0.113.200/32 dev lo\n\
          addr add 169.254.169.254/32 dev lo\n\
          addr add 2001:db8::10/128 dev lo\n\
          addr add 2001:db8::20/128 dev lo\n\
-         addr add 2001:db8:1::10/128 dev lo");
+         addr add 2001:db8:1::10/128 dev lo\n\
+         route add 10.99.0.0/24 via 10.77.0.2 metric 9000\n\
+         route add fd99::/64 via fd77::2 metric 9000");
     pod.netns().ip("addr add 10.88.0.2/16 dev eth1\n\
          addr add fd88::2/64 dev eth1 nodad\n\
-         link set eth1 up\n\
          route add 192.0.2.0/24 via 10.77.0.3\n\
          route add 198.51.100.0/24 via 10.77.0.3\n\
+         route add 203.0.113.0/24 via 10.88.0.3\n\
+         route add 203.0.113.128/25 via 10.77.0.3\n\
+         route add unreachable 203.0.113.64/28\n\
          route add 169.254.169.254/32 via 10.77.0.3\n\
-         route add 2001:db8::/32 via fd77::3");
+         route add 2001:db8::/32 via fd77::3\n\
+         route add unreachable 2001:db8:f::/48");
 }
 
-/// The first packet on a new link may be lost, and neighbours have to find each other: none of that is a
-/// difference.
-fn greet(pod: &Pod, peer: &Pod) {
-    let (one, other) = (pod.app(), peer.app());
-    for (client, server, addresses) in [
-        (&one, &other, ["10.77.0.3", "10.88.0.3", "fd77::3", "fd88::3"]),
-        (&other, &one, ["10.77.0.2", "10.88.0.2", "fd77::2", "fd88::2"]),
-    ] {
-        for ip in addresses {
-            let at = SocketAddr::new(ip.parse().expect("an address"), UNSERVED);
-            let _listener = server.listen(at).expect("listen for a greeting");
-            drop(client.connect(at).unwrap_or_else(|error| panic!("{at} is not reachable: {error}")));
+/// A cable between the two, an interface of the same name at either end.
+fn join(pod: &Pod, peer: &Pod, name: &str) {
+    let other = peer.netns().path().display();
+    pod.netns().ip(&format!("link add {name} type veth peer name {name}x\nlink set {name}x netns {other}"));
+    peer.netns().ip(&format!("link set {name}x name {name}\nlink set {name} up"));
+    pod.netns().ip(&format!("link set {name} up"));
+}
+
+/// Removes the pod's addresses of the family that it does not have, and with them its routes.
+fn take_away(pod: &Pod, families: Families) {
+    match families {
+        Families::Both => {}
+        Families::OnlyV6 => {
+            pod.netns().ip("addr del 10.77.0.2/16 dev eth0\naddr del 10.88.0.2/16 dev eth1");
+        }
+        Families::OnlyV4 => {
+            pod.netns().ip("route del ::/0\n\
+                 route del 2001:db8::/32\n\
+                 addr del fd77::2/64 dev eth0\n\
+                 addr del fd88::2/64 dev eth1");
         }
     }
 }
 
-fn all(addresses: [IpAddr; 2], ports: &[u16]) -> Vec<SocketAddr> {
+/// The first packet on a new link may be lost, and neighbours have to find each other: none of that is a
+/// difference.
+fn greet(pod: &Pod, peer: &Pod, families: Families) {
+    for (netns, addresses) in [
+        (pod.netns(), ["10.77.0.3", "10.88.0.3", "fd77::3", "fd88::3"]),
+        (peer.netns(), ["10.77.0.2", "10.88.0.2", "fd77::2", "fd88::2"]),
+    ] {
+        for ip in addresses.map(|ip| ip.parse().expect("an address")) {
+            if families.have(ip) {
+                wait_for(netns, ip);
+            }
+        }
+    }
+}
+
+/// Waits until the host at `ip` says that it has no server at a UDP port. That does not open a connection,
+/// and neither world captures it.
+fn wait_for(netns: &NetNs, ip: IpAddr) {
+    let any = if ip.is_ipv6() { WILDCARDS[1] } else { WILDCARDS[0] };
+    netns.run(|| {
+        let socket = UdpSocket::bind((any, 0)).expect("a UDP socket");
+        socket.set_read_timeout(Some(Duration::from_millis(50))).expect("a timeout");
+        socket.connect((ip, UNSERVED)).unwrap_or_else(|error| panic!("no way to {ip}: {error}"));
+        let refused = |_| {
+            let answer = socket.send(b"?").and_then(|_| socket.recv(&mut [0; 1]));
+            answer.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+        };
+        assert!((0..60).any(refused), "{ip} cannot be reached");
+    });
+}
+
+fn all(addresses: &[IpAddr], ports: &[u16]) -> Vec<SocketAddr> {
     addresses.iter().flat_map(|ip| ports.iter().map(|port| SocketAddr::new(*ip, *port))).collect()
 }
 
@@ -213,6 +338,8 @@ fn udp_servers(dns_proxy: &Process, servers: &Process, peer: &Process) -> BTreeM
             if v6 {
                 socket.set_option(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1).expect("IPV6_V6ONLY");
             }
+            // It answers from where it was asked, as Istio's agent does.
+            socket.tell_destinations(v6).expect("IP_PKTINFO");
             socket.bind(SocketAddr::new(ip[usize::from(v6)], port)).expect("bind a UDP server");
             sockets.insert((server, v6), socket);
         };

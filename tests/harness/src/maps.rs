@@ -1,5 +1,6 @@
 //! The pinned maps of a node, read by their keys.
 
+use aya::Pod;
 use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuHashMap};
 use redirect_common::{
     AddrKey, Counters, Endpoint, HandoffKey, Ip, PodConfig, PortBlock, PortsKey, RangeKey, SetKey, SlotKey,
@@ -47,9 +48,63 @@ impl Node {
         }
     }
 
+    /// Fills a map to its limit with entries of no pod, which go when the answer does: PODS, SETS or OWN.
+    #[must_use]
+    pub fn fill_map(&self, name: &'static str) -> FilledMap {
+        let entries: Box<dyn FnMut(u64, bool) -> bool> = match name {
+            "PODS" => self.filler::<u64, PodConfig>(name, |number| number),
+            "SETS" => self.filler::<SetKey, u8>(name, |number| SetKey { cookie: number, set: 0, value: 0 }),
+            "OWN" => self.filler::<AddrKey, u8>(name, |number| AddrKey { cookie: number, ip: Ip::v4(0) }),
+            _ => panic!("{name} cannot be filled"),
+        };
+        FilledMap::fill(entries)
+    }
+
+    /// Puts an entry with such a number in, or takes it out; whether that could be done.
+    fn filler<K: Pod + 'static, V: Pod + 'static>(
+        &self,
+        name: &str,
+        key: fn(u64) -> K,
+    ) -> Box<dyn FnMut(u64, bool) -> bool> {
+        let mut map: HashMap<MapData, K, V> = self.pinned_map(name);
+        // SAFETY: a `Pod` is plain data, for which any bytes will do.
+        let value: V = unsafe { std::mem::zeroed() };
+        Box::new(move |number, put| match put {
+            true => map.insert(key(number), value, 0).is_ok(),
+            false => map.remove(&key(number)).is_ok(),
+        })
+    }
+
     fn pinned_map<T: TryFrom<Map, Error = MapError>>(&self, name: &str) -> T {
         let path = self.bpffs().join(format!("redirect-cni/v{}/maps/{name}", redirect_common::ABI_VERSION));
         let map = MapData::from_pin(&path).and_then(Map::from_map_data).and_then(T::try_from);
         map.unwrap_or_else(|error| panic!("open {}: {error}", path.display()))
+    }
+}
+
+/// No namespace has a cookie from here on.
+const NO_COOKIE: u64 = u64::MAX / 2;
+
+/// A map without room; it has room again when this goes out of scope.
+pub struct FilledMap {
+    entries: Box<dyn FnMut(u64, bool) -> bool>,
+    count: u64,
+}
+
+impl FilledMap {
+    fn fill(mut entries: Box<dyn FnMut(u64, bool) -> bool>) -> FilledMap {
+        let mut count = 0;
+        while entries(NO_COOKIE + count, true) {
+            count += 1;
+        }
+        FilledMap { entries, count }
+    }
+}
+
+impl Drop for FilledMap {
+    fn drop(&mut self) {
+        for number in 0..self.count {
+            (self.entries)(NO_COOKIE + number, false);
+        }
     }
 }

@@ -6,13 +6,14 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::de::DeserializeOwned;
 
 use crate::netns::NetNs;
-use crate::protocol::{Opened, Request, Seen, Service};
+use crate::protocol::{Dialled, Opened, Request, Seen, Service, Transport};
 use crate::sockets::Socket;
 
 /// Who a process runs as.
@@ -75,19 +76,27 @@ impl Process {
     /// A TCP socket, IPv6 if `v6`.
     #[must_use]
     pub fn tcp(&self, v6: bool) -> Socket {
-        self.socket(Request::Socket { v6, udp: false, nonblocking: false })
+        self.socket(v6, Transport::Tcp, false)
     }
 
     /// A non-blocking TCP socket.
     #[must_use]
     pub fn tcp_nonblocking(&self, v6: bool) -> Socket {
-        self.socket(Request::Socket { v6, udp: false, nonblocking: true })
+        self.socket(v6, Transport::Tcp, true)
     }
 
     /// A UDP socket.
     #[must_use]
     pub fn udp(&self, v6: bool) -> Socket {
-        self.socket(Request::Socket { v6, udp: true, nonblocking: false })
+        self.socket(v6, Transport::Udp, false)
+    }
+
+    /// An MPTCP socket.
+    ///
+    /// # Errors
+    /// What `socket()` says where there is no MPTCP.
+    pub fn mptcp(&self, v6: bool) -> Result<Socket, Errno> {
+        self.try_socket(v6, Transport::Mptcp, false)
     }
 
     /// A TCP connection to `to` on a socket of that family.
@@ -117,13 +126,33 @@ impl Process {
     /// # Errors
     /// What `bind()` or `listen()` says.
     pub fn serve(&self, listen: &[SocketAddr], service: Service) -> Result<(), Errno> {
-        self.call(Request::Serve { listen: listen.to_vec(), service })
+        self.call(Request::Serve { listen: listen.to_vec(), service, dual_stack: false })
+    }
+
+    /// The same; IPv6 sockets take IPv4 as well.
+    ///
+    /// # Errors
+    /// What `bind()` or `listen()` says.
+    pub fn serve_dual_stack(&self, listen: &[SocketAddr], service: Service) -> Result<(), Errno> {
+        self.call(Request::Serve { listen: listen.to_vec(), service, dual_stack: true })
     }
 
     /// The connections that the process' servers accepted since this was asked last.
     #[must_use]
     pub fn take_seen(&self) -> Vec<Seen> {
         self.call(Request::TakeSeen).expect("reading a list does not fail")
+    }
+
+    /// Connects to each of `to` in turn, every `pause`, in the background and until the process ends.
+    pub fn dial_every(&self, to: &[SocketAddr], pause: Duration) {
+        let pause_ms = pause.as_millis().try_into().unwrap_or(u64::MAX);
+        self.call::<()>(Request::DialEvery { to: to.to_vec(), pause_ms }).expect("start a thread");
+    }
+
+    /// What became of these attempts since this was asked last.
+    #[must_use]
+    pub fn take_dialled(&self) -> Dialled {
+        self.call(Request::TakeDialled).expect("reading numbers does not fail")
     }
 
     /// Opens `count` connections, round robin over `to`, and holds them in the process.
@@ -143,9 +172,13 @@ impl Process {
         answer.map_err(Errno::from_raw)
     }
 
-    fn socket(&self, request: Request) -> Socket {
-        let fd = self.call(request).expect("make a socket");
-        Socket::new(self.clone(), fd)
+    fn socket(&self, v6: bool, transport: Transport, nonblocking: bool) -> Socket {
+        self.try_socket(v6, transport, nonblocking).expect("make a socket")
+    }
+
+    fn try_socket(&self, v6: bool, transport: Transport, nonblocking: bool) -> Result<Socket, Errno> {
+        let fd = self.call(Request::Socket { v6, transport, nonblocking })?;
+        Ok(Socket::new(self.clone(), fd))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Agent> {

@@ -18,8 +18,8 @@ pub enum Request {
     Socket {
         /// AF_INET6 rather than AF_INET.
         v6: bool,
-        /// SOCK_DGRAM rather than SOCK_STREAM.
-        udp: bool,
+        /// Type and protocol.
+        transport: Transport,
         /// SOCK_NONBLOCK.
         nonblocking: bool,
     },
@@ -87,8 +87,15 @@ pub enum Request {
         data: Vec<u8>,
         /// Where to, on a socket that is not connected.
         to: Option<SocketAddr>,
+        /// From which address of this host (IP_PKTINFO, IPV6_PKTINFO); the kernel's choice without.
+        from: Option<IpAddr>,
     },
-    /// `recvfrom()`; answers with a [`Datagram`]. Waits for `patience_ms` at most, then `EAGAIN`.
+    /// `connect()` with AF_UNSPEC, which undoes an earlier one.
+    Dissolve {
+        /// The socket.
+        fd: Fd,
+    },
+    /// `recvmsg()`; answers with a [`Datagram`]. Waits for `patience_ms` at most, then `EAGAIN`.
     Receive {
         /// The socket.
         fd: Fd,
@@ -122,9 +129,32 @@ pub enum Request {
         listen: Vec<SocketAddr>,
         /// What to do with a connection.
         service: Service,
+        /// IPv6 sockets take IPv4 as well (no IPV6_V6ONLY).
+        dual_stack: bool,
     },
+    /// Connects to each address in turn, over TCP, in the background from then on.
+    DialEvery {
+        /// The destinations.
+        to: Vec<SocketAddr>,
+        /// The time from one attempt to the next.
+        pause_ms: u64,
+    },
+    /// Answers with the [`Dialled`] since the last such request.
+    TakeDialled,
     /// Answers with the [`Seen`] of all connections accepted since the last such request.
     TakeSeen,
+}
+
+/// What kind of socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// SOCK_STREAM
+    Tcp,
+    /// SOCK_STREAM, IPPROTO_MPTCP
+    Mptcp,
+    /// SOCK_DGRAM
+    Udp,
 }
 
 /// What a server does with a connection that it accepted.
@@ -135,6 +165,8 @@ pub enum Service {
     Tell,
     /// Sends everything back.
     Echo,
+    /// Closes it with a reset: for very many.
+    Hangup,
     /// Connects to the original destination and passes bytes both ways, as a sidecar does.
     Forward,
 }
@@ -165,13 +197,15 @@ pub struct OptionBytes {
 /// What a `getsockopt()` buffer is filled with before the call.
 pub const UNTOUCHED: u8 = 0xa5;
 
-/// What `recvfrom()` brought.
+/// What `recvmsg()` brought.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Datagram {
     /// The bytes; none at the end of a stream.
     pub data: Vec<u8>,
     /// Who sent it; absent on a connected stream.
     pub from: Option<SocketAddr>,
+    /// The address of this host that it was sent to, where the socket has IP_PKTINFO or IPV6_RECVPKTINFO.
+    pub at: Option<IpAddr>,
 }
 
 /// How far [`Request::OpenMany`] came.
@@ -180,6 +214,17 @@ pub struct Opened {
     /// Connections opened by this request.
     pub count: usize,
     /// Why it stopped early, an errno.
+    pub error: Option<i32>,
+}
+
+/// What became of the attempts of [`Request::DialEvery`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dialled {
+    /// Somebody accepted.
+    pub accepted: usize,
+    /// It was refused, or nothing came back in time.
+    pub failed: usize,
+    /// Why the last of these failed, an errno.
     pub error: Option<i32>,
 }
 

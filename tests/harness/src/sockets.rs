@@ -154,7 +154,7 @@ impl Socket {
     /// # Errors
     /// What the call says.
     pub fn send(&self, data: &[u8]) -> Result<usize, Errno> {
-        self.process.call(Request::Send { fd: self.fd, data: data.to_vec(), to: None })
+        self.process.call(Request::Send { fd: self.fd, data: data.to_vec(), to: None, from: None })
     }
 
     /// `sendto()`
@@ -162,10 +162,43 @@ impl Socket {
     /// # Errors
     /// What the call says.
     pub fn send_to(&self, data: &[u8], to: SocketAddr) -> Result<usize, Errno> {
-        self.process.call(Request::Send { fd: self.fd, data: data.to_vec(), to: Some(to) })
+        self.process.call(Request::Send { fd: self.fd, data: data.to_vec(), to: Some(to), from: None })
     }
 
-    /// `recvfrom()`
+    /// The answer to a datagram, from the address that it was sent to: the socket asks for it since
+    /// [`Socket::tell_destinations`].
+    ///
+    /// # Errors
+    /// What the call says.
+    pub fn answer(&self, question: &Datagram, data: &[u8]) -> Result<usize, Errno> {
+        self.process.call(Request::Send {
+            fd: self.fd,
+            data: data.to_vec(),
+            to: question.from,
+            from: question.at,
+        })
+    }
+
+    /// From now on datagrams come with the address that they were sent to (IP_PKTINFO, IPV6_RECVPKTINFO).
+    ///
+    /// # Errors
+    /// What the call says.
+    pub fn tell_destinations(&self, v6: bool) -> Result<(), Errno> {
+        match v6 {
+            false => self.set_option(libc::SOL_IP, libc::IP_PKTINFO, 1),
+            true => self.set_option(libc::SOL_IPV6, libc::IPV6_RECVPKTINFO, 1),
+        }
+    }
+
+    /// `connect()` with AF_UNSPEC, which undoes an earlier one.
+    ///
+    /// # Errors
+    /// What the call says.
+    pub fn dissolve(&self) -> Result<(), Errno> {
+        self.process.call(Request::Dissolve { fd: self.fd })
+    }
+
+    /// `recvmsg()`
     ///
     /// # Errors
     /// `EAGAIN` when nothing came within five seconds.
@@ -173,7 +206,7 @@ impl Socket {
         self.receive_within(size, PATIENCE_MS)
     }
 
-    /// `recvfrom()`, waiting for `patience_ms` at most.
+    /// `recvmsg()`, waiting for `patience_ms` at most.
     ///
     /// # Errors
     /// `EAGAIN` when nothing came.

@@ -5,6 +5,7 @@
 //! only entered the namespace would make sockets that the pod's programs never see. It ends when its stdin
 //! does.
 
+mod dialer;
 mod server;
 mod sys;
 
@@ -12,6 +13,7 @@ use std::collections::HashMap;
 use std::io::{BufRead, Write};
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::prctl::set_no_new_privs;
@@ -20,7 +22,8 @@ use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::protocol::{Fd, Opened, Request};
+use crate::protocol::{Fd, Opened, Request, Transport};
+use dialer::Dialer;
 use server::Server;
 
 /// Runs the agent: `pod-agent UID GID`, requests on stdin, answers on stdout.
@@ -64,13 +67,16 @@ struct Agent {
     sockets: HashMap<Fd, OwnedFd>,
     many: Vec<OwnedFd>,
     server: Server,
+    dialer: Dialer,
 }
 
 impl Agent {
     /// Carries out one request.
     fn answer(&mut self, request: Request) -> Result<Value, Errno> {
         match request {
-            Request::Socket { v6, udp, nonblocking } => self.hold(sys::socket(v6, udp, nonblocking)?),
+            Request::Socket { v6, transport, nonblocking } => {
+                self.hold(sys::socket(v6, transport, nonblocking)?)
+            }
             Request::Accept { fd } => self.hold(sys::accept(self.socket(fd)?)?),
             Request::Bind { fd, address } => json(sys::bind(self.socket(fd)?, address)?),
             Request::Connect { fd, address } => json(sys::connect(self.socket(fd)?, address)?),
@@ -83,7 +89,8 @@ impl Agent {
             Request::SetOption { fd, level, name, value } => {
                 json(sys::set_option(self.socket(fd)?, level, name, &value)?)
             }
-            Request::Send { fd, data, to } => json(sys::send(self.socket(fd)?, &data, to)?),
+            Request::Send { fd, data, to, from } => json(sys::send(self.socket(fd)?, &data, to, from)?),
+            Request::Dissolve { fd } => json(sys::dissolve(self.socket(fd)?)?),
             Request::Receive { fd, size, patience_ms } => {
                 json(sys::receive(self.socket(fd)?, size, patience_ms)?)
             }
@@ -91,7 +98,13 @@ impl Agent {
             Request::Close { fd } => json(self.sockets.remove(&fd).map(drop).ok_or(Errno::EBADF)?),
             Request::OpenMany { to, count } => json(self.open_many(&to, count)),
             Request::CloseMany => json(self.many.drain(..).try_for_each(sys::reset)?),
-            Request::Serve { listen, service } => json(self.server.serve(&listen, service)?),
+            Request::Serve { listen, service, dual_stack } => {
+                json(self.server.serve(&listen, service, dual_stack)?)
+            }
+            Request::DialEvery { to, pause_ms } => {
+                json(self.dialer.start(to, Duration::from_millis(pause_ms)))
+            }
+            Request::TakeDialled => json(self.dialer.take()),
             Request::TakeSeen => json(self.server.take_seen()),
         }
     }
@@ -109,7 +122,7 @@ impl Agent {
     fn open_many(&mut self, to: &[std::net::SocketAddr], count: usize) -> Opened {
         for done in 0..count {
             let address = to[done % to.len()];
-            let socket = sys::socket(address.is_ipv6(), false, false)
+            let socket = sys::socket(address.is_ipv6(), Transport::Tcp, false)
                 .and_then(|socket| sys::connect(&socket, address).map(|()| socket));
             match socket {
                 Ok(socket) => self.many.push(socket),

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::sys;
-use crate::protocol::{Seen, Service};
+use crate::protocol::{Seen, Service, Transport};
 
 /// The sidecar's inbound listener: what it forwards, it sends from 127.0.0.6 or ::6.
 const INBOUND_PORT: u16 = 15006;
@@ -25,9 +25,14 @@ pub(super) struct Server {
 
 impl Server {
     /// Listens on all addresses, then serves each on a thread of its own, which lives as long as the process.
-    pub(super) fn serve(&mut self, listen: &[SocketAddr], service: Service) -> Result<(), Errno> {
+    pub(super) fn serve(
+        &mut self,
+        listen: &[SocketAddr],
+        service: Service,
+        dual_stack: bool,
+    ) -> Result<(), Errno> {
         for address in listen {
-            let listener = listening(*address)?;
+            let listener = listening(*address, dual_stack)?;
             let (seen, port) = (Arc::clone(&self.seen), address.port());
             std::thread::spawn(move || accept_forever(&listener, port, service, &seen));
         }
@@ -39,14 +44,14 @@ impl Server {
     }
 }
 
-/// A listening socket that several workers can open; an IPv6 one takes IPv6 only, so that the same port can
-/// be opened for both families.
-fn listening(address: SocketAddr) -> Result<OwnedFd, Errno> {
-    let socket = sys::socket(address.is_ipv6(), false, false)?;
+/// A listening socket that several workers can open; an IPv6 one takes IPv6 only, unless `dual_stack`, so
+/// that the same port can be opened for both families.
+fn listening(address: SocketAddr, dual_stack: bool) -> Result<OwnedFd, Errno> {
+    let socket = sys::socket(address.is_ipv6(), Transport::Tcp, false)?;
     setsockopt(&socket, sockopt::ReuseAddr, &true)?;
     setsockopt(&socket, sockopt::ReusePort, &true)?;
     if address.is_ipv6() {
-        setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+        setsockopt(&socket, sockopt::Ipv6V6Only, &!dual_stack)?;
     }
     sys::bind(&socket, address)?;
     sys::listen(&socket)?;
@@ -69,8 +74,13 @@ fn accept_forever(listener: &OwnedFd, port: u16, service: Service, log: &Log) {
             continue; // Reset before it could be looked at.
         };
         log.lock().expect("no panic while logging").push(seen.clone());
+        if service == Service::Hangup {
+            let _ = sys::reset(socket);
+            continue;
+        }
         let mut stream = TcpStream::from(socket);
         match service {
+            Service::Hangup => {}
             Service::Tell => {
                 let line = serde_json::to_string(&seen).expect("plain data") + "\n";
                 let _ = stream.write_all(line.as_bytes());
@@ -84,7 +94,9 @@ fn accept_forever(listener: &OwnedFd, port: u16, service: Service, log: &Log) {
 
 fn look(socket: &OwnedFd, listener: u16) -> Result<Seen, Errno> {
     let local = sys::sockname(socket)?;
-    let original_dst = sys::original_dst(socket, local.is_ipv6()).map_err(|errno| errno as i32);
+    // A connection of an IPv4 client to an IPv6 socket counts as IPv4 for Envoy, too.
+    let v6 = local.ip().to_canonical().is_ipv6();
+    let original_dst = sys::original_dst(socket, v6).map_err(|errno| errno as i32);
     Ok(Seen { listener, local, client: sys::peername(socket)?, original_dst })
 }
 
@@ -102,7 +114,7 @@ fn forward(client: &TcpStream, seen: &Seen) {
 
 fn dial(seen: &Seen) -> Result<TcpStream, Errno> {
     let to = seen.original_dst.map_err(Errno::from_raw)?;
-    let socket = sys::socket(to.is_ipv6(), false, false)?;
+    let socket = sys::socket(to.is_ipv6(), Transport::Tcp, false)?;
     if seen.listener == INBOUND_PORT {
         let source: IpAddr = match to {
             SocketAddr::V4(_) => Ipv4Addr::new(127, 0, 0, 6).into(),

@@ -1,25 +1,33 @@
 //! The system calls of the agent, one function each. The `unsafe` of the agent is here.
 
-use std::net::SocketAddr;
+use std::io::{IoSlice, IoSliceMut};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    self, AddressFamily, Backlog, MsgFlags, SockFlag, SockType, SockaddrLike, SockaddrStorage,
+    self, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockaddrLike, SockaddrStorage,
 };
 
-use crate::protocol::{Datagram, Fd, OptionBytes, UNTOUCHED, decode_sockaddr};
+use crate::protocol::{Datagram, Fd, OptionBytes, Transport, UNTOUCHED, decode_sockaddr};
 
 pub(super) fn number(socket: &OwnedFd) -> Fd {
     socket.as_raw_fd()
 }
 
-pub(super) fn socket(v6: bool, udp: bool, nonblocking: bool) -> Result<OwnedFd, Errno> {
-    let family = if v6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
-    let kind = if udp { SockType::Datagram } else { SockType::Stream };
-    let flags = if nonblocking { SockFlag::SOCK_NONBLOCK } else { SockFlag::empty() };
-    socket::socket(family, kind, flags | SockFlag::SOCK_CLOEXEC, None)
+pub(super) fn socket(v6: bool, transport: Transport, nonblocking: bool) -> Result<OwnedFd, Errno> {
+    let family = if v6 { libc::AF_INET6 } else { libc::AF_INET };
+    let (kind, protocol) = match transport {
+        Transport::Tcp => (libc::SOCK_STREAM, 0),
+        Transport::Mptcp => (libc::SOCK_STREAM, libc::IPPROTO_MPTCP),
+        Transport::Udp => (libc::SOCK_DGRAM, 0),
+    };
+    let flags = libc::SOCK_CLOEXEC | if nonblocking { libc::SOCK_NONBLOCK } else { 0 };
+    // SAFETY: three numbers; the kernel refuses those that it does not know.
+    let fd = Errno::result(unsafe { libc::socket(family, kind | flags, protocol) })?;
+    // SAFETY: socket() has just made this descriptor and no other place knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 pub(super) fn bind(socket: &OwnedFd, address: SocketAddr) -> Result<(), Errno> {
@@ -28,6 +36,15 @@ pub(super) fn bind(socket: &OwnedFd, address: SocketAddr) -> Result<(), Errno> {
 
 pub(super) fn connect(socket: &OwnedFd, address: SocketAddr) -> Result<(), Errno> {
     socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(address))
+}
+
+/// `connect()` with AF_UNSPEC.
+pub(super) fn dissolve(socket: &OwnedFd) -> Result<(), Errno> {
+    let nowhere = libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: [0; 14] };
+    let length = size_of_val(&nowhere) as libc::socklen_t;
+    // SAFETY: the kernel reads one sockaddr, which outlives the call.
+    let result = unsafe { libc::connect(socket.as_raw_fd(), &raw const nowhere, length) };
+    Errno::result(result).map(drop)
 }
 
 pub(super) fn listen(socket: &OwnedFd) -> Result<(), Errno> {
@@ -84,22 +101,49 @@ pub(super) fn set_option(socket: &OwnedFd, level: i32, name: i32, value: &[u8]) 
     Errno::result(result).map(drop)
 }
 
-pub(super) fn send(socket: &OwnedFd, data: &[u8], to: Option<SocketAddr>) -> Result<usize, Errno> {
+pub(super) fn send(
+    socket: &OwnedFd,
+    data: &[u8],
+    to: Option<SocketAddr>,
+    from: Option<IpAddr>,
+) -> Result<usize, Errno> {
+    let to = to.map(SockaddrStorage::from);
+    let data = [IoSlice::new(data)];
     // Without MSG_NOSIGNAL a reset connection would end the agent instead of answering EPIPE.
-    match to {
-        Some(to) => {
-            socket::sendto(socket.as_raw_fd(), data, &SockaddrStorage::from(to), MsgFlags::MSG_NOSIGNAL)
-        }
-        None => socket::send(socket.as_raw_fd(), data, MsgFlags::MSG_NOSIGNAL),
+    let flags = MsgFlags::MSG_NOSIGNAL;
+    let with = |control: &[ControlMessage<'_>]| {
+        socket::sendmsg(socket.as_raw_fd(), &data, control, flags, to.as_ref())
+    };
+    match from {
+        None => with(&[]),
+        Some(IpAddr::V4(ip)) => with(&[ControlMessage::Ipv4PacketInfo(&libc::in_pktinfo {
+            ipi_ifindex: 0,
+            ipi_spec_dst: libc::in_addr { s_addr: u32::from(ip).to_be() },
+            ipi_addr: libc::in_addr { s_addr: 0 },
+        })]),
+        Some(IpAddr::V6(ip)) => with(&[ControlMessage::Ipv6PacketInfo(&libc::in6_pktinfo {
+            ipi6_addr: libc::in6_addr { s6_addr: ip.octets() },
+            ipi6_ifindex: 0,
+        })]),
     }
 }
 
 pub(super) fn receive(socket: &OwnedFd, size: usize, patience_ms: u16) -> Result<Datagram, Errno> {
     wait(socket, PollFlags::POLLIN, patience_ms)?;
     let mut data = vec![0; size];
-    let (len, from) = socket::recvfrom::<SockaddrStorage>(socket.as_raw_fd(), &mut data)?;
+    let mut parts = [IoSliceMut::new(&mut data)];
+    let mut control = nix::cmsg_space!(libc::in6_pktinfo);
+    let flags = MsgFlags::empty();
+    let message =
+        socket::recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
+    let at = message.cmsgs()?.find_map(|control| match control {
+        ControlMessageOwned::Ipv4PacketInfo(info) => Some(IpAddr::from(info.ipi_addr.s_addr.to_ne_bytes())),
+        ControlMessageOwned::Ipv6PacketInfo(info) => Some(IpAddr::from(info.ipi6_addr.s6_addr)),
+        _ => None,
+    });
+    let (len, from) = (message.bytes, message.address.as_ref().and_then(address));
     data.truncate(len);
-    Ok(Datagram { data, from: from.as_ref().and_then(address) })
+    Ok(Datagram { data, from, at })
 }
 
 pub(super) fn await_connect(socket: &OwnedFd) -> Result<(), Errno> {
