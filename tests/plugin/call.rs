@@ -1,6 +1,7 @@
 //! One call of the plugin.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::ExitStatusExt as _;
@@ -30,6 +31,8 @@ pub(crate) struct Call {
     pub(crate) env: BTreeMap<String, Vec<u8>>,
     pub(crate) stdin: Vec<u8>,
     unprivileged: bool,
+    /// What runs the plugin, with its arguments; nothing for the plugin itself.
+    wrapper: Vec<OsString>,
 }
 
 /// What came of it.
@@ -45,7 +48,8 @@ pub(crate) struct Reply {
 impl Call {
     /// A verb on a container, with nothing on stdin.
     pub(crate) fn new(verb: &str) -> Call {
-        let mut call = Call { env: BTreeMap::new(), stdin: Vec::new(), unprivileged: false };
+        let mut call =
+            Call { env: BTreeMap::new(), stdin: Vec::new(), unprivileged: false, wrapper: Vec::new() };
         for (name, value) in [("CNI_COMMAND", verb), ("CNI_CONTAINERID", "c0ffee"), ("CNI_IFNAME", "eth0")] {
             call = call.env(name, value);
         }
@@ -85,12 +89,23 @@ impl Call {
         self
     }
 
+    /// Has the plugin run by another program.
+    pub(crate) fn wrapped(mut self, wrapper: &[OsString]) -> Call {
+        self.wrapper = wrapper.to_vec();
+        self
+    }
+
     /// Runs the plugin to its end.
     pub(crate) fn run(&self) -> Reply {
         let plugin = binary("redirect-cni");
-        let mut command = match self.unprivileged {
-            true => unprivileged(&plugin, User::APP).expect("open redirect-cni"),
-            false => Command::new(plugin),
+        let mut command = match (self.unprivileged, &self.wrapper[..]) {
+            (true, _) => unprivileged(&plugin, User::APP).expect("open redirect-cni"),
+            (false, [program, arguments @ ..]) => {
+                let mut command = Command::new(program);
+                command.args(arguments).arg(plugin);
+                command
+            }
+            (false, []) => Command::new(plugin),
         };
         // setpriv, where it is used, is looked up in PATH.
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::call::{Call, PREV_RESULT};
 use crate::sandbox::{Sandbox, assert_nothing_attached, assert_redirected};
 
-fn gc(sandbox: &Sandbox, valid: &[(&str, &str)]) -> Call {
+pub(crate) fn gc(sandbox: &Sandbox, valid: &[(&str, &str)]) -> Call {
     let mut conf = sandbox.conf.clone();
     conf["cniVersion"] = json!("1.1.0");
     let entry = |(id, ifname): &(&str, &str)| json!({ "containerID": id, "ifname": ifname });
@@ -20,7 +20,7 @@ fn gc(sandbox: &Sandbox, valid: &[(&str, &str)]) -> Call {
         .stdin(conf.to_string())
 }
 
-fn status(sandbox: &Sandbox) -> Call {
+pub(crate) fn status(sandbox: &Sandbox) -> Call {
     let mut conf = sandbox.conf.clone();
     conf["cniVersion"] = json!("1.1.0");
     Call::new("STATUS").stdin(conf.to_string())

@@ -50,11 +50,8 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
     entries.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect()
 }
 
-#[test]
-fn every_step_of_the_sources_is_in_the_lists() {
-    let mut known: BTreeSet<String> = INSTALL.iter().map(|step| (*step).to_owned()).collect();
-    known.extend(add_steps());
-    known.extend(del_steps());
+/// Every step of the sources of the plugin and its library.
+pub(crate) fn points() -> BTreeSet<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
     let mut found = BTreeSet::new();
     for folder in ["redirect-user/src", "cni/src"] {
@@ -69,7 +66,16 @@ fn every_step_of_the_sources_is_in_the_lists() {
             }
         }
     }
-    // The steps of an upgrade are tested with the upgrade.
+    found
+}
+
+#[test]
+fn every_step_of_the_sources_is_in_the_lists() {
+    let mut known: BTreeSet<String> = INSTALL.iter().map(|step| (*step).to_owned()).collect();
+    known.extend(add_steps());
+    known.extend(del_steps());
+    let mut found = points();
+    // The steps of an upgrade are tried by the campaign.
     found.retain(|step| !step.starts_with("upgrade-"));
     assert_eq!(found, known);
 }

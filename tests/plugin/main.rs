@@ -5,11 +5,13 @@
 //! [`malformed`] is input that must be refused, [`forged`] what tries to look like our own words, and
 //! [`fuzz`] makes more of both; [`enrolment`] is who is captured, and [`agent`] where the plugin asks about
 //! it. Those need neither root nor a kernel. [`attach`], [`order`], [`crowd`], [`crash`], [`cgroups`] and
-//! [`collect`] enrol real pods: run as root with `--test-threads=1`.
+//! [`collect`] and [`campaign`], which does what can go wrong, enrol real pods: run as root with
+//! `--test-threads=1`.
 
 mod agent;
 mod attach;
 mod call;
+mod campaign;
 mod cgroups;
 mod collect;
 mod crash;

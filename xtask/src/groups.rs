@@ -107,6 +107,12 @@ pub(crate) const GROUPS: &[Group] = &[
         }],
     },
     Group {
+        name: "faults",
+        about: "let system calls fail",
+        packages: &[deb("strace", "/usr/bin/strace")],
+        steps: &[],
+    },
+    Group {
         name: "vm",
         about: "boot other kernels",
         packages: &[

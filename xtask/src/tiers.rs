@@ -85,7 +85,7 @@ pub(crate) const TIERS: &[Tier] = &[
         ..tier(
             "plugin",
             "the plugin as a process, called as a runtime would",
-            &["toolchain", "mesh"],
+            &["toolchain", "mesh", "faults"],
             &[
                 Job::Tests(&["--test", "plugin", "--", ONE_BY_ONE, "--skip", "fuzz::"]),
                 // Each of these goes on for a time of its own; side by side that is the time of one.

@@ -1,0 +1,173 @@
+//! Where faults happen: a pod with a sidecar and an application that dials out, a peer that dials in, and
+//! somebody at each far end who must never hear from them.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use harness::cli::Outcome;
+use harness::{Node, Pod, Process, Service, Sidecar, User};
+
+use crate::call::Call;
+use crate::sandbox::{Sandbox, assert_nothing_attached};
+
+/// The time between two attempts to connect.
+const PAUSE: Duration = Duration::from_millis(5);
+/// The application's port, here and at the far end.
+const PORT: u16 = 8080;
+/// A verb that takes longer than this did not return by itself.
+const PATIENCE: Duration = Duration::from_secs(25);
+
+/// How a verb ended.
+#[derive(Clone, Debug)]
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) said: String,
+    pub(crate) took: Duration,
+}
+
+impl Ended {
+    /// Calls the plugin.
+    pub(crate) fn of_call(call: &Call) -> Ended {
+        let start = Instant::now();
+        let reply = call.run();
+        Ended { code: reply.code, said: format!("{}{}", reply.stdout, reply.stderr), took: start.elapsed() }
+    }
+
+    /// Runs the tool, with words before its command line.
+    pub(crate) fn of_tool(command: &Command, words: &[OsString]) -> Ended {
+        let (program, rest) = words.split_first().expect("a wrapper");
+        let mut wrapped = Command::new(program);
+        wrapped.args(rest).arg(command.get_program()).args(command.get_args());
+        let start = Instant::now();
+        let outcome = Outcome::of(&mut wrapped);
+        let said = format!("{}{}", outcome.stdout, outcome.stderr);
+        Ended { code: outcome.code, said, took: start.elapsed() }
+    }
+
+    pub(crate) fn succeeded(&self) -> bool {
+        self.code == Some(0)
+    }
+
+    /// What is wrong with any end, in all faults.
+    pub(crate) fn problem(&self) -> Option<String> {
+        (self.took > PATIENCE).then(|| format!("did not return: {self}"))
+    }
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "status {:?} after {:?}: {}", self.code, self.took, self.said.trim())
+    }
+}
+
+/// The far ends, and the pods.
+pub(crate) struct Scene<'n> {
+    pub(crate) node: &'n Node,
+    pub(crate) sandbox: Sandbox,
+    /// The same pod in a new namespace.
+    pub(crate) renewed: Sandbox,
+    running: Option<Running>,
+    /// At the address that the application dials.
+    trap: Process,
+    far_away: Pod,
+    pod: Pod,
+    _new_netns: Pod,
+}
+
+/// What runs while a pod is enrolled.
+struct Running {
+    sidecar: Sidecar,
+    /// The application's server.
+    app: Process,
+    client: Process,
+    peer: Process,
+}
+
+impl<'n> Scene<'n> {
+    pub(crate) fn new(node: &'n Node) -> Scene<'n> {
+        let (pod, far_away, new_netns) = (node.pod("web"), node.pod("far-away"), node.pod("renewed"));
+        let sandbox = Sandbox::new(node, &pod, "c0ffee").with("dnsCapture", serde_json::json!(true));
+        let renewed = sandbox.again("decaf", new_netns.netns().path());
+        let trap = far_away.process("server", User::APP);
+        trap.serve(&[false, true].map(|v6| far_away.at(v6, PORT)), Service::Hangup).expect("set the trap");
+        Scene { node, sandbox, renewed, running: None, trap, far_away, pod, _new_netns: new_netns }
+    }
+
+    /// Enrols the pod and starts what runs in it; nothing if it runs already.
+    pub(crate) fn start(&mut self) {
+        if self.running.is_some() {
+            return;
+        }
+        self.sandbox.add();
+        let sidecar = Sidecar::builder(&self.pod).service(Service::Hangup).start();
+        let app = self.pod.app();
+        app.serve(&[false, true].map(|v6| self.pod.at(v6, PORT)), Service::Hangup).expect("serve");
+        let (client, peer) = (self.pod.app(), self.far_away.app());
+        client.dial_every(&[false, true].map(|v6| self.far_away.at(v6, PORT)), PAUSE);
+        peer.dial_every(&[false, true].map(|v6| self.pod.at(v6, PORT)), PAUSE);
+        self.running = Some(Running { sidecar, app, client, peer });
+        // They get through, to the sidecar: else a campaign would prove nothing.
+        std::thread::sleep(PAUSE * 20);
+        let running = self.running.as_ref().expect("just started");
+        for dialer in [&running.client, &running.peer] {
+            let dialled = dialer.take_dialled();
+            assert!(dialled.accepted > 0, "nothing is dialled: {dialled:?}");
+        }
+        assert_eq!(self.in_clear(), Vec::<String>::new());
+    }
+
+    /// Ends what runs in the pod, then the pod.
+    pub(crate) fn stop(&mut self) {
+        self.running = None;
+        for sandbox in [&self.renewed, &self.sandbox] {
+            sandbox.del();
+        }
+    }
+
+    /// Connections that came past the sidecar since this was asked last.
+    pub(crate) fn in_clear(&self) -> Vec<String> {
+        let Some(running) = &self.running else { return Vec::new() };
+        let _ = running.sidecar.take_seen();
+        let out = self.trap.take_seen().into_iter().map(|seen| format!("out in clear: {seen:?}"));
+        let inwards = running.app.take_seen().into_iter().map(|seen| format!("in in clear: {seen:?}"));
+        out.chain(inwards).collect()
+    }
+
+    /// Whether both dialers get through to the sidecar again.
+    pub(crate) fn cut_off(&self) -> Option<String> {
+        let running = self.running.as_ref()?;
+        let dialers = [("out", &running.client), ("in", &running.peer)];
+        let _ = dialers.map(|(_, dialer)| dialer.take_dialled());
+        std::thread::sleep(PAUSE * 8);
+        let dialled = dialers.map(|(way, dialer)| (way, dialer.take_dialled()));
+        let (way, dialled) = dialled.into_iter().find(|(_, dialled)| dialled.accepted == 0)?;
+        Some(format!("{way}: nobody gets through to the sidecar: {dialled:?}"))
+    }
+
+    /// What is left of pods that were deleted.
+    pub(crate) fn left_over(&self) -> Option<String> {
+        let looked = catch_unwind(AssertUnwindSafe(|| assert_nothing_attached(self.node)));
+        looked.err().map(|panic| match panic.downcast::<String>() {
+            Ok(text) => *text,
+            Err(_) => "something is left".to_owned(),
+        })
+    }
+
+    /// The pod's namespace as a runtime would find it: addresses, routes, rules.
+    pub(crate) fn namespace(&self) -> String {
+        let show = |words: &[&str]| self.pod.netns().output_of(Command::new("ip").args(words));
+        let all: [&[&str]; 4] = [
+            &["-o", "addr", "show"],
+            &["route", "show", "table", "all"],
+            &["-6", "route", "show", "table", "all"],
+            &["rule", "show"],
+        ];
+        let all = all.map(show).concat();
+        // The link-local address comes by itself, some time after the interface.
+        let lines = all.lines().filter(|line| !line.contains("fe80:"));
+        lines.map(|line| format!("{line}\n")).collect()
+    }
+}
