@@ -150,7 +150,10 @@ mod tests {
     fn a_tentative_address_is_used_where_there_is_no_other_and_a_failed_one_never() {
         let tentative = Address { tentative: true, ..address("fd01::2/64", 2) };
         let failed = Address { failed: true, ..address("fd01::3/64", 2) };
-        assert_eq!(source(&[], &[tentative.clone()], true), Some(("fd01::2".to_owned(), Some(2))));
+        assert_eq!(
+            source(&[], std::slice::from_ref(&tentative), true),
+            Some(("fd01::2".to_owned(), Some(2)))
+        );
         let found = [tentative, failed.clone(), address("fd02::2/64", 3)];
         assert_eq!(source(&["fd01::2"], &found, true), Some(("fd02::2".to_owned(), None)));
         assert_eq!(source(&["fd01::3"], &[failed], true), None);
