@@ -58,7 +58,7 @@ pub(crate) const TIERS: &[Tier] = &[
             "pure functions, and the documents against the code; no privileges",
             &["toolchain"],
             &[
-                Job::Tests(&["--lib", "--bins", "--test", "decide", "--test", "documents"]),
+                Job::Tests(&["--lib", "--bins", "--test", "decide", "--test", "abi", "--test", "documents"]),
                 Job::Tests(&["--doc"]),
             ],
         )
@@ -119,3 +119,31 @@ pub(crate) const TIERS: &[Tier] = &[
         &[Job::Tests(&["--test", "bookinfo-page", "--", ONE_BY_ONE])],
     ),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cmd;
+
+    /// The names of the workspace's test targets, from cargo's own account.
+    fn test_targets() -> Vec<String> {
+        let workspace = Workspace::find().unwrap();
+        let account = cmd::output(workspace.cargo().args(["metadata", "--no-deps", "--format-version", "1"]));
+        let account = account.unwrap();
+        let targets = account.split("\"kind\":[\"test\"]").skip(1);
+        let name = |target: &str| Some(target.split_once("\"name\":\"")?.1.split('"').next()?.to_owned());
+        targets.filter_map(name).collect()
+    }
+
+    #[test]
+    fn every_test_target_is_run_by_a_tier() {
+        let targets = test_targets();
+        assert!(targets.len() > 5, "cargo names the targets: {targets:?}");
+        let run = |name: &str| {
+            let jobs = TIERS.iter().flat_map(|tier| tier.jobs);
+            jobs.into_iter().any(|job| matches!(job, Job::Tests(arguments) if arguments.windows(2).any(|w| w == ["--test", name])))
+        };
+        let forgotten: Vec<_> = targets.iter().filter(|name| !run(name)).collect();
+        assert!(forgotten.is_empty(), "no tier in xtask/src/tiers.rs runs {forgotten:?}");
+    }
+}
