@@ -1,5 +1,6 @@
 //! Builds the kernel programs, which the library embeds.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
@@ -25,7 +26,10 @@ fn main() {
 fn build(workspace: &Path) -> Result<(), String> {
     let out = PathBuf::from(env::var("OUT_DIR").map_err(|error| format!("OUT_DIR: {error}"))?);
     let built = ebpf::build_object(workspace)?;
-    fs::copy(&built, out.join("redirect-ebpf.o"))
-        .map(drop)
-        .map_err(|error| format!("cannot copy {}: {error}", built.display()))
+    let failed = |error| format!("cannot copy {}: {error}", built.display());
+    let object = fs::read(&built).map_err(failed)?;
+    let mut hasher = DefaultHasher::new();
+    object.hash(&mut hasher);
+    println!("cargo::rustc-env=REDIRECT_OBJECT_HASH={:016x}", hasher.finish());
+    fs::write(out.join("redirect-ebpf.o"), object).map_err(failed)
 }

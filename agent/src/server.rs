@@ -1,8 +1,9 @@
 //! The agent's side of the socket: answers the plugin's questions from a [`PodStore`].
 
+use std::fs::DirBuilder;
 use std::future::Future;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,13 +81,21 @@ impl Server {
         if std::os::unix::net::UnixStream::connect(socket).is_ok() {
             return Err(BindError::InUse { socket: socket.to_owned() });
         }
-        let mut new = socket.as_os_str().to_owned();
-        new.push(format!(".{}", std::process::id()));
-        let new = PathBuf::from(new);
-        let listener = UnixListener::bind(&new).map_err(PathError::at("listen at", &new))?;
-        std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o600))
-            .map_err(PathError::at("restrict access to", &new))?;
-        std::fs::rename(&new, socket).map_err(PathError::at("put the socket in place at", socket))?;
+        // In a folder of its own, so that it is closed to others from the first moment on.
+        let mut folder = socket.as_os_str().to_owned();
+        folder.push(format!(".{}", std::process::id()));
+        let folder = PathBuf::from(folder);
+        let new = folder.join("socket");
+        DirBuilder::new().mode(0o700).create(&folder).map_err(PathError::at("create the folder", &folder))?;
+        let listening =
+            UnixListener::bind(&new).map_err(PathError::at("listen at", &new)).and_then(|listener| {
+                std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o600))
+                    .map_err(PathError::at("restrict access to", &new))?;
+                std::fs::rename(&new, socket).map_err(PathError::at("put the socket in place at", socket))?;
+                Ok(listener)
+            });
+        let _ = std::fs::remove_dir_all(&folder);
+        let listener = listening?;
         Ok(Server { listener, socket: socket.to_owned() })
     }
 

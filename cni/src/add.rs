@@ -6,11 +6,12 @@ use std::path::Path;
 use redirect_user::attach::{self, Request};
 use redirect_user::enrol::Enrolment;
 use redirect_user::ids::PodRef;
+use redirect_user::kernel::hook::Hook;
 use redirect_user::node::Node;
-use redirect_user::node::lock::NodeLock;
 use redirect_user::node::{fault, outcomes};
 use redirect_user::pod::cgroup::{self, Clues, PodCgroup};
 use redirect_user::policy::Policy;
+use redirect_user::upgrade;
 
 use crate::call::Sandbox;
 use crate::conf::Conf;
@@ -53,7 +54,8 @@ fn redirect(
     prev: &PrevResult<'_>,
 ) -> Result<(), Error> {
     check_netns(&sandbox.netns)?;
-    let cgroup = pod_cgroup(conf, &pod)?;
+    let hooks: Vec<_> = Hook::needed(&policy).collect();
+    let cgroup = pod_cgroup(conf, &pod, &hooks)?;
     fault::point("add-cgroup");
     let request = Request {
         id: sandbox.id.clone(),
@@ -63,22 +65,28 @@ fn redirect(
         pod: Some(pod),
         network: conf.network()?,
         addresses: prev.addresses.clone(),
+        made_cgroups: cgroup.made.clone(),
     };
     attach(node, &request).inspect_err(|_| cgroup.undo())?;
     fault::point("add-attached");
     Ok(())
 }
 
-/// The part that only one process does at a time: what can be found out before is known by now.
+/// The node first, then the pod.
 fn attach(node: &Node, request: &Request) -> Result<(), Error> {
-    let lock = NodeLock::acquire(node)?;
-    attach::attach(node, &lock, request)?;
+    upgrade::settle(node, &request.id)?;
+    attach::attach_alone(node, request)?;
     Ok(())
 }
 
-fn pod_cgroup(conf: &Conf, pod: &PodRef) -> Result<PodCgroup, Error> {
+fn pod_cgroup(conf: &Conf, pod: &PodRef, hooks: &[Hook]) -> Result<PodCgroup, Error> {
     let (root, path) = (conf.cgroup_root()?, conf.cgroup_path()?);
-    let clues = Clues { root: root.as_deref(), runtime_path: path.as_deref(), uid: pod.uid.as_deref() };
+    let clues = Clues {
+        root: root.as_deref(),
+        runtime_path: path.as_deref(),
+        uid: pod.uid.as_deref(),
+        hooks: Some(hooks),
+    };
     Ok(cgroup::find(clues)?)
 }
 

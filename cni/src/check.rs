@@ -3,9 +3,10 @@
 use redirect_user::attach::record::{self, Attachment};
 use redirect_user::attach::replan;
 use redirect_user::enrol::Enrolment;
-use redirect_user::inspect;
+use redirect_user::inspect::{self, Drift};
 use redirect_user::node::Node;
 use redirect_user::node::lock::NodeLock;
+use redirect_user::repair;
 
 use crate::call::Sandbox;
 use crate::conf::Conf;
@@ -23,7 +24,7 @@ pub(crate) fn run(sandbox: &Sandbox, conf: &Conf, node: &Node) -> Result<String,
     if let Some(attachment) = attachments.iter().find(|attachment| attachment.id == *id) {
         catch_up(node, attachment)?;
         let drift = inspect::check(node, id)?;
-        return if drift.is_empty() { Ok(String::new()) } else { Err(Error::Drift(drift)) };
+        return if drift.is_empty() { Ok(String::new()) } else { Err(repair(node, drift)) };
     }
     match enrol(sandbox.pod.as_ref(), conf)? {
         Enrolment::NotEnrolled(reason) => {
@@ -53,4 +54,20 @@ fn catch_up(node: &Node, attachment: &Attachment) -> Result<(), Error> {
         tracing::warn!("{remark}");
     }
     Ok(())
+}
+
+/// Tells what was wrong, after the node's pods were attached again from their records: others may have lost
+/// the same.
+fn repair(node: &Node, drift: Vec<Drift>) -> Error {
+    let repaired = NodeLock::acquire(node)
+        .map_err(redirect_user::attach::Error::from)
+        .and_then(|lock| repair::repair(node, &lock, None));
+    let outcome = match repaired {
+        Ok(pods) => match pods.iter().find_map(|pod| pod.error.as_ref()) {
+            None => "repaired now".to_owned(),
+            Some(error) => format!("a repair failed: {error}"),
+        },
+        Err(error) => format!("a repair failed: {error}"),
+    };
+    Error::Drift { drift, outcome }
 }

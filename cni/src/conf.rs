@@ -59,10 +59,20 @@ impl Conf {
         Ok(Conf { version, keys })
     }
 
-    /// Where pins and records are.
+    /// Where pins and records are, and how long to wait for the node's lock.
     pub(crate) fn node(&self) -> Result<Node, Error> {
+        Ok(Node { lock_timeout: self.lock_timeout()?, ..self.node_for_del()? })
+    }
+
+    /// The same from two keys: a bad timeout must not keep a pod from being deleted.
+    pub(crate) fn node_for_del(&self) -> Result<Node, Error> {
         let bpffs = self.keys.path_or("bpffsRoot", Node::DEFAULT_BPFFS)?;
-        Ok(Node::new(bpffs, self.keys.path_or("stateDir", Node::DEFAULT_STATE_DIR)?))
+        let node = Node::new(bpffs, self.keys.path_or("stateDir", Node::DEFAULT_STATE_DIR)?);
+        Ok(Node { lock_timeout: self.lock_timeout().unwrap_or(Node::DEFAULT_LOCK_TIMEOUT), ..node })
+    }
+
+    fn lock_timeout(&self) -> Result<Duration, Error> {
+        self.seconds("lockTimeoutSeconds", Node::DEFAULT_LOCK_TIMEOUT.as_secs())
     }
 
     /// The network's name.
@@ -143,11 +153,15 @@ impl Conf {
     }
 
     fn agent_timeout(&self) -> Result<Duration, Error> {
-        let seconds = self.keys.get("agentTimeoutSeconds")?.unwrap_or(AGENT_TIMEOUT);
+        self.seconds("agentTimeoutSeconds", AGENT_TIMEOUT)
+    }
+
+    fn seconds(&self, key: &str, default: u64) -> Result<Duration, Error> {
+        let seconds = self.keys.get(key)?.unwrap_or(default);
         if (1..=600).contains(&seconds) {
             return Ok(Duration::from_secs(seconds));
         }
-        Err(self.keys.invalid("agentTimeoutSeconds", format!("{seconds} is not between 1 and 600")))
+        Err(self.keys.invalid(key, format!("{seconds} is not between 1 and 600")))
     }
 
     /// Where cgroup v2 is mounted, if the configuration says so.
@@ -361,6 +375,7 @@ mod tests {
             (r#""agentSocket":"agent.sock""#, "agentSocket", |conf| conf.pod_source().err()),
             (r#""agentTimeoutSeconds":0"#, "agentTimeoutSeconds", |conf| conf.pod_source().err()),
             (r#""agentTimeoutSeconds":1.5"#, "agentTimeoutSeconds", |conf| conf.pod_source().err()),
+            (r#""lockTimeoutSeconds":0"#, "lockTimeoutSeconds", |conf| conf.node().err()),
             (r#""cgroupRoot":true"#, "cgroupRoot", |conf| conf.cgroup_root().err()),
             (r#""runtimeConfig":"x""#, "runtimeConfig", |conf| conf.cgroup_path().err()),
             (r#""runtimeConfig":{"cgroupPath":[]}"#, "runtimeConfig.cgroupPath", |conf| {

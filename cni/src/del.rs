@@ -5,9 +5,7 @@
 //! removed is an error.
 
 use redirect_user::attach;
-use redirect_user::attach::record;
 use redirect_user::ids::AttachmentId;
-use redirect_user::kernel::pins;
 use redirect_user::node::Node;
 use redirect_user::node::lock::NodeLock;
 
@@ -15,7 +13,8 @@ use crate::error::Error;
 
 /// Runs the verb.
 pub(crate) fn run(id: &AttachmentId, node: &Node) -> Result<String, Error> {
-    if nothing_there(node, &id.container_id) {
+    // A container that was never enrolled needs no lock and no privilege.
+    if !attach::has_anything(node, &id.container_id) {
         tracing::debug!("nothing to remove");
         return Ok(String::new());
     }
@@ -23,11 +22,4 @@ pub(crate) fn run(id: &AttachmentId, node: &Node) -> Result<String, Error> {
     let removed = attach::detach(node, &lock, &id.container_id, Some(&id.ifname))?;
     tracing::info!(removed, "removed");
     Ok(String::new())
-}
-
-/// A container that was never enrolled has neither record nor pins: no lock is needed to see that, and no
-/// privilege.
-fn nothing_there(node: &Node, container_id: &str) -> bool {
-    let recorded = record::of_container(node, container_id).map_or(true, |found| !found.is_empty());
-    !recorded && !pins::current(node).container(container_id).exists()
 }

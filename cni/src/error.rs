@@ -46,12 +46,21 @@ pub(crate) enum Error {
     Lock(#[from] lock::Error),
     #[error(transparent)]
     Attach(#[from] attach::Error),
-    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
-    Drift(Vec<inspect::Drift>),
-    #[error("{source}")]
+    #[error("{}; {outcome}", inspect::describe(drift))]
+    Drift {
+        drift: Vec<inspect::Drift>,
+        /// What a repair came to.
+        outcome: String,
+    },
+    #[error("{source}{}", if *attached > 0 {
+        format!("; {attached} pods are attached according to their records: those whose links are gone send in clear \
+                 until `redirect repair` has attached them again")
+    } else {
+        String::new()
+    })]
     NotReady {
         source: inspect::NotReady,
-        /// Pods that are attached according to their records, and may be cut off.
+        /// Pods that are attached according to their records, and may be open.
         attached: usize,
     },
     #[error("{0}; please report this with the line above it on stderr")]
@@ -75,9 +84,10 @@ impl Error {
             Error::Enrol(enrol::Error::Source(error)) if error.is_transient() => {
                 (11, "pod details not available")
             }
+            Error::Lock(_) | Error::Attach(attach::Error::Lock(_)) => (11, "the node is busy"),
             Error::NotReady { attached: 0, .. } => (50, "redirect-cni is not available on this node"),
             Error::NotReady { .. } => {
-                (51, "redirect-cni is not available, and redirected pods may be cut off")
+                (51, "redirect-cni is not available, and redirected pods may send in clear")
             }
             Error::Panic(_) => (100, "internal error"),
             Error::Enrol(enrol::Error::Annotations {
@@ -94,8 +104,8 @@ impl Error {
             Error::Attach(attach::Error::Interfaces { .. }) => (102, "annotation not supported"),
             Error::Enrol(enrol::Error::Source(_)) => (103, "pod details not usable"),
             Error::Cgroup(_) => (104, "pod cgroup not usable"),
-            Error::Lock(_) | Error::Attach(_) => (105, "cannot change the pod's redirection"),
-            Error::Drift(_) => (106, "the pod's redirection is not as it was set up"),
+            Error::Attach(_) => (105, "cannot change the pod's redirection"),
+            Error::Drift { .. } => (106, "the pod's redirection is not as it was set up"),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use redirect_user::gc;
+use redirect_user::gc::{self, Listed};
 use redirect_user::node::Node;
 use redirect_user::node::lock::NodeLock;
 
@@ -18,12 +18,22 @@ pub(crate) fn run(conf: &Conf, node: &Node) -> Result<String, Error> {
         return Ok(String::new());
     }
     let lock = NodeLock::acquire(node)?;
-    let collected = gc::collect(node, &lock, |attachment| {
-        // Pins of a living pod without a record may be anybody's.
-        let Some(attachment) = attachment else { return true };
-        let id = (attachment.id.container_id.clone(), attachment.id.ifname.clone());
-        attachment.network != network || valid.contains(&id)
+    let collected = gc::collect(node, &lock, |attachment| match attachment {
+        Some(attachment) if attachment.network == network => {
+            let id = (attachment.id.container_id.clone(), attachment.id.ifname.clone());
+            if valid.contains(&id) { Listed::Yes } else { Listed::No }
+        }
+        // Another network's, or pins of a living pod without a record: they may be anybody's.
+        _ => Listed::Unasked,
     })?;
-    tracing::info!(containers = ?collected.containers, pods = collected.cookies.len(), "collected");
+    for orphan in &collected.orphans {
+        tracing::warn!(
+            container = orphan.container_id,
+            ifname = orphan.ifname,
+            "is not listed any more, but its pod runs: its redirection stays until the pod ends"
+        );
+    }
+    let removed: Vec<_> = collected.removed.iter().map(|removed| &removed.container_id).collect();
+    tracing::info!(?removed, pods = collected.cookies.len(), "collected");
     Ok(String::new())
 }

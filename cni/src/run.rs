@@ -37,7 +37,7 @@ pub(crate) fn run() -> Result<String, Error> {
 
 /// Each verb gets the node that the configuration names: where pins and records are.
 fn dispatch(call: &Call, conf: &Conf) -> Result<String, Error> {
-    let node = conf.node()?;
+    let node = if matches!(call, Call::Del(_)) { conf.node_for_del()? } else { conf.node()? };
     match call {
         Call::Add(sandbox) => add::run(sandbox, conf, &node),
         Call::Del(id) => del::run(id, &node),

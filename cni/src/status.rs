@@ -14,7 +14,7 @@ use crate::error::Error;
 pub(crate) fn run(conf: &Conf, node: &Node) -> Result<String, Error> {
     conf.rules()?;
     conf.pod_source()?;
-    inspect::ready(node).map_err(|source| {
+    inspect::ready(node, conf.cgroup_root()?.as_deref()).map_err(|source| {
         // Links live in bpffs: without it, pods that were attached since the boot have lost theirs.
         let all = record::all(node).unwrap_or_default();
         Error::NotReady {

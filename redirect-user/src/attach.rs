@@ -1,63 +1,150 @@
 //! The heart of ADD and DEL.
 //!
 //! [`attach`] is a list of steps: [`plan`] finds out, [`record`] writes down what is going to be done before
-//! it is done, then come the namespace, the map entries ([`entries`], [`tables`]) and the [`links`]. So
-//! if it fails in between, [`detach`] can undo it; and undoing after an error is the same code as DEL.
-//! Until the last link is there the pod has no process of its own, and until the configuration is in PODS the
-//! programs leave it alone.
+//! it is done, then come the namespace, the folder of pins, the map entries ([`entries`], [`tables`]) and the
+//! [`links`]. So [`detach`] can undo it at every step; and undoing after an error is the same
+//! code as DEL. Until the last link is there the pod has no process of its own, and until the configuration
+//! is in PODS the programs leave it alone. What concerns the pod alone is done before the node's lock is
+//! taken.
 
 mod detach;
 pub(crate) mod entries;
 mod error;
 mod full;
+pub mod life;
 pub(crate) mod links;
+pub(crate) mod listeners;
 mod plan;
 pub mod record;
 pub mod replan;
 mod survey;
 pub mod tables;
 
-pub use self::detach::detach;
+pub use self::detach::{detach, has_anything};
 pub use self::error::Error;
 pub use self::plan::Request;
 
-use crate::attach::detach::{detach_stale, undo};
 use crate::attach::plan::Planned;
 use crate::attach::record::Attachment;
 use crate::attach::tables::Tables;
 use crate::kernel::hook::Hook;
-use crate::kernel::install;
+use crate::kernel::install::{self, Ensured};
 use crate::node::Node;
 use crate::node::fault;
 use crate::node::lock::NodeLock;
+
+/// What [`attach`] made.
+#[derive(Debug)]
+pub struct Attached {
+    /// The record.
+    pub attachment: Attachment,
+    /// Whether the node had its programs; if not, the pods that were attached before need a repair.
+    pub programs: Ensured,
+}
 
 /// Redirects a pod: all or nothing. Only a repeated call that fails leaves what the first one did, for
 /// [`detach`].
 ///
 /// A repeated call for the same container and interface converges to the same state. Links that a previous
-/// sandbox of the same pod left on the cgroup are taken over, without a moment in which the cgroup has none.
+/// sandbox of the same pod has on the cgroup are shared with it.
 ///
 /// # Errors
 /// See [`Error`].
 pub fn attach(node: &Node, lock: &NodeLock, request: &Request) -> Result<Attachment, Error> {
     let (cgroup, netns) = plan::open(request)?;
-    install::ensure(node, lock)?;
-    detach_stale(node, &request.id, netns.cookie())?;
-    let mut planned = plan::plan(request, cgroup, netns)?;
-    let repeated = keep_known_changes(node, &mut planned.attachment)?;
-    fault::point("attach-record");
-    planned.attachment.store(node)?;
-    if let Err(error) = carry_out(node, &mut planned) {
-        // The undo of everything above is what DEL does; its own failure must not hide the reason. But a pod
-        // that was attached before may be running, and without its links it would send in clear: it is left
-        // to DEL.
-        if !repeated {
-            let _ = undo(node, &planned.attachment);
-        }
-        return Err(error);
+    detach::detach_stale(node, lock, &request.id, netns.cookie())?;
+    let begun = Begun::new(node, plan::plan(request, cgroup, netns)?)?;
+    Ok(begun.finish(node, lock)?.attachment)
+}
+
+/// As [`attach`], with the node's lock held for as short a time as possible: returns it with the result.
+///
+/// # Errors
+/// See [`Error`].
+pub fn attach_alone(node: &Node, request: &Request) -> Result<(Attached, NodeLock), Error> {
+    let (cgroup, netns) = plan::open(request)?;
+    if detach::stale(node, &request.id, netns.cookie())?.is_some() {
+        let lock = NodeLock::acquire(node)?;
+        detach::detach_stale(node, &lock, &request.id, netns.cookie())?;
     }
-    replan_siblings(node, lock, &planned.attachment);
-    Ok(planned.attachment)
+    let begun = Begun::new(node, plan::plan(request, cgroup, netns)?)?;
+    match NodeLock::acquire(node) {
+        Ok(lock) => Ok((begun.finish(node, &lock)?, lock)),
+        Err(error) => {
+            begun.abandon(node);
+            Err(error.into())
+        }
+    }
+}
+
+/// Puts a pod's entries and the sidecar's listeners into the maps where they lack the pod, so that programs
+/// which are going to run for it know it. A pod that they know is left alone.
+///
+/// # Errors
+/// A map is full or not writable.
+pub(crate) fn restore(node: &Node, _lock: &NodeLock, attachment: &Attachment) -> Result<(), Error> {
+    if Tables::open(node)?.config(attachment.cookie)?.is_some() {
+        return Ok(());
+    }
+    links::make_folder(node, attachment)?;
+    write_tables(node, attachment)?;
+    let listeners = listeners::register(node, attachment).map_err(|source| Error::Listeners { source })?;
+    tracing::info!(container = attachment.id.container_id, listeners, "map entries are restored");
+    Ok(())
+}
+
+/// A pod whose namespace is prepared and whose record is written: what can be done without the node's lock.
+struct Begun {
+    planned: Planned,
+    /// It is attached already, by an earlier call.
+    repeated: bool,
+}
+
+impl Begun {
+    fn new(node: &Node, mut planned: Planned) -> Result<Begun, Error> {
+        let repeated = keep_known_changes(node, &mut planned.attachment)?;
+        fault::point("attach-record");
+        planned.attachment.store(node)?;
+        let mut begun = Begun { planned, repeated };
+        if let Err(error) = change_netns(&mut begun.planned) {
+            begun.abandon(node);
+            return Err(error);
+        }
+        fault::point("attach-netns");
+        Ok(begun)
+    }
+
+    /// The rest, under the lock.
+    fn finish(mut self, node: &Node, lock: &NodeLock) -> Result<Attached, Error> {
+        if !self.planned.attachment.is_stored(node) {
+            // DEL came while this call waited for the lock.
+            self.abandon(node);
+            return Err(Error::Deleted { id: self.planned.attachment.id });
+        }
+        match carry_out(node, lock, &mut self.planned) {
+            Ok(programs) => {
+                replan_siblings(node, lock, &self.planned.attachment);
+                Ok(Attached { attachment: self.planned.attachment, programs })
+            }
+            Err(error) => {
+                // The undo of everything above is what DEL does; its own failure must not hide the reason.
+                // But a pod that was attached before may be running, and without its links it would send in
+                // clear: it is left to DEL.
+                if !self.repeated {
+                    let _ = detach::undo(node, lock, &self.planned.attachment);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes back what was done without the lock.
+    fn abandon(&self, node: &Node) {
+        if !self.repeated {
+            detach::forget_namespace(&self.planned.attachment);
+            let _ = self.planned.attachment.forget(node);
+        }
+    }
 }
 
 /// Another interface of the pod brings addresses and routes that concern the pod's other attachments, too.
@@ -74,8 +161,7 @@ fn replan_siblings(node: &Node, lock: &NodeLock, attachment: &Attachment) {
 
 /// A repeated attach finds its own routes in place; they stay its own. Whether it is one.
 fn keep_known_changes(node: &Node, attachment: &mut Attachment) -> Result<bool, Error> {
-    let known = record::of_container(node, &attachment.id.container_id)?;
-    let Some(known) = known.into_iter().find(|known| known.id == attachment.id) else { return Ok(false) };
+    let Some(known) = record::of(node, &attachment.id)? else { return Ok(false) };
     let changes = &mut attachment.changes;
     changes.passthrough6 |= known.changes.passthrough6;
     changes.mptcp_disabled |= known.changes.mptcp_disabled;
@@ -84,22 +170,27 @@ fn keep_known_changes(node: &Node, attachment: &mut Attachment) -> Result<bool, 
             changes.local_routes.push(route);
         }
     }
+    for path in known.made_cgroups {
+        if !attachment.made_cgroups.contains(&path) {
+            attachment.made_cgroups.push(path);
+        }
+    }
     Ok(true)
 }
 
-/// The steps, in order; each of them may be repeated.
-fn carry_out(node: &Node, planned: &mut Planned) -> Result<(), Error> {
-    change_netns(planned)?;
-    fault::point("attach-netns");
-    write_tables(node, &planned.attachment)?;
-    fault::point("attach-tables");
+/// The steps, in order; each of them may be repeated. The folder comes first: it is the claim on the map
+/// entries.
+fn carry_out(node: &Node, lock: &NodeLock, planned: &mut Planned) -> Result<Ensured, Error> {
+    let programs = install::ensure(node, lock)?;
     links::make_folder(node, &planned.attachment)?;
     fault::point("attach-folder");
+    write_tables(node, &planned.attachment)?;
+    fault::point("attach-tables");
     for hook in Hook::needed(&planned.attachment.policy) {
         links::link(node, planned, hook)?;
         fault::point(&format!("attach-{hook}"));
     }
-    Ok(())
+    Ok(programs)
 }
 
 fn change_netns(planned: &mut Planned) -> Result<(), Error> {

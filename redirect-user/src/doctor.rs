@@ -1,11 +1,12 @@
 //! Can this node run it? Every requirement is tried, never derived from a version number.
 
-use std::fs;
-
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use serde::Serialize;
 
-use crate::kernel::install;
+use crate::inspect;
+use crate::kernel::install::{self, Installed};
+use crate::kernel::pins;
+use crate::kernel::stamp::Stamp;
 use crate::kernel::sys;
 use crate::node::{Node, is_bpffs};
 use crate::pod::cgroup;
@@ -50,12 +51,13 @@ fn bpffs(node: &Node) -> Finding {
     }
 }
 
+/// The root is found as the plugin finds it.
 fn cgroup2() -> Finding {
-    let mounts = cgroup::mounts().unwrap_or_default();
+    let root = cgroup::root(None);
     Finding {
         requirement: "cgroup v2",
-        found: !mounts.is_empty(),
-        detail: mounts.first().map_or("not mounted".into(), |path| path.display().to_string()),
+        found: root.is_ok(),
+        detail: root.map_or_else(|error| error.to_string(), |path| path.display().to_string()),
         remedy: "boot with systemd.unified_cgroup_hierarchy=1, or mount -t cgroup2 none /sys/fs/cgroup/unified",
     }
 }
@@ -75,21 +77,39 @@ fn netns_cookie() -> Finding {
 
 /// The verifier is asked about every program; the answer names the helper or field that an old kernel lacks.
 fn programs(node: &Node) -> Finding {
-    let tried = if install::installed(node) { Ok("installed".into()) } else { install::try_load() };
+    let remedy = match install::state(node) {
+        Installed::Partly { .. } => {
+            "run `redirect install`: it makes the installation whole and repairs the pods"
+        }
+        _ => "Linux 5.18 or newer is needed, with CONFIG_CGROUP_BPF, CONFIG_NET and CONFIG_BPF_JIT",
+    };
+    let tried = match install::state(node) {
+        Installed::Not => install::try_load(),
+        Installed::Partly { missing } => Err(format!("{} is missing", missing.display())),
+        Installed::Wholly => Ok(stamp(node)),
+    };
     Finding {
         requirement: "kernel programs",
         found: tried.is_ok(),
         detail: tried.unwrap_or_else(|error| error),
-        remedy: "Linux 5.18 or newer is needed, with CONFIG_CGROUP_BPF, CONFIG_NET and CONFIG_BPF_JIT",
+        remedy,
+    }
+}
+
+fn stamp(node: &Node) -> String {
+    match Stamp::read(&pins::current(node)) {
+        Some(stamp) if stamp.is_own() => format!("installed ({stamp})"),
+        Some(stamp) => format!("installed, of another build ({stamp}): `redirect upgrade` replaces them"),
+        None => "installed".into(),
     }
 }
 
 fn state_dir(node: &Node) -> Finding {
-    let found = fs::create_dir_all(&node.state_dir).is_ok();
+    let tried = inspect::state_is_writable(node);
     Finding {
         requirement: "state directory",
-        found,
-        detail: node.state_dir.display().to_string(),
+        found: tried.is_ok(),
+        detail: tried.map_or_else(|error| error.to_string(), |()| node.state_dir.display().to_string()),
         remedy: "make it writable, or name another with --state-dir",
     }
 }

@@ -1,33 +1,63 @@
-//! Collects what belongs to pods that are gone: attachments whose cgroup and namespace no longer exist, pins
-//! without a record, records of an earlier boot, map entries without an owner.
+//! Collects what belongs to pods that are gone: attachments whose cgroup no longer exists, pins without a
+//! record, records of an earlier boot, map entries that nothing claims. Whether a pod is gone the kernel
+//! says, never a path: a container in which the pod's paths cannot be seen must not remove a living pod's
+//! redirection.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use serde::Serialize;
 
 use crate::attach::record::{self, Attachment};
-use crate::attach::tables::Tables;
-use crate::attach::{Error, detach};
+use crate::attach::{Error, detach, life, tables};
+use crate::ids::{AttachmentId, PodRef};
 use crate::kernel::folders;
 use crate::kernel::hook::Hook;
 use crate::kernel::install;
-use crate::kernel::pins;
 use crate::kernel::sys;
 use crate::node::lock::NodeLock;
 use crate::node::{Node, names};
-use crate::pod::netns::Netns;
+use crate::pod::cgroup::Life;
 
 /// What was collected.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
-    /// Containers whose attachments or pins were removed.
-    pub containers: Vec<String>,
+    /// What was removed, and why.
+    pub removed: Vec<Removed>,
+    /// Attachments that the runtime does not list any more, but whose pods run: they stay until those end.
+    pub orphans: Vec<AttachmentId>,
     /// Cookies of pods whose map entries had no owner.
     pub cookies: Vec<u64>,
 }
 
-/// Removes everything for which `keep` is false and everything that has no living pod.
+/// One attachment that was removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Removed {
+    /// Its container.
+    pub container_id: String,
+    /// Its pod, where that is known.
+    pub pod: Option<PodRef>,
+    /// Why.
+    pub why: &'static str,
+}
+
+/// What the caller says about an attachment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listed {
+    /// It is to stay.
+    Yes,
+    /// It is to go, as soon as its pod does not run.
+    No,
+    /// It is not the caller's business: it goes when its pod is gone.
+    Unasked,
+    /// It is to go at once, even if its pod runs and will send in clear.
+    Forced,
+}
+
+/// Removes what is not listed and does not run, and everything that has no living pod.
 ///
-/// `keep` is asked about `None` for pins of a living pod whose record is lost: it is not known which
+/// `listed` is asked about `None` for pins of a living pod whose record is lost: nothing says which
 /// attachment they are, and to remove them lets the pod's traffic past its sidecar.
 ///
 /// # Errors
@@ -35,52 +65,83 @@ pub struct Collected {
 pub fn collect(
     node: &Node,
     lock: &NodeLock,
-    keep: impl Fn(Option<&Attachment>) -> bool,
+    listed: impl Fn(Option<&Attachment>) -> Listed,
 ) -> Result<Collected, Error> {
+    record::set_aside(node, lock, None)?;
     let mut collected = Collected::default();
     let mut recorded = BTreeSet::new();
     for attachment in record::all(node)? {
-        let id = attachment.id.container_id.clone();
-        if !keep(Some(&attachment)) || !alive(&attachment) {
-            detach(node, lock, &id, Some(&attachment.id.ifname))?;
-            collected.containers.push(id);
-        } else {
-            recorded.insert(id);
-        }
-    }
-    for folder in folders::list(&pins::current(node).pods())? {
-        let name = folder.file_name().and_then(|name| names::decode(name.to_str()?));
-        let Some(id) = name.filter(|id| !recorded.contains(id)) else { continue };
-        if linked(&folder)? && keep(None) {
+        let wish = listed(Some(&attachment));
+        if let Some(why) = reason_to_remove(node, &attachment, wish) {
+            let AttachmentId { container_id, ifname } = &attachment.id;
+            detach(node, lock, container_id, Some(ifname))?;
+            let pod = attachment.pod.clone();
+            collected.removed.push(Removed { container_id: container_id.clone(), pod, why });
             continue;
         }
-        detach(node, lock, &id, None)?;
-        collected.containers.push(id);
+        recorded.insert(attachment.id.container_id.clone());
+        let orphaned = if wish == Listed::Unasked { attachment.orphaned } else { wish == Listed::No };
+        if orphaned {
+            collected.orphans.push(attachment.id.clone());
+        }
+        if orphaned != attachment.orphaned {
+            Attachment { orphaned, ..attachment }.store(node)?;
+        }
     }
-    if install::installed(node) {
-        collected.cookies = sweep_unclaimed(node)?;
-    }
-    collected.containers.sort();
-    collected.containers.dedup();
+    collected.removed.extend(remove_unrecorded(node, lock, &recorded, listed(None))?);
+    collected.cookies = sweep_unclaimed(node)?;
+    install::remove_unused(node, lock)?;
     Ok(collected)
 }
 
-/// Whether the pod is still there: its namespace is the one that was attached, or, where the runtime has
-/// already taken the path away, its cgroup exists.
-fn alive(attachment: &Attachment) -> bool {
-    use std::os::unix::fs::MetadataExt as _;
-    let same_netns = || Netns::open(&attachment.netns).is_ok_and(|netns| netns.cookie() == attachment.cookie);
-    let same_cgroup =
-        || std::fs::metadata(&attachment.cgroup).is_ok_and(|metadata| metadata.ino() == attachment.cgroup_id);
-    attachment.of_this_boot() && (same_netns() || same_cgroup())
+fn reason_to_remove(node: &Node, attachment: &Attachment, wish: Listed) -> Option<&'static str> {
+    if !attachment.of_this_boot() {
+        return Some("its record is of an earlier boot");
+    }
+    if life::of(node, attachment) == Life::Gone {
+        return Some("its cgroup is gone, and with it its processes");
+    }
+    match wish {
+        Listed::Forced => Some("it was asked for"),
+        Listed::No if !life::runs(node, attachment) => {
+            Some("the runtime does not list it, and it does not run")
+        }
+        Listed::Unasked if attachment.orphaned && !life::runs(node, attachment) => {
+            Some("the runtime stopped listing it, and it does not run any more")
+        }
+        _ => None,
+    }
+}
+
+fn remove_unrecorded(
+    node: &Node,
+    lock: &NodeLock,
+    recorded: &BTreeSet<String>,
+    wish: Listed,
+) -> Result<Vec<Removed>, Error> {
+    let mut removed = Vec::new();
+    for generation in folders::generations(node)? {
+        for folder in folders::list(&generation.pods())? {
+            let name = folder.file_name().and_then(|name| names::decode(name.to_str()?));
+            let Some(container_id) = name.filter(|id| !recorded.contains(id)) else { continue };
+            if linked(&folder)? && wish != Listed::Forced {
+                continue;
+            }
+            detach(node, lock, &container_id, None)?;
+            removed.push(Removed { container_id, pod: None, why: "pins without a record, and no pod" });
+        }
+    }
+    Ok(removed)
 }
 
 /// Whether a container's pins hold a link whose cgroup or namespace is still there.
 fn linked(container: &Path) -> Result<bool, Error> {
     for folder in folders::of_container(container)? {
-        let alive =
-            |pin: PathBuf| sys::obj_get(&pin).and_then(sys::link_info).is_ok_and(|info| info.target != 0);
-        if Hook::ALL.iter().any(|hook| alive(folder.link(*hook))) {
+        let alive = |hook: &Hook| {
+            let info = sys::obj_get(&folder.link(*hook)).and_then(sys::link_info);
+            info.is_ok_and(|info| info.target != 0)
+        };
+        if Hook::ALL.iter().any(alive) {
             return Ok(true);
         }
     }
@@ -91,19 +152,19 @@ fn linked(container: &Path) -> Result<bool, Error> {
 fn claimed(node: &Node) -> Result<BTreeSet<u64>, Error> {
     let mut cookies: BTreeSet<u64> =
         record::all(node)?.into_iter().map(|attachment| attachment.cookie).collect();
-    for folder in folders::attachments(&pins::current(node))? {
-        cookies.extend(folders::cookies(&folder)?);
+    for generation in folders::generations(node)? {
+        for folder in folders::attachments(&generation)? {
+            cookies.extend(folders::cookies(&folder)?);
+        }
     }
     Ok(cookies)
 }
 
 fn sweep_unclaimed(node: &Node) -> Result<Vec<u64>, Error> {
     let claimed = claimed(node)?;
-    let mut tables = Tables::open(node)?;
-    let orphans: Vec<u64> =
-        tables.cookies()?.into_iter().filter(|cookie| !claimed.contains(cookie)).collect();
-    for cookie in &orphans {
-        tables.sweep(*cookie)?;
+    let mut swept = BTreeSet::new();
+    for generation in folders::generations(node)? {
+        swept.extend(tables::sweep(&generation, |cookie| !claimed.contains(&cookie))?);
     }
-    Ok(orphans)
+    Ok(swept.into_iter().collect())
 }

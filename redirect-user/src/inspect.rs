@@ -2,21 +2,23 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 
 use serde::Serialize;
 
-use crate::attach::Error;
-use crate::attach::entries;
 use crate::attach::record::{self, Attachment};
 use crate::attach::replan::{self, Stale};
 use crate::attach::tables::Tables;
+use crate::attach::{Error, entries, life};
 use crate::ids::AttachmentId;
-use crate::kernel::folders;
 use crate::kernel::hook::Hook;
 use crate::kernel::install;
 use crate::kernel::pins::{self, AttachmentFolder};
 use crate::kernel::sys;
-use crate::node::{Node, is_bpffs};
+use crate::node::{Node, is_bpffs, lock};
+use crate::path_error::PathError;
+use crate::pod::cgroup::{self, Life};
+use crate::pod::netns::Netns;
 
 /// The state of one link.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -70,6 +72,14 @@ pub enum Drift {
         /// What has changed.
         what: Stale,
     },
+    /// The pod's entries in the other maps are not what the record's policy says.
+    EntriesDiffer,
+    /// The installation lacks pins.
+    NotInstalled,
+    /// `net.mptcp.enabled` is on again.
+    MptcpAllowed,
+    /// Processes are in the pod's network namespace, and none in the cgroup that has the links.
+    OutsideCgroup,
 }
 
 impl std::fmt::Display for Drift {
@@ -83,9 +93,38 @@ impl std::fmt::Display for Drift {
             Drift::WrongProgram { hook } => write!(f, "the link of {hook} runs another program"),
             Drift::NotEnrolled => write!(f, "the pod has no configuration in the map PODS"),
             Drift::NotCovered { what } => write!(f, "not covered yet: {what}"),
+            Drift::EntriesDiffer => write!(f, "the pod's entries in the maps are not what was attached"),
+            Drift::NotInstalled => write!(f, "the node's programs or maps are not installed wholly"),
+            Drift::MptcpAllowed => write!(f, "net.mptcp.enabled is 1 again in the pod"),
+            Drift::OutsideCgroup => write!(
+                f,
+                "the pod's processes are not in the cgroup that was attached (a wrong cgroupPath, or a runtime whose \
+                 sockets are not the host's) and send in clear"
+            ),
             Drift::ConfigDiffers => write!(f, "the pod's configuration is not what was attached"),
         }
     }
+}
+
+/// What is wrong in one clause, however many links it concerns.
+#[must_use]
+pub fn describe(drift: &[Drift]) -> String {
+    let gone = drift.iter().filter(|drift| matches!(drift, Drift::LinkGone { .. })).count();
+    let defunct = drift.iter().filter(|drift| matches!(drift, Drift::LinkDefunct { .. })).count();
+    let mut clauses = Vec::new();
+    match gone {
+        0 | 1 => {}
+        _ => clauses.push(format!("{gone} links are gone")),
+    }
+    if defunct > 1 {
+        clauses.push(format!("{defunct} links are defunct: what they were on is gone"));
+    }
+    let summed = |drift: &&Drift| {
+        matches!(drift, Drift::LinkGone { .. }) && gone > 1
+            || matches!(drift, Drift::LinkDefunct { .. }) && defunct > 1
+    };
+    clauses.extend(drift.iter().filter(|drift| !summed(drift)).map(Drift::to_string));
+    clauses.join("; ")
 }
 
 /// All attachments of the node.
@@ -109,15 +148,14 @@ pub fn find(node: &Node, container_id: &str) -> Result<Vec<Attachment>, Error> {
 /// # Errors
 /// A folder cannot be read.
 pub fn links(node: &Node, attachment: &Attachment) -> Result<Vec<LinkState>, Error> {
-    // Of several interfaces of a container, one holds the links.
-    let folders = folders::of_container(pins::current(node).attachment(&attachment.id).container())?;
-    Ok(Hook::needed(&attachment.policy).map(|hook| link_state(node, attachment, hook, &folders)).collect())
+    let folder = pins::current(node).attachment(&attachment.id);
+    Ok(Hook::needed(&attachment.policy).map(|hook| link_state(node, attachment, hook, &folder)).collect())
 }
 
-fn link_state(node: &Node, attachment: &Attachment, hook: Hook, folders: &[AttachmentFolder]) -> LinkState {
+fn link_state(node: &Node, attachment: &Attachment, hook: Hook, folder: &AttachmentFolder) -> LinkState {
     let name = hook.name();
-    let found = folders.iter().find_map(|folder| sys::obj_get(&folder.link(hook)).ok());
-    let Some(info) = found.and_then(|link| sys::link_info(link).ok()) else {
+    let found = sys::obj_get(&folder.link(hook));
+    let Ok(info) = found.and_then(sys::link_info) else {
         let drift = Some(Drift::LinkGone { hook: name });
         return LinkState { hook: name, link_id: None, program_id: None, drift };
     };
@@ -147,49 +185,135 @@ pub fn check(node: &Node, id: &AttachmentId) -> Result<Vec<Drift>, Error> {
     let Some(attachment) = find(node, &id.container_id)?.into_iter().find(|a| a.id == *id) else {
         return Ok(vec![Drift::NoRecord]);
     };
+    compare(node, &attachment)
+}
+
+/// Compares an attachment's record with the kernel: every link, every map entry, every change of the
+/// namespace.
+///
+/// # Errors
+/// Pins or maps cannot be read.
+pub fn compare(node: &Node, attachment: &Attachment) -> Result<Vec<Drift>, Error> {
     if !attachment.of_this_boot() {
         return Ok(vec![Drift::EarlierBoot]);
     }
-    let mut drift: Vec<_> = links(node, &attachment)?.into_iter().filter_map(|link| link.drift).collect();
-    if !install::installed(node) {
-        drift.push(Drift::NotEnrolled);
-        return Ok(drift);
+    let mut drift: Vec<_> = links(node, attachment)?.into_iter().filter_map(|link| link.drift).collect();
+    if install::installed(node) {
+        drift.extend(compare_entries(node, attachment)?);
+    } else {
+        drift.push(Drift::NotInstalled);
     }
-    match Tables::open(node)?.config(attachment.cookie)? {
-        None => drift.push(Drift::NotEnrolled),
-        Some(config) => {
-            let (expected, _) = entries::of(&attachment);
-            if (redirect_common::PodConfig { trace_until: 0, ..config }) != expected {
-                drift.push(Drift::ConfigDiffers);
-            }
-        }
+    if allows_mptcp(attachment) {
+        drift.push(Drift::MptcpAllowed);
     }
-    let stale = replan::look(&attachment)?.stale;
+    if is_outside_cgroup(attachment) {
+        drift.push(Drift::OutsideCgroup);
+    }
+    let stale = replan::look(attachment)?.stale;
     drift.extend(stale.into_iter().map(|what| Drift::NotCovered { what }));
     Ok(drift)
+}
+
+fn compare_entries(node: &Node, attachment: &Attachment) -> Result<Option<Drift>, Error> {
+    let tables = Tables::open(node)?;
+    let (expected, entries) = entries::of(attachment);
+    Ok(match tables.config(attachment.cookie)? {
+        None => Some(Drift::NotEnrolled),
+        Some(config) if (redirect_common::PodConfig { trace_until: 0, ..config }) != expected => {
+            Some(Drift::ConfigDiffers)
+        }
+        Some(_) => (!tables.holds(attachment.cookie, entries)?).then_some(Drift::EntriesDiffer),
+    })
+}
+
+/// A namespace that cannot be entered is not compared: it may have another path now, or none.
+fn allows_mptcp(attachment: &Attachment) -> bool {
+    let same = |netns: &Netns| netns.cookie() == attachment.cookie;
+    let netns = Netns::open(&attachment.netns).ok().filter(same);
+    attachment.changes.mptcp_disabled && netns.is_some_and(|netns| netns.mptcp().unwrap_or(false))
+}
+
+/// No process is in the cgroup, and some are in the namespace.
+fn is_outside_cgroup(attachment: &Attachment) -> bool {
+    if cgroup::life(&attachment.cgroup, attachment.cgroup_id) != Life::Empty {
+        return false;
+    }
+    let Ok(namespace) = fs::metadata(&attachment.netns) else { return false };
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let inside = |entry: fs::DirEntry| fs::metadata(entry.path().join("ns/net"));
+    let own = std::process::id().to_string();
+    processes.filter(|entry| entry.file_name().to_str().is_some_and(|pid| pid != own)).any(|entry| {
+        inside(entry).is_ok_and(|file| file.ino() == namespace.ino() && file.dev() == namespace.dev())
+    })
 }
 
 /// Why an ADD would not work on this node.
 #[derive(Debug, thiserror::Error)]
 pub enum NotReady {
-    /// bpffs is missing.
+    /// bpffs is missing, or the programs cannot be loaded.
     #[error(transparent)]
     Install(#[from] install::Error),
     /// The process may not use bpf(2).
     #[error("not permitted to use bpf(2): CAP_BPF and CAP_NET_ADMIN (or root) are needed")]
     Privileges,
+    /// A program is refused.
+    #[error("the kernel programs cannot be loaded: {0}; `redirect doctor` says what this node lacks")]
+    Programs(String),
+    /// There is no cgroup v2.
+    #[error(transparent)]
+    Cgroup(#[from] cgroup::Error),
+    /// Records cannot be written.
+    #[error("{0}; records of attachments are kept there")]
+    State(#[from] PathError),
+    /// Pods are without their links.
+    #[error(
+        "{pods} attached pods have lost their links and send in clear; `redirect repair` attaches them again"
+    )]
+    Open {
+        /// How many.
+        pods: usize,
+    },
 }
 
-/// Whether an ADD would work: a bpf file system, and the privilege to use it.
+/// Whether an ADD would work: it is tried as far as that changes nothing.
 ///
 /// # Errors
 /// What is missing.
-pub fn ready(node: &Node) -> Result<(), NotReady> {
+pub fn ready(node: &Node, cgroup_root: Option<&Path>) -> Result<(), NotReady> {
     if !is_bpffs(&node.bpffs).unwrap_or(false) {
         return Err(install::Error::NoBpffs { path: node.bpffs.clone() }.into());
     }
     if !sys::may_use_bpf() {
         return Err(NotReady::Privileges);
     }
-    Ok(())
+    cgroup::root(cgroup_root)?;
+    state_is_writable(node)?;
+    if !install::installed(node) {
+        install::try_load().map_err(NotReady::Programs)?;
+    }
+    match open_pods(node) {
+        0 => Ok(()),
+        pods => Err(NotReady::Open { pods }),
+    }
+}
+
+/// Tries to write in the state directory.
+///
+/// # Errors
+/// It cannot be made or written.
+pub fn state_is_writable(node: &Node) -> Result<(), PathError> {
+    lock::make_private(&node.state_dir)?;
+    let probe = node.state_dir.join(format!("probe-{}", std::process::id()));
+    let tried = fs::write(&probe, "").and_then(|()| fs::remove_file(&probe));
+    tried.map_err(PathError::at("write in", &node.state_dir))
+}
+
+/// Living pods of this boot that have none of their links.
+fn open_pods(node: &Node) -> usize {
+    let all = record::all(node).unwrap_or_default();
+    let open = |attachment: &&Attachment| {
+        let folder = pins::current(node).attachment(&attachment.id);
+        !folder.path().exists() && !matches!(life::of(node, attachment), Life::Gone)
+    };
+    all.iter().filter(open).count()
 }

@@ -7,4 +7,5 @@ pub mod hook;
 pub mod install;
 pub(crate) mod object;
 pub mod pins;
+pub mod stamp;
 pub mod sys;

@@ -19,4 +19,5 @@ pub mod node;
 pub mod path_error;
 pub mod pod;
 pub mod policy;
+pub mod repair;
 pub mod upgrade;

@@ -6,16 +6,19 @@ pub mod names;
 pub mod outcomes;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::ids::AttachmentId;
 
-/// The two places that hold state: a bpf file system for pins, and a folder for the lock and the attachments.
+/// The two places that hold state: a bpf file system for pins, and a folder for the attachments' records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     /// Where bpffs is mounted.
     pub bpffs: PathBuf,
-    /// Lock and attachments.
+    /// Records, outcomes.
     pub state_dir: PathBuf,
+    /// How long to wait for the node's lock.
+    pub lock_timeout: Duration,
 }
 
 impl Node {
@@ -24,14 +27,19 @@ impl Node {
     /// Emptied at boot, as bpffs is.
     pub const DEFAULT_STATE_DIR: &str = "/run/redirect-cni";
 
+    /// Below the two minutes after which a kubelet gives up a sandbox.
+    pub const DEFAULT_LOCK_TIMEOUT: Duration = Duration::from_secs(30);
+
     /// A node with these places.
     #[must_use]
     pub fn new(bpffs: impl Into<PathBuf>, state_dir: impl Into<PathBuf>) -> Node {
-        Node { bpffs: bpffs.into(), state_dir: state_dir.into() }
+        let lock_timeout = Node::DEFAULT_LOCK_TIMEOUT;
+        Node { bpffs: bpffs.into(), state_dir: state_dir.into(), lock_timeout }
     }
 
-    pub(crate) fn lock_file(&self) -> PathBuf {
-        self.state_dir.join("lock")
+    /// Where records go that cannot be read.
+    pub(crate) fn set_aside(&self) -> PathBuf {
+        self.state_dir.join("unreadable")
     }
 
     pub(crate) fn attachments(&self) -> PathBuf {

@@ -1,27 +1,27 @@
 //! Replaces the programs of a running node in place: pods keep their links, maps and connections, and there
-//! is no moment without redirection. (A version with another map layout has another ABI version and its own
-//! pins.)
+//! is no moment without redirection. Pods of a version with another map layout, which has another ABI version
+//! and its own pins, are brought over by a repair.
 //!
-//! First the programs that future attachments use are exchanged, then every pod's links are brought to them,
-//! who takes a connection's origin before who makes one, each by compare-and-swap. Interrupted anywhere, the
-//! repeated call goes on.
+//! First the programs that future attachments use are exchanged, then every link that the kernel has is
+//! brought to them, who takes a connection's origin before who makes one, each by compare-and-swap; then pods
+//! get the hooks that they lack. Interrupted anywhere, the repeated call goes on.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::attach;
-use crate::attach::record::{self, Attachment};
+use crate::attach::{self, links};
+use crate::ids::AttachmentId;
 use crate::kernel::folders;
 use crate::kernel::hook::Hook;
-use crate::kernel::install;
-use crate::kernel::object;
+use crate::kernel::install::{self, Ensured, Installed};
 use crate::kernel::pins;
+use crate::kernel::stamp::Stamp;
 use crate::kernel::sys::{self, SyscallError};
 use crate::node::Node;
 use crate::node::fault;
-use crate::node::lock::NodeLock;
+use crate::node::lock::{self, NodeLock};
 use crate::path_error::PathError;
+use crate::repair::{self, Repaired};
 
 /// Why an upgrade stopped. What was replaced stays replaced; the repeated call goes on.
 #[derive(Debug, thiserror::Error)]
@@ -39,9 +39,6 @@ pub enum Error {
     /// Attachments could not be read.
     #[error(transparent)]
     Attach(#[from] attach::Error),
-    /// A record could not be read.
-    #[error(transparent)]
-    Record(#[from] record::Error),
     /// A folder of pins could not be changed.
     #[error(transparent)]
     Path(#[from] PathError),
@@ -53,38 +50,99 @@ pub enum Error {
         source: io::Error,
     },
     /// A link could not be brought to the new program.
-    #[error("cannot replace {hook} of container {container}: {source}; run `redirect upgrade` again")]
+    #[error("cannot replace {hook} at {pin}: {source}; run `redirect upgrade` again")]
     Replace {
         /// The hook.
         hook: Hook,
-        /// The pod.
-        container: String,
+        /// The link.
+        pin: PathBuf,
+        /// Why.
         source: SyscallError,
     },
 }
 
-/// Brings the node to the programs of this binary; returns how many links were replaced.
+/// What an upgrade did.
+#[derive(Debug, Default)]
+pub struct Upgraded {
+    /// How many links run another program now.
+    pub replaced: usize,
+    /// Pods that were not as they were attached.
+    pub repaired: Vec<Repaired>,
+}
+
+/// Brings the node to the programs of this binary.
 ///
 /// # Errors
 /// See [`Error`].
-pub fn upgrade(node: &Node, lock: &NodeLock) -> Result<usize, Error> {
+pub fn upgrade(node: &Node, lock: &NodeLock) -> Result<Upgraded, Error> {
     let pins = pins::current(node);
-    if !install::installed(node) {
+    if install::state(node) == Installed::Not && folders::generations(node)?.is_empty() {
         return Err(Error::NotInstalled { path: pins.folder().into() });
     }
+    let replaced = match install::ensure(node, lock)? {
+        Ensured::Fresh => 0,
+        Ensured::Already => exchange_programs(node, lock)?,
+    };
+    let repaired = repair::repair(node, lock, None)?;
+    Ok(Upgraded { replaced, repaired })
+}
+
+/// Whether the programs on the node are another build's, and this binary is not older than they are.
+fn has_older_programs(node: &Node) -> bool {
+    Stamp::read(&pins::current(node)).is_some_and(|stamp| !stamp.is_own() && !stamp.is_newer_than_this())
+}
+
+/// What an ADD does for the node before it attaches its own pod: programs of this version, pods of an older
+/// one brought over, and pods that have lost their pins attached again. What fails is logged: it is not this
+/// pod's fault.
+///
+/// # Errors
+/// The node's lock cannot be had.
+pub fn settle(node: &Node, id: &AttachmentId) -> Result<(), lock::Error> {
+    let whole = install::installed(node);
+    let due = whole && has_older_programs(node) || older_generation_has_pods(node);
+    if !due && !repair::is_needed(node, id, whole) {
+        return Ok(());
+    }
+    let lock = NodeLock::acquire(node)?;
+    let settled = if due {
+        upgrade(node, &lock).map(|upgraded| (upgraded.replaced, upgraded.repaired.len()))
+    } else {
+        repair::repair(node, &lock, None).map(|repaired| (0, repaired.len())).map_err(Error::from)
+    };
+    match settled {
+        Ok((replaced, repaired)) => tracing::warn!(replaced, repaired, "the node was brought in order"),
+        Err(error) => tracing::error!(%error, "the node could not be brought in order"),
+    }
+    Ok(())
+}
+
+/// A newer version's pods stay with it until somebody runs `redirect upgrade`.
+fn older_generation_has_pods(node: &Node) -> bool {
+    let generations = folders::generations(node).unwrap_or_default();
+    generations.iter().any(|generation| {
+        generation.abi() < redirect_common::ABI_VERSION
+            && folders::list(&generation.pods()).is_ok_and(|pods| !pods.is_empty())
+    })
+}
+
+fn exchange_programs(node: &Node, lock: &NodeLock) -> Result<usize, Error> {
+    let pins = pins::current(node);
     let new = pins.replacement();
     folders::remove_tree(&new)?;
-    install::prepare_programs(node, lock, &new)?;
+    let stamp = install::prepare_programs(node, lock, &new)?;
     fault::point("upgrade-exchange");
     exchange(&pins.programs(), &new)?;
     install::lead_to_inbound(&pins.map("INBOUND"), &pins.programs())?;
     fault::point("upgrade-links");
     let mut replaced = 0;
-    for attachment in record::all(node)? {
-        for hook in Hook::needed(&attachment.policy) {
-            replaced += usize::from(replace(node, &attachment, hook)?);
+    for hook in Hook::ALL.iter().copied() {
+        for folder in folders::attachments(&pins)? {
+            let cookie = folders::cookies(&folder)?.first().copied();
+            replaced += usize::from(replace(node, hook, &folder.link(hook), cookie)?);
         }
     }
+    stamp.write(&pins)?;
     folders::remove_tree(&new)?;
     Ok(replaced)
 }
@@ -97,30 +155,12 @@ fn exchange(old: &Path, new: &Path) -> Result<(), Error> {
 }
 
 /// Replaces one link's program if it is not the installed one; false when there was nothing to do.
-fn replace(node: &Node, attachment: &Attachment, hook: Hook) -> Result<bool, Error> {
-    let pin = pins::current(node).attachment(&attachment.id).link(hook);
-    if fs::symlink_metadata(&pin).is_err() {
-        // Another interface of the same container holds the links.
-        return Ok(false);
-    }
-    swap(node, attachment, hook, &pin).or_else(|source| match source.errno() {
+fn replace(node: &Node, hook: Hook, pin: &Path, cookie: Option<u64>) -> Result<bool, Error> {
+    // A hook that this pod does not need, or one without the name of its pod, which a repair makes again.
+    let (Ok(link), Some(cookie)) = (sys::obj_get(pin), cookie) else { return Ok(false) };
+    links::replace_program(node, hook, &link, cookie).or_else(|source| match source.errno() {
         // The cgroup or the namespace is gone: the pod is being deleted.
         Some(libc::ENOLINK) => Ok(false),
-        _ => Err(Error::Replace { hook, container: attachment.id.container_id.clone(), source }),
+        _ => Err(Error::Replace { hook, pin: pin.into(), source }),
     })
-}
-
-fn swap(node: &Node, attachment: &Attachment, hook: Hook, pin: &Path) -> Result<bool, SyscallError> {
-    let link = sys::obj_get(pin)?;
-    let old = sys::program_by_id(sys::link_info(&link)?.program_id)?;
-    let new = if hook.on_cgroup() {
-        let new = sys::obj_get(&pins::current(node).program(hook))?;
-        if sys::program_id(&new)? == sys::program_id(&old)? {
-            return Ok(false);
-        }
-        new
-    } else {
-        object::load_entry(node, attachment.cookie)?
-    };
-    sys::link_update(link, new, old).map(|()| true)
 }

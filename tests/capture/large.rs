@@ -33,6 +33,7 @@ fn ten_thousand_excluded_ranges() {
             pod: None,
             network: None,
             addresses: Vec::new(),
+            made_cgroups: Vec::new(),
         };
         attach(&ours, &NodeLock::acquire(&ours).unwrap(), &request).unwrap();
         let _sidecar = pod.sidecar();

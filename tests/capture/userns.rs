@@ -71,7 +71,7 @@ fn the_sidecar_is_known_by_its_uid_in_the_pod() {
         );
         assert!(!captured(&start(of_pod(1337, 1000))), "the sidecar by its uid");
         assert!(!captured(&start(of_pod(1000, 1337))), "the sidecar by its gid");
-        output(node.redirect().args(["detach", "--id", "users"]));
+        output(node.redirect().args(["detach", "--force", "--id", "users"]));
     });
 }
 
@@ -89,6 +89,7 @@ fn owner_groups_are_the_pods() {
             pod: None,
             network: None,
             addresses: Vec::new(),
+            made_cgroups: Vec::new(),
         };
         attach(&ours, &NodeLock::acquire(&ours).unwrap(), &request).unwrap();
         let start = |user| Process::start("process", &netns, &cgroup, user);
@@ -97,6 +98,6 @@ fn owner_groups_are_the_pods() {
         assert!(!captured(&start(of_pod(1000, 2000))), "a group that is left out");
         assert!(captured(&start(of_pod(1000, 1000))), "any other group");
         assert!(captured(&start(User { uid: 1000, gid: 2000 })), "the machine's group of that number");
-        output(node.redirect().args(["detach", "--id", "users"]));
+        output(node.redirect().args(["detach", "--force", "--id", "users"]));
     });
 }

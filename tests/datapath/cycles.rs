@@ -118,6 +118,7 @@ fn request(pod: &Pod) -> Request {
         pod: None,
         network: None,
         addresses: vec![pod.ip4().into(), pod.ip6().into()],
+        made_cgroups: Vec::new(),
     }
 }
 

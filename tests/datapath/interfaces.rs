@@ -135,7 +135,7 @@ fn a_name_that_the_pod_does_not_have_is_accepted_and_shown() {
     kernel_test(|node| {
         let pod = node.pod("client");
         node.attach(&pod, &["--exclude-interfaces", "net1"]);
-        let list = node.json(&["list"]);
+        let list = node.list();
         assert_eq!(list[0]["drift"], serde_json::json!([]), "{list}");
         let remark = list[0]["remarks"][0].as_str().unwrap_or_default();
         assert!(remark.contains("excludeInterfaces") && remark.contains("net1"), "{list}");

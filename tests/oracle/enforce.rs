@@ -126,6 +126,7 @@ fn attach_by_library(node: &Node, pod: &Pod, policy: &Policy) {
         pod: None,
         network: None,
         addresses: Vec::new(),
+        made_cgroups: Vec::new(),
     };
     attach::attach(&node, &lock, &request).unwrap_or_else(|error| panic!("attach {}: {error}", pod.name()));
 }

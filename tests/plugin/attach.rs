@@ -116,7 +116,7 @@ fn the_annotations_become_the_policy() {
             .with("proxy", json!({ "uid": 2000, "gid": 2001, "dnsPort": 15054 }))
             .with("dnsCapture", json!(true));
         sandbox.add();
-        let list = node.json(&["list"]);
+        let list = node.list();
         let record = &list[0];
         let policy = &record["policy"];
         assert_eq!(policy["excludeOutboundIpRanges"], json!(["10.96.0.0/12", "fd00:96::/112"]), "{policy}");
@@ -160,7 +160,7 @@ fn what_the_agent_says_about_the_proxy_reaches_the_policy() {
         });
         std::fs::write(node.dir().join("pods/web-0.json"), manifest.to_string()).unwrap();
         sandbox.add();
-        let list = node.json(&["list"]);
+        let list = node.list();
         let policy = &list[0]["policy"];
         assert_eq!(
             (&policy["proxy"]["uid"], &policy["proxy"]["gid"]),
@@ -180,7 +180,7 @@ fn groups_of_the_environment_reach_the_policy() {
         let sandbox = Sandbox::new(node, &pod, "c0ffee");
         let call = sandbox.call("ADD").env("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE", "root,202");
         assert_eq!(call.run().success(), PREV_RESULT);
-        let list: Value = node.json(&["list"]);
+        let list: Value = node.list();
         assert_eq!(list[0]["policy"]["ownerGroups"], json!({ "allBut": [0, 202] }), "{list}");
         sandbox.del();
     });

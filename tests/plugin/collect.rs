@@ -68,8 +68,9 @@ fn gc_keeps_what_is_valid_and_what_is_not_its_own() {
         let mut attached = node.attached();
         attached.sort();
         assert_eq!(attached, ["by-hand", "other", "valid"]);
-        let _sidecar = valid.sidecar();
+        let sidecar = valid.sidecar();
         assert_redirected(&valid.app());
+        drop(sidecar);
         // Without the list nothing may be removed.
         let mut conf = sandboxes[0].conf.clone();
         conf["cniVersion"] = json!("1.1.0");

@@ -21,12 +21,12 @@ fn at(text: &str) -> SocketAddr {
 
 /// What `list` says about the one attachment.
 fn drift(node: &Node) -> Vec<String> {
-    let list = node.json(&["list"]);
+    let list = node.list();
     serde_json::from_value(list[0]["drift"].clone()).unwrap_or_else(|error| panic!("{error}: {list}"))
 }
 
 fn remarks(node: &Node) -> String {
-    let list = node.json(&["list"]);
+    let list = node.list();
     list[0]["remarks"]
         .as_array()
         .map_or(String::new(), |all| all.iter().filter_map(Value::as_str).collect::<Vec<_>>().join("; "))

@@ -86,7 +86,7 @@ fn a_full_map_says_which_how_full_and_whose_entries_they_are() {
         let big = Sandbox::new(node, &web, "big")
             .annotated(&[("traffic.sidecar.istio.io/excludeInterfaces", "net1")]);
         big.add();
-        node.fill_own_addresses(node.json(&["list"])[0]["cookie"].as_u64().expect("a cookie"));
+        node.fill_own_addresses(node.list()[0]["cookie"].as_u64().expect("a cookie"));
         let sandbox = Sandbox::new(node, &other, "c0ffee");
         let details = sandbox.call("ADD").run().refused(105);
         for part in ["OWN", "is full", "65536 of 65536", "E2BIG", "shop/web-0"] {
@@ -110,7 +110,7 @@ fn a_record_is_as_small_as_what_it_says() {
         let sandbox = Sandbox::new(node, &pod, "c0ffee")
             .annotated(&[("traffic.sidecar.istio.io/excludeOutboundPorts", &all.join(","))]);
         sandbox.add();
-        let policy = node.json(&["list"])[0]["policy"].clone();
+        let policy = node.list()[0]["policy"].clone();
         assert_eq!(policy["excludeOutboundPorts"], json!(["1-49000"]));
         sandbox.del();
     });

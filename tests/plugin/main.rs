@@ -4,9 +4,9 @@
 //! Modules in reading order: [`call`] runs it; [`golden`] has one recorded pair per verb and version;
 //! [`malformed`] is input that must be refused, [`forged`] what tries to look like our own words, and
 //! [`fuzz`] makes more of both; [`enrolment`] is who is captured, and [`agent`] where the plugin asks about
-//! it. Those need neither root nor a kernel. [`attach`], [`order`], [`crowd`], [`crash`], [`cgroups`] and
-//! [`collect`] and [`campaign`], which does what can go wrong, enrol real pods: run as root with
-//! `--test-threads=1`.
+//! it. Those need neither root nor a kernel. [`attach`], [`order`], [`crowd`], [`crash`], [`cgroups`],
+//! [`collect`], [`owners`], [`repair`], [`stuck`] and [`campaign`], which does what can go wrong, enrol real
+//! pods: run as root with `--test-threads=1`.
 
 mod agent;
 mod attach;
@@ -25,4 +25,7 @@ mod limits;
 mod malformed;
 mod node_rules;
 mod order;
+mod owners;
+mod repair;
 mod sandbox;
+mod stuck;

@@ -17,7 +17,7 @@ fn the_nodes_defaults_and_the_pods_proxy_config_become_the_policy() {
         let sandbox = Sandbox::new(node, &pod, "c0ffee").with("defaults", defaults);
         let policy_of = |annotations: &[(&str, &str)]| {
             sandbox.clone().annotated(annotations).add();
-            let policy = node.json(&["list"])[0]["policy"].clone();
+            let policy = node.list()[0]["policy"].clone();
             let explained = node.json(&["explain", "c0ffee", "--dst", "192.0.2.1:25"]);
             let cause = explained["cause"].as_str().unwrap_or_default();
             assert!(

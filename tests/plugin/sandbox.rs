@@ -1,10 +1,11 @@
 //! A sandbox as a runtime has it: a pod of the harness under a container id, and the calls that a runtime
 //! makes for it.
 
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use harness::cgroup::Cgroup;
-use harness::{Node, Pod, Process, User};
+use harness::{Node, Pod, Process, Service, User};
 use serde_json::{Value, json};
 
 use crate::call::{Call, PREV_RESULT, Reply, STATUS, hand_over, with_prev_result};
@@ -125,11 +126,13 @@ pub(crate) fn assert_redirected(app: &Process) {
 #[track_caller]
 pub(crate) fn assert_nothing_attached(node: &Node) {
     assert_eq!(node.attached(), Vec::<String>::new());
-    let left: Vec<_> = node.map_entries().into_iter().filter(|(_, entries)| *entries > 0).collect();
+    let pins =
+        redirect_user::kernel::pins::current(&redirect_user::node::Node::new(node.bpffs(), node.state_dir()));
+    // An ADD that is refused early has installed nothing.
+    let entries = if pins.maps().exists() { node.map_entries() } else { Vec::new() };
+    let left: Vec<_> = entries.into_iter().filter(|(_, entries)| *entries > 0).collect();
     assert_eq!(left, []);
-    let pods =
-        redirect_user::kernel::pins::current(&redirect_user::node::Node::new(node.bpffs(), node.state_dir()))
-            .pods();
+    let pods = pins.pods();
     let pins = std::fs::read_dir(&pods).map_or(0, Iterator::count);
     assert_eq!(pins, 0, "pins are left in {}", pods.display());
 }
@@ -140,4 +143,38 @@ pub(crate) fn processes_in(pod: &Pod, other: &Pod) -> (Process, Process) {
     let start =
         |container: &str, user| Process::start(container, other.netns(), &pod.container(container), user);
     (start("istio-proxy", User::PROXY), start("app", User::APP))
+}
+
+/// A port of every address, in both families.
+pub(crate) fn any(port: u16) -> [SocketAddr; 2] {
+    [(Ipv4Addr::UNSPECIFIED, port).into(), (Ipv6Addr::UNSPECIFIED, port).into()]
+}
+
+/// A server at the address that the application dials: what arrives there came past the sidecar.
+pub(crate) struct Trap<'a> {
+    _server: Process,
+    _pod: Pod,
+    node: std::marker::PhantomData<&'a Node>,
+    address: SocketAddr,
+}
+
+impl<'a> Trap<'a> {
+    pub(crate) fn new(node: &'a Node) -> Trap<'a> {
+        let pod = node.pod("trap");
+        let server = pod.process("server", harness::User::APP);
+        let address = pod.at(false, 8080);
+        server.serve(&[address], Service::Tell).unwrap();
+        // It works: somebody who is not enrolled gets there.
+        let stranger = node.pod("stranger");
+        assert_eq!(stranger.app().connect(address).unwrap().seen().listener, 8080);
+        Trap { _server: server, _pod: pod, node: std::marker::PhantomData, address }
+    }
+
+    /// The application is refused or gets its sidecar.
+    #[track_caller]
+    pub(crate) fn assert_avoided_by(&self, app: &Process, step: &str) {
+        if let Ok(socket) = app.connect(self.address) {
+            assert_eq!(socket.seen().listener, 15001, "in clear after {step}");
+        }
+    }
 }

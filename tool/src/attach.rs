@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use redirect_user::attach::{self, Request};
+use redirect_user::attach::record::Attachment;
+use redirect_user::attach::{self, Request, life};
 use redirect_user::ids::AttachmentId;
 use redirect_user::node::Node;
 use redirect_user::node::lock::NodeLock;
@@ -117,6 +118,7 @@ pub(crate) fn attach(node: &Node, output: Output, args: &Args) -> Result<ExitCod
         pod: None,
         network: None,
         addresses: Vec::new(),
+        made_cgroups: Vec::new(),
     };
     let attachment = attach::attach(node, &lock, &request)?;
     match output {
@@ -129,23 +131,36 @@ pub(crate) fn attach(node: &Node, output: Output, args: &Args) -> Result<ExitCod
 /// `redirect detach`
 #[derive(Debug, clap::Args)]
 pub(crate) struct DetachArgs {
-    /// Container id under which the attachment is filed.
+    /// Container id under which the attachment is filed, a unique beginning of it, or NAMESPACE/POD.
     #[arg(long)]
     id: String,
+    /// Also while the pod runs: it sends in clear from then on.
+    #[arg(long)]
+    force: bool,
     /// Only this interface's attachment.
     #[arg(long)]
     ifname: Option<String>,
 }
 
-/// Detaches.
+/// Detaches. A running pod only when that is meant.
 pub(crate) fn detach(node: &Node, output: Output, args: &DetachArgs) -> Result<ExitCode> {
     let lock = NodeLock::acquire(node)?;
-    if !attach::detach(node, &lock, &args.id, args.ifname.as_deref())? {
+    // Pins may be there without a record, and then only the whole id finds them.
+    let found = output::resolve(node, &args.id).unwrap_or_default();
+    let meant =
+        |attachment: &&Attachment| args.ifname.as_ref().is_none_or(|name| *name == attachment.id.ifname);
+    if !args.force
+        && let Some(running) = found.iter().filter(meant).find(|attachment| life::runs(node, attachment))
+    {
+        bail!("{} runs and would send in clear; stop it first, or give --force", output::name(running));
+    }
+    let id = found.first().map_or(&args.id, |attachment| &attachment.id.container_id);
+    if !attach::detach(node, &lock, id, args.ifname.as_deref())? {
         bail!("{:?} is not attached; `redirect list` shows what is", args.id);
     }
     match output {
-        Output::Json => output::json(&serde_json::json!({ "detached": args.id }))?,
-        Output::Text => println!("detached {}", args.id),
+        Output::Json => output::json(&serde_json::json!({ "detached": id }))?,
+        Output::Text => println!("detached {id}"),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -14,7 +14,7 @@ use crate::output::{self, Output};
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("direction").required(true).args(["dst", "inbound"]))]
 pub(crate) struct Args {
-    /// Container id, or a unique beginning of it.
+    /// Container id, a unique beginning of it, or NAMESPACE/POD.
     id: String,
     /// Outbound: the address that is dialled, `10.0.0.1:80` or `[fd00::1]:80`.
     #[arg(long, value_name = "IP:PORT")]

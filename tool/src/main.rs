@@ -49,19 +49,19 @@ enum Command {
     List,
     /// One attachment: policy, links, counters.
     Show {
-        /// Container id, or a unique beginning of it.
+        /// Container id, a unique beginning of it, or NAMESPACE/POD.
         id: String,
     },
     /// The verdict for one connection, and the rule and annotation that gave it.
     Explain(explain::Args),
     /// Live records of every decision, until Ctrl-C.
     Trace {
-        /// Only this container (or a unique beginning of its id).
+        /// Only this container (or a unique beginning of its id, or NAMESPACE/POD).
         id: Option<String>,
     },
     /// Counters by verdict.
     Stats {
-        /// Only this container (or a unique beginning of its id).
+        /// Only this container (or a unique beginning of its id, or NAMESPACE/POD).
         id: Option<String>,
     },
     /// How the plugin decided about pods since the boot, by outcome.
@@ -70,10 +70,12 @@ enum Command {
     Agent(agent::Args),
     /// Put the programs of this version on the node.
     Install,
-    /// Detach every pod and remove the programs.
-    Uninstall,
+    /// Detach every pod and remove the programs. Refuses while pods run.
+    Uninstall(lifecycle::UninstallArgs),
     /// Replace the programs of attached pods by this version's, in place.
     Upgrade,
+    /// Attach pods again that have lost links, map entries or routes, from their records.
+    Repair(lifecycle::RepairArgs),
     /// Remove what belongs to pods that are gone.
     Gc,
 }
@@ -94,14 +96,15 @@ fn main() -> ExitCode {
         Command::Outcomes => outcomes::run(&node, args.output),
         Command::Agent(command) => agent::run(&command),
         Command::Install => lifecycle::install(&node, args.output),
-        Command::Uninstall => lifecycle::uninstall(&node, args.output),
+        Command::Uninstall(command) => lifecycle::uninstall(&node, args.output, &command),
         Command::Upgrade => lifecycle::upgrade(&node, args.output),
+        Command::Repair(command) => lifecycle::repair(&node, args.output, &command),
         Command::Gc => lifecycle::gc(&node, args.output),
     };
     match done {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("redirect: {error:#}");
+            eprintln!("redirect: {}", output::causes(&error));
             ExitCode::FAILURE
         }
     }

@@ -45,13 +45,35 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> Result<()> {
     Ok(())
 }
 
-/// The attachments of the container with this id, or of the one whose id begins with it.
+/// An error with its causes, each told once: our errors tell their cause themselves, others do not.
+pub(crate) fn causes(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+/// The attachments of the container with this id, of the one whose id begins with it, or of the pod that
+/// `namespace/name` names.
 pub(crate) fn resolve(node: &Node, id: &str) -> Result<Vec<Attachment>> {
     let exact = inspect::find(node, id)?;
     if !exact.is_empty() {
         return Ok(exact);
     }
     let mut found = inspect::list(node)?;
+    if let Some((namespace, name)) = id.split_once('/') {
+        // A pod may have an old sandbox beside its new one: both are meant.
+        found.retain(|attachment| {
+            attachment.pod.as_ref().is_some_and(|pod| pod.namespace == namespace && pod.name == name)
+        });
+        if found.is_empty() {
+            bail!("no attached pod is called {id:?}; `redirect list` shows them all");
+        }
+        return Ok(found);
+    }
     found.retain(|attachment| attachment.id.container_id.starts_with(id));
     let Some(first) = found.first().map(|attachment| attachment.id.container_id.clone()) else {
         bail!("no attached container has an id that begins with {id:?}; `redirect list` shows them all");
@@ -75,5 +97,13 @@ pub(crate) fn pod_name(attachment: &Attachment) -> String {
     match &attachment.pod {
         Some(pod) => format!("{}/{}", pod.namespace, pod.name),
         None => "-".into(),
+    }
+}
+
+/// What to call an attachment: its pod, or the container where the pod is not known.
+pub(crate) fn name(attachment: &Attachment) -> String {
+    match &attachment.pod {
+        Some(pod) => format!("{}/{}", pod.namespace, pod.name),
+        None => format!("container {}", attachment.id.container_id),
     }
 }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use redirect_user::attach::record::Attachment;
+use redirect_user::attach::record::{self, Attachment};
 use redirect_user::attach::replan::{self, Remark};
 use redirect_user::attach::tables::Tables;
 use redirect_user::inspect::{self, Drift, LinkState};
@@ -16,8 +16,10 @@ use crate::output::{self, Output};
 pub(crate) fn list(node: &Node, output: Output) -> Result<ExitCode> {
     let mut rows = Vec::new();
     let mut values = Vec::new();
+    let mut healthy = true;
     for attachment in inspect::list(node)? {
-        let drift = inspect::check(node, &attachment.id)?;
+        let drift = inspect::compare(node, &attachment)?;
+        healthy &= drift.is_empty();
         values.push(value(&attachment, &drift)?);
         let health = health(&attachment, &drift);
         let id = attachment.id.container_id.chars().take(13).collect();
@@ -31,9 +33,24 @@ pub(crate) fn list(node: &Node, output: Output) -> Result<ExitCode> {
     }
     match output {
         Output::Json => output::json(&values)?,
+        Output::Text if rows.is_empty() => println!("nothing is attached"),
         Output::Text => output::table(&["CONTAINER", "INTERFACE", "POD", "ADDRESSES", "HEALTH"], &rows)?,
     }
-    Ok(ExitCode::SUCCESS)
+    for record in record::unreadable(node)? {
+        healthy = false;
+        eprintln!("redirect: {record}; `redirect gc` sets it aside");
+    }
+    Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// One cell: "ok" or what is wrong, and what else there is to know.
+fn health(attachment: &Attachment, drift: &[Drift]) -> String {
+    let mut parts = vec![if drift.is_empty() { "ok".to_owned() } else { inspect::describe(drift) }];
+    if attachment.orphaned {
+        parts.push("orphaned: the runtime does not list it any more; it goes when its processes end".into());
+    }
+    parts.extend(remarks(attachment).iter().map(|remark| format!("note: {remark}")));
+    parts.join("; ")
 }
 
 fn value(attachment: &Attachment, drift: &[Drift]) -> Result<Value> {
@@ -42,16 +59,6 @@ fn value(attachment: &Attachment, drift: &[Drift]) -> Result<Value> {
         serde_json::to_value(remarks(attachment).iter().map(ToString::to_string).collect::<Vec<_>>())?;
     value["drift"] = drift.iter().map(|drift| Value::String(drift.to_string())).collect();
     Ok(value)
-}
-
-/// One cell: "ok" or what is wrong, and what else there is to know.
-fn health(attachment: &Attachment, drift: &[Drift]) -> String {
-    let mut parts: Vec<String> = drift.iter().map(Drift::to_string).collect();
-    if parts.is_empty() {
-        parts.push("ok".to_owned());
-    }
-    parts.extend(remarks(attachment).iter().map(|remark| format!("note: {remark}")));
-    parts.join("; ")
 }
 
 /// What a look at the pod's namespace finds that is no fault of the attachment.
@@ -68,7 +75,7 @@ pub(crate) fn show(node: &Node, output: Output, id: &str) -> Result<ExitCode> {
     let attachments = output::resolve(node, id)?;
     let mut values = Vec::new();
     for attachment in &attachments {
-        let drift = inspect::check(node, &attachment.id)?;
+        let drift = inspect::compare(node, attachment)?;
         let links = inspect::links(node, attachment)?;
         let counters = counters(node, attachment)?;
         match output {

@@ -5,131 +5,190 @@ use std::path::Path;
 
 use crate::attach::error::Error;
 use crate::attach::record::{self, Attachment};
-use crate::attach::tables::Tables;
-use crate::attach::{entries, links};
+use crate::attach::tables::{self, Tables};
+use crate::attach::{entries, life, links};
 use crate::ids::AttachmentId;
 use crate::kernel::folders;
+use crate::kernel::hook::Hook;
 use crate::kernel::install;
-use crate::kernel::pins;
+use crate::kernel::pins::{self, AttachmentFolder, Generation};
 use crate::node::lock::NodeLock;
 use crate::node::{Node, fault, names};
 use crate::pod::netns::Netns;
 
 /// Ends the redirection of a container, or of one of its interfaces. `false` when there was nothing.
 ///
-/// What is gone already is fine: pins, map entries, the namespace, the record itself.
+/// What is gone already is fine: pins, map entries, the namespace, the record itself. A record that cannot be
+/// read is set aside, and what it was for ends as if there had been none.
 ///
 /// # Errors
 /// Something of ours is still there and cannot be removed.
-pub fn detach(
-    node: &Node,
-    _lock: &NodeLock,
-    container_id: &str,
-    ifname: Option<&str>,
-) -> Result<bool, Error> {
+pub fn detach(node: &Node, lock: &NodeLock, container_id: &str, ifname: Option<&str>) -> Result<bool, Error> {
+    record::set_aside(node, lock, Some(container_id))?;
     let mut found = false;
     for attachment in record::of_container(node, container_id)? {
         if ifname.is_none_or(|name| name == attachment.id.ifname) {
-            undo(node, &attachment)?;
+            undo(node, lock, &attachment)?;
             found = true;
         }
     }
     Ok(remove_unrecorded(node, container_id, ifname)? || found)
 }
 
+/// Whether there is anything of a container: a record, readable or not, or pins of whichever version. To see
+/// that there is nothing needs no lock and no privilege; what cannot be seen counts as something.
+#[must_use]
+pub fn has_anything(node: &Node, container_id: &str) -> bool {
+    let recorded = record::exists(node, container_id).unwrap_or(true);
+    let pinned = |generations: Vec<Generation>| {
+        generations.iter().any(|generation| generation.container(container_id).exists())
+    };
+    recorded || folders::generations(node).map_or(true, pinned)
+}
+
 /// Ends what an id of the runtime's was attached to before: the same id now names another network namespace.
 ///
 /// # Errors
 /// Something of ours is still there and cannot be removed.
-pub(crate) fn detach_stale(node: &Node, id: &AttachmentId, cookie: u64) -> Result<(), Error> {
-    for other in record::of_container(node, &id.container_id)? {
-        if other.id == *id && other.cookie != cookie {
-            undo(node, &other)?;
-        }
+pub(crate) fn detach_stale(
+    node: &Node,
+    lock: &NodeLock,
+    id: &AttachmentId,
+    cookie: u64,
+) -> Result<(), Error> {
+    match stale(node, id, cookie)? {
+        Some(other) => undo(node, lock, &other),
+        None => Ok(()),
     }
-    Ok(())
 }
 
-/// Takes back what attach did for this record.
+/// The attachment of this id to another network namespace.
+pub(crate) fn stale(node: &Node, id: &AttachmentId, cookie: u64) -> Result<Option<Attachment>, Error> {
+    Ok(record::of(node, id)?.filter(|other| other.cookie != cookie))
+}
+
+/// Takes back what attach did for this record, in whichever version's folders it is.
 ///
 /// # Errors
 /// Something of ours is still there and cannot be removed.
-pub(crate) fn undo(node: &Node, attachment: &Attachment) -> Result<(), Error> {
-    let folder = pins::current(node).attachment(&attachment.id);
-    if let Some(sibling) = sibling(node, attachment)? {
-        // Another interface of the same pod stays attached: the links are its links now.
-        links::hand_over(node, &folder, &sibling)?;
-        if attachment.of_this_boot() && install::installed(node) {
-            let (config, entries) = entries::of(&sibling);
-            Tables::open(node)?.replace(sibling.cookie, &config, &entries)?;
-        }
-    } else {
-        links::remove_links(&folder)?;
-        fault::point("detach-links");
-        if attachment.of_this_boot() {
-            forget_pod(node, attachment)?;
+pub(crate) fn undo(node: &Node, _lock: &NodeLock, attachment: &Attachment) -> Result<(), Error> {
+    let namespace = others_of_namespace(node, attachment)?;
+    let folders = life::folders_of(node, attachment);
+    for folder in &folders {
+        links::remove_links(folder)?;
+    }
+    fault::point("detach-links");
+    if attachment.of_this_boot() {
+        match namespace {
+            Namespace::Ours => forget_pod(node, attachment)?,
+            Namespace::Shared(Some(other)) => leave_to(node, &other)?,
+            Namespace::Shared(None) => {}
         }
     }
     fault::point("detach-tables");
-    remove_if_empty(folder.container());
+    for folder in &folders {
+        remove_if_empty(folder.container());
+    }
     attachment.forget(node)?;
+    for path in attachment.made_cgroups.iter().rev() {
+        // The runtime may have taken it over, and then it is not empty or not there.
+        remove_if_empty(path);
+    }
     Ok(())
 }
 
-/// The attachment of another interface of the same pod.
-fn sibling(node: &Node, attachment: &Attachment) -> Result<Option<Attachment>, Error> {
-    let all = record::of_container(node, &attachment.id.container_id)?;
-    Ok(all.into_iter().find(|other| other.id != attachment.id && other.cookie == attachment.cookie))
+/// Whose the entries of a network namespace are.
+enum Namespace {
+    Ours,
+    /// Another attachment's, too: another interface, or another container in the same namespace.
+    Shared(Option<Attachment>),
+}
+
+fn others_of_namespace(node: &Node, attachment: &Attachment) -> Result<Namespace, Error> {
+    let folder = pins::current(node).attachment(&attachment.id);
+    let owners = links::owners(&folder.link(Hook::Inbound));
+    if owners == 1 {
+        return Ok(Namespace::Ours);
+    }
+    // No pin tells, or it tells of others: the records say who.
+    let other = record::all(node)?
+        .into_iter()
+        .find(|other| other.id != attachment.id && other.cookie == attachment.cookie && other.of_this_boot());
+    Ok(if other.is_some() || owners > 1 { Namespace::Shared(other) } else { Namespace::Ours })
 }
 
 fn remove_if_empty(folder: &Path) {
-    // Not empty when another interface of the container is attached.
+    // Not empty when something else is attached there.
     let _ = fs::remove_dir(folder);
+}
+
+/// The namespace's entries become those of the attachment that stays.
+fn leave_to(node: &Node, other: &Attachment) -> Result<(), Error> {
+    if install::installed(node) {
+        let (config, entries) = entries::of(other);
+        Tables::open(node)?.replace(other.cookie, &config, &entries)?;
+    }
+    Ok(())
 }
 
 /// Removes the pod's map entries and what was added to its namespace, if that is still the same namespace.
 fn forget_pod(node: &Node, attachment: &Attachment) -> Result<(), Error> {
-    if install::installed(node) {
-        let (_, entries) = entries::of(attachment);
-        Tables::open(node)?.remove(attachment.cookie, &entries)?;
-    }
-    if let Ok(mut netns) = Netns::open(&attachment.netns)
-        && netns.cookie() == attachment.cookie
-    {
-        if attachment.changes.passthrough6 {
-            netns.remove_passthrough6()?;
-        }
-        if attachment.changes.mptcp_disabled {
-            netns.set_mptcp(true)?;
-        }
-        for route in &attachment.changes.local_routes {
-            netns.remove_local_route(route)?;
+    for generation in folders::generations(node)? {
+        if generation == pins::current(node) && install::installed(node) {
+            let (_, entries) = entries::of(attachment);
+            Tables::open(node)?.remove(attachment.cookie, &entries)?;
+        } else {
+            tables::sweep(&generation, |cookie| cookie == attachment.cookie)?;
         }
     }
+    forget_namespace(attachment);
     Ok(())
+}
+
+/// Takes back the changes in the pod's namespace. It is about to vanish, so what cannot be taken back is
+/// logged only.
+pub(crate) fn forget_namespace(attachment: &Attachment) {
+    let Ok(mut netns) = Netns::open(&attachment.netns) else { return };
+    if netns.cookie() != attachment.cookie {
+        return;
+    }
+    let changes = &attachment.changes;
+    let passthrough = if changes.passthrough6 { netns.remove_passthrough6().map(drop) } else { Ok(()) };
+    let mptcp = if changes.mptcp_disabled { netns.set_mptcp(true) } else { Ok(()) };
+    let routes = changes.local_routes.iter().try_for_each(|route| netns.remove_local_route(route));
+    for error in [passthrough, mptcp, routes].into_iter().filter_map(Result::err) {
+        tracing::warn!(%error, "left as it is");
+    }
 }
 
 /// Pins of a container without a record: the state directory was lost. The folder's name says which entries
 /// are its.
 fn remove_unrecorded(node: &Node, container_id: &str, ifname: Option<&str>) -> Result<bool, Error> {
-    let pins = pins::current(node);
-    let container = pins.container(container_id);
     let wanted = ifname.map(names::encode);
-    let recorded: Vec<_> =
-        record::of_container(node, container_id)?.iter().map(|a| pins.attachment(&a.id)).collect();
+    let records = record::of_container(node, container_id)?;
     let mut found = false;
-    for folder in folders::of_container(&container)? {
-        let meant = wanted.as_ref().is_none_or(|name| folder.path().ends_with(name));
-        if !meant || recorded.contains(&folder) {
-            continue;
+    for generation in folders::generations(node)? {
+        let container = generation.container(container_id);
+        let recorded: Vec<_> = records.iter().map(|record| generation.attachment(&record.id)).collect();
+        for folder in folders::of_container(&container)? {
+            let meant = wanted.as_ref().is_none_or(|name| folder.path().ends_with(name));
+            if meant && !recorded.contains(&folder) {
+                remove_folder(node, &folder)?;
+                found = true;
+            }
         }
-        let cookies = folders::cookies(&folder)?;
-        links::remove_links(&folder)?;
-        for cookie in cookies {
-            Tables::open(node)?.sweep(cookie)?;
-        }
-        found = true;
+        remove_if_empty(&container);
     }
-    remove_if_empty(&container);
     Ok(found)
+}
+
+fn remove_folder(node: &Node, folder: &AttachmentFolder) -> Result<(), Error> {
+    let (cookies, shared) = (folders::cookies(folder)?, links::owners(&folder.link(Hook::Inbound)) > 1);
+    links::remove_links(folder)?;
+    if !shared {
+        for generation in folders::generations(node)? {
+            tables::sweep(&generation, |cookie| cookies.contains(&cookie))?;
+        }
+    }
+    Ok(())
 }

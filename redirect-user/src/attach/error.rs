@@ -5,9 +5,11 @@ use std::path::PathBuf;
 
 use crate::attach::survey::MOST_ADDRESSES;
 use crate::attach::{record, tables};
+use crate::ids::AttachmentId;
 use crate::kernel::hook::Hook;
 use crate::kernel::install;
 use crate::kernel::sys::SyscallError;
+use crate::node::lock;
 use crate::path_error::PathError;
 use crate::pod::routes::Inexpressible;
 use crate::pod::{netns, userns};
@@ -70,6 +72,21 @@ pub enum Error {
     /// A pin could not be changed.
     #[error(transparent)]
     Path(#[from] PathError),
+    /// The sidecar's listeners of a running pod could not be registered.
+    #[error("cannot register the sidecar's listeners: {source}; restart the sidecar")]
+    Listeners {
+        /// Why.
+        source: SyscallError,
+    },
+    /// The node's lock could not be had.
+    #[error(transparent)]
+    Lock(#[from] lock::Error),
+    /// DEL came for it while ADD waited for the node's lock.
+    #[error("container {}, interface {}, was deleted while its ADD was under way", id.container_id, id.ifname)]
+    Deleted {
+        /// Which.
+        id: AttachmentId,
+    },
     /// The boot id is needed to know whether a record is current.
     #[error("cannot read the boot id: {source}; is /proc mounted?")]
     BootId { source: io::Error },

@@ -1,4 +1,8 @@
-//! A pod's links and their pins: make, take over, hand over, remove.
+//! A pod's links and their pins: make, share, bring up to date, end.
+//!
+//! A link may have several owners: the interfaces of one container, or two sandboxes of one pod, which have
+//! the cgroup in common. Each owner has a name for the link in its own folder, a hard link to the first one's
+//! pin. So the file system counts the owners, and the last one ends the link.
 
 use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -11,8 +15,8 @@ use crate::attach::record::Attachment;
 use crate::kernel::folders;
 use crate::kernel::hook::Hook;
 use crate::kernel::object;
-use crate::kernel::pins::{self, AttachmentFolder};
-use crate::kernel::sys::{self, SyscallError};
+use crate::kernel::pins::{self, AttachmentFolder, Generation};
+use crate::kernel::sys::{self, LinkInfo, SyscallError};
 use crate::node::Node;
 use crate::node::fault;
 use crate::path_error::{PathError, fine_if_gone};
@@ -22,93 +26,200 @@ pub(crate) fn make_folder(node: &Node, attachment: &Attachment) -> Result<(), Pa
     folders::make(&pins::current(node).attachment(&attachment.id).netns(attachment.cookie))
 }
 
-/// Puts one link in its place. It may be there already: our own from a repeated call, another interface's of
-/// the same container, or, on the pod's cgroup, a leftover of the pod's previous sandbox.
+/// Puts one link in its place, with the installed program. The pod's cgroup or namespace may have it already:
+/// from a repeated call, another interface, the pod's previous sandbox, an earlier version, or an
+/// installation whose pins are lost. Then it is shared, without a moment in which the pod has none.
 pub(crate) fn link(node: &Node, planned: &Planned, hook: Hook) -> Result<(), Error> {
-    let folder = pins::current(node).attachment(&planned.attachment.id);
-    let pin = folder.link(hook);
-    let target = if hook.on_cgroup() { planned.attachment.cgroup_id } else { inode(planned.netns.file()) };
-    if let Some(own) = find_link(&folders::of_container(folder.container())?, hook, target) {
-        return Ok(take_over(&own, &pin)?);
-    }
-    remove_pin(&pin)?;
-    if let Some(leftover) = leftover(node, planned, hook)? {
-        return Ok(take_over(&leftover, &pin)?);
-    }
-    let failed = |source| link_error(&planned.attachment, hook, source);
-    let link = create_link(node, planned, hook).map_err(failed)?;
-    sys::obj_pin(link.as_fd(), &pin).map_err(failed)
+    let place = Place::new(node, planned, hook);
+    let pin = place.folder.link(hook);
+    let found = place.find().map_err(|source| place.error(source))?;
+    let Some(found) = found else {
+        remove_pin(&pin)?;
+        let link = place.create().map_err(|source| place.error(source))?;
+        return sys::obj_pin(link.as_fd(), &pin).map_err(|source| place.error(source));
+    };
+    place.file(&found, &pin)?;
+    place.refresh(&found).map_err(|source| place.error(source))?;
+    place.end_others(&found, &pin)
 }
 
-/// The link of another container to this very cgroup. The kernel links a program to a cgroup as often as it
-/// is asked (seen on Linux 6.18), and one that runs twice takes its own rewriting of a destination for what
-/// the application dialled, so the cgroup is asked first; only where it runs the program already are the pins
-/// searched for the link.
-fn leftover(node: &Node, planned: &Planned, hook: Hook) -> Result<Option<PathBuf>, Error> {
-    if !hook.on_cgroup() {
-        return Ok(None);
-    }
-    let failed = |source| link_error(&planned.attachment, hook, source);
-    let pins = pins::current(node);
-    let program = sys::obj_get(&pins.program(hook)).and_then(sys::program_id).map_err(failed)?;
-    let (attached, _) = sys::cgroup_programs(&planned.cgroup, hook).map_err(failed)?;
-    if !attached.contains(&program) {
-        return Ok(None);
-    }
-    Ok(find_link(&folders::attachments(&pins)?, hook, planned.attachment.cgroup_id))
+/// Where one hook of one pod is linked.
+struct Place<'a> {
+    node: &'a Node,
+    planned: &'a Planned,
+    hook: Hook,
+    pins: Generation,
+    folder: AttachmentFolder,
+    /// The cgroup's id or the namespace's inode.
+    target: u64,
 }
 
-fn create_link(node: &Node, planned: &Planned, hook: Hook) -> Result<OwnedFd, SyscallError> {
-    if hook.on_cgroup() {
-        sys::link_create(sys::obj_get(&pins::current(node).program(hook))?, &planned.cgroup, hook)
+/// A link that is there already.
+struct Found {
+    fd: OwnedFd,
+    info: LinkInfo,
+    /// One of its names; none when all its pins are lost.
+    pin: Option<PathBuf>,
+}
+
+impl<'a> Place<'a> {
+    fn new(node: &'a Node, planned: &'a Planned, hook: Hook) -> Place<'a> {
+        let attachment = &planned.attachment;
+        let pins = pins::current(node);
+        let folder = pins.attachment(&attachment.id);
+        let target = if hook.on_cgroup() { attachment.cgroup_id } else { inode(planned.netns.file()) };
+        Place { node, planned, hook, pins, folder, target }
+    }
+
+    fn error(&self, source: SyscallError) -> Error {
+        let attachment = &self.planned.attachment;
+        let target = if self.hook.on_cgroup() { &attachment.cgroup } else { &attachment.netns };
+        Error::Link { hook: self.hook, target: target.clone(), source }
+    }
+
+    /// The kernel links a program to a cgroup as often as it is asked (seen on Linux 6.18), and one that runs
+    /// twice takes its own rewriting of a destination for what the application dialled. So the kernel is
+    /// asked first; only where it runs a program of ours already are the pins, and then all links, searched
+    /// for it.
+    fn find(&self) -> Result<Option<Found>, SyscallError> {
+        if self.running()? == 0 {
+            return Ok(None);
+        }
+        let own = folders::of_container(self.folder.container()).unwrap_or_default();
+        if let Some(found) = self.pinned_in(&own) {
+            return Ok(Some(found));
+        }
+        for generation in folders::generations(self.node).unwrap_or_default() {
+            let all = folders::attachments(&generation).unwrap_or_default();
+            if let Some(found) = self.pinned_in(&all) {
+                return Ok(Some(found));
+            }
+        }
+        Ok(self.unpinned()?.into_iter().next())
+    }
+
+    /// How many programs of ours run at this hook of the target itself.
+    fn running(&self) -> Result<usize, SyscallError> {
+        let (programs, _) = if self.hook.on_cgroup() {
+            sys::programs_on(&self.planned.cgroup, self.hook)?
+        } else {
+            sys::programs_on(self.planned.netns.file(), self.hook)?
+        };
+        Ok(programs.into_iter().filter(|id| object::is_ours(*id, self.hook)).count())
+    }
+
+    fn pinned_in(&self, folders: &[AttachmentFolder]) -> Option<Found> {
+        folders.iter().find_map(|folder| {
+            let pin = folder.link(self.hook);
+            let fd = sys::obj_get(&pin).ok()?;
+            let info = sys::link_info(&fd).ok()?;
+            (info.target == self.target).then_some(Found { fd, info, pin: Some(pin) })
+        })
+    }
+
+    /// All links of the kernel at this hook of this target that run a program of ours.
+    fn unpinned(&self) -> Result<Vec<Found>, SyscallError> {
+        let mut found = Vec::new();
+        for id in sys::link_ids()? {
+            // One that ends meanwhile is none.
+            let Ok(fd) = sys::link_by_id(id) else { continue };
+            let Ok(info) = sys::link_info(&fd) else { continue };
+            if info.target == self.target && object::is_ours(info.program_id, self.hook) {
+                found.push(Found { fd, info, pin: None });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Gives the link a name in the attachment's own folder.
+    fn file(&self, found: &Found, pin: &Path) -> Result<(), Error> {
+        match &found.pin {
+            Some(from) if from == pin => Ok(()),
+            Some(from) => {
+                remove_pin(pin)?;
+                Ok(fs::hard_link(from, pin).map_err(PathError::at("share", from))?)
+            }
+            None => {
+                remove_pin(pin)?;
+                sys::obj_pin(found.fd.as_fd(), pin).map_err(|source| self.error(source))
+            }
+        }
+    }
+
+    fn create(&self) -> Result<OwnedFd, SyscallError> {
+        if self.hook.on_cgroup() {
+            sys::link_create(sys::obj_get(&self.pins.program(self.hook))?, &self.planned.cgroup, self.hook)
+        } else {
+            let entry = object::load_entry(self.node, self.planned.attachment.cookie)?;
+            sys::link_create(entry, self.planned.netns.file(), self.hook)
+        }
+    }
+
+    /// Brings the link to the installed program.
+    fn refresh(&self, found: &Found) -> Result<(), SyscallError> {
+        replace_program(self.node, self.hook, &found.fd, self.planned.attachment.cookie).map(drop)
+    }
+
+    /// Ends what runs beside the link that is kept: two generations of a hook on one pod. Their names become
+    /// names of the one that is kept.
+    fn end_others(&self, kept: &Found, pin: &Path) -> Result<(), Error> {
+        let failed = |source| self.error(source);
+        if self.running().map_err(failed)? < 2 {
+            return Ok(());
+        }
+        for other in self.unpinned().map_err(failed)?.iter().filter(|other| other.info.id != kept.info.id) {
+            for generation in folders::generations(self.node)? {
+                for folder in folders::attachments(&generation)? {
+                    let name = folder.link(self.hook);
+                    if sys::obj_get(&name).and_then(sys::link_info).is_ok_and(|info| info.id == other.info.id)
+                    {
+                        fs::remove_file(&name).map_err(PathError::at("remove", &name))?;
+                        fs::hard_link(pin, &name).map_err(PathError::at("share", pin))?;
+                    }
+                }
+            }
+            sys::link_detach(&other.fd).map_err(failed)?;
+        }
+        Ok(())
+    }
+}
+
+/// Brings a link to the installed program of its hook, by compare-and-swap; false when it runs that already.
+///
+/// # Errors
+/// `BPF_LINK_UPDATE`: ENOLINK when the cgroup or the namespace is gone.
+pub(crate) fn replace_program(
+    node: &Node,
+    hook: Hook,
+    link: &OwnedFd,
+    cookie: u64,
+) -> Result<bool, SyscallError> {
+    let old = sys::program_by_id(sys::link_info(link)?.program_id)?;
+    let new = if hook.on_cgroup() {
+        let new = sys::obj_get(&pins::current(node).program(hook))?;
+        if sys::program_id(&new)? == sys::program_id(&old)? {
+            return Ok(false);
+        }
+        new
     } else {
-        sys::link_create(object::load_entry(node, planned.attachment.cookie)?, planned.netns.file(), hook)
-    }
-}
-
-fn link_error(attachment: &Attachment, hook: Hook, source: SyscallError) -> Error {
-    let target = if hook.on_cgroup() { attachment.cgroup.clone() } else { attachment.netns.clone() };
-    Error::Link { hook, target, source }
-}
-
-/// Files an existing link under this attachment; the program never stops running.
-fn take_over(from: &Path, to: &Path) -> Result<(), PathError> {
-    if from == to {
-        return Ok(());
-    }
-    fs::rename(from, to).map_err(PathError::at("take over", from))
+        if object::leads_here(node, &old)? {
+            return Ok(false);
+        }
+        object::load_entry(node, cookie)?
+    };
+    sys::link_update(link, new, old).map(|()| true)
 }
 
 fn inode(file: &fs::File) -> u64 {
     file.metadata().map(|metadata| metadata.ino()).unwrap_or(0)
 }
 
-/// A pinned link of this hook on this very target in one of the folders.
-fn find_link(folders: &[AttachmentFolder], hook: Hook, target: u64) -> Option<PathBuf> {
-    folders
-        .iter()
-        .map(|folder| folder.link(hook))
-        .find(|pin| sys::obj_get(pin).and_then(sys::link_info).is_ok_and(|info| info.target == target))
+/// How many attachments have this link; 0 when there is no such pin.
+pub(crate) fn owners(pin: &Path) -> u64 {
+    fs::symlink_metadata(pin).map_or(0, |metadata| metadata.nlink())
 }
 
-/// Moves the links to another interface's folder.
-pub(crate) fn hand_over(
-    node: &Node,
-    folder: &AttachmentFolder,
-    sibling: &Attachment,
-) -> Result<(), PathError> {
-    make_folder(node, sibling)?;
-    let target = pins::current(node).attachment(&sibling.id);
-    for hook in Hook::ALL.iter().copied() {
-        let (from, to) = (folder.link(hook), target.link(hook));
-        if from.exists() && !to.exists() {
-            fs::rename(&from, &to).map_err(PathError::at("hand over", from))?;
-        }
-    }
-    remove_links(folder)
-}
-
-/// Removes an attachment's folder with its links.
+/// Removes an attachment's folder with its names of links.
 pub(crate) fn remove_links(folder: &AttachmentFolder) -> Result<(), PathError> {
     // Producers first: no connect() may be rewritten when nothing answers SO_ORIGINAL_DST any more.
     for hook in Hook::ALL.iter().rev().copied() {
@@ -118,9 +229,11 @@ pub(crate) fn remove_links(folder: &AttachmentFolder) -> Result<(), PathError> {
     folders::remove_tree(folder.path())
 }
 
-/// Ends a link and removes its pin.
+/// Removes one name of a link; with the last one the link ends.
 fn remove_pin(path: &Path) -> Result<(), PathError> {
-    if let Ok(link) = sys::obj_get(path) {
+    if owners(path) == 1
+        && let Ok(link) = sys::obj_get(path)
+    {
         // It fails for a link whose cgroup or namespace is gone: that one has ended already.
         let _ = sys::link_detach(link);
     }

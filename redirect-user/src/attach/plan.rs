@@ -31,6 +31,8 @@ pub struct Request {
     pub network: Option<String>,
     /// Addresses that the plugins before us gave to the pod, the preferred ones first.
     pub addresses: Vec<IpAddr>,
+    /// Directories of the cgroup that were made for it, the outer ones first: the undo removes them.
+    pub made_cgroups: Vec<PathBuf>,
 }
 
 /// A pod that is about to be attached: its record, and what it is made of, open.
@@ -105,6 +107,8 @@ fn describe(request: &Request, cgroup: &fs::File, netns: &mut Netns) -> Result<A
         host_uid,
         host_gid,
         host_groups,
+        orphaned: false,
+        made_cgroups: request.made_cgroups.clone(),
         changes: NetnsChanges {
             mptcp_disabled: netns.mptcp()?,
             passthrough6: found.passthrough6,

@@ -4,11 +4,13 @@
 use std::fs;
 use std::io::{self, Write as _};
 use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{AttachmentId, PodRef};
+use crate::node::lock::NodeLock;
 use crate::node::{Node, names};
 use crate::path_error::{PathError, fine_if_gone};
 use crate::pod::netns::LocalRoute;
@@ -75,37 +77,54 @@ pub struct Attachment {
     pub host_groups: std::collections::BTreeSet<u32>,
     /// What was added to the namespace.
     pub changes: NetnsChanges,
+    /// The runtime's GC no longer lists it, but processes run in its cgroup: it goes when they do.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub orphaned: bool,
+    /// The directories of its cgroup that ADD made, the outer ones first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub made_cgroups: Vec<PathBuf>,
 }
 
 /// Why a record could not be read or written.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the text of a variant says what its fields are")]
 pub enum Error {
     /// Reading or writing failed.
     #[error(transparent)]
     Path(#[from] PathError),
-    /// The content is not what was written.
-    #[error("{path} is not an attachment: {source}; remove it and run `redirect gc`")]
-    Decode { path: PathBuf, source: serde_json::Error },
+    /// The record cannot be put into words.
+    #[error("cannot write {path} as JSON: {source}")]
+    Decode {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
 }
 
 impl Attachment {
-    /// Writes the file: whole or not at all.
+    /// Writes the file: whole or not at all, also when the machine loses its power meanwhile.
     ///
     /// # Errors
     /// The state directory is not writable.
     pub(crate) fn store(&self, node: &Node) -> Result<(), Error> {
         let path = node.attachment(&self.id);
         let unfinished = path.with_extension("new");
-        let text =
-            serde_json::to_vec_pretty(self).map_err(|source| Error::Decode { path: path.clone(), source })?;
+        let text = serde_json::to_vec(self).map_err(|source| Error::Decode { path: path.clone(), source })?;
         let write = || {
-            fs::create_dir_all(node.attachments())?;
-            let mut file = fs::File::create(&unfinished)?;
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(node.attachments())?;
+            let mut options = fs::OpenOptions::new();
+            let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
             file.write_all(&text)?;
-            fs::rename(&unfinished, &path)
+            file.sync_all()?;
+            fs::rename(&unfinished, &path)?;
+            fs::File::open(node.attachments())?.sync_all()
         };
         Ok(write().map_err(PathError::at("write", &path))?)
+    }
+
+    /// Whether the file is still there.
+    pub(crate) fn is_stored(&self, node: &Node) -> bool {
+        node.attachment(&self.id).exists()
     }
 
     /// Removes the file; fine when it is gone.
@@ -124,30 +143,84 @@ impl Attachment {
     }
 }
 
-/// All attachments of the node, in the order of their names.
+/// All attachments of the node, in the order of their names. A record that cannot be understood hides no
+/// other: [`unreadable`] names it, and its pod counts as one without a record.
 ///
 /// # Errors
-/// A file cannot be read or is not an attachment.
+/// The folder or a file in it may not be read.
 pub fn all(node: &Node) -> Result<Vec<Attachment>, Error> {
+    Ok(read_all(node, None)?.into_iter().filter_map(Result::ok).collect())
+}
+
+/// One attachment; `None` when it has no record that can be understood.
+///
+/// # Errors
+/// As [`all`].
+pub fn of(node: &Node, id: &AttachmentId) -> Result<Option<Attachment>, Error> {
+    Ok(read(&node.attachment(id))?.and_then(Result::ok))
+}
+
+/// The attachments of a container.
+///
+/// # Errors
+/// As [`all`].
+pub fn of_container(node: &Node, container_id: &str) -> Result<Vec<Attachment>, Error> {
+    Ok(read_all(node, Some(container_id))?.into_iter().filter_map(Result::ok).collect())
+}
+
+/// Whether a container has a record, one that cannot be understood included.
+///
+/// # Errors
+/// As [`all`].
+pub(crate) fn exists(node: &Node, container_id: &str) -> Result<bool, Error> {
+    Ok(!read_all(node, Some(container_id))?.is_empty())
+}
+
+/// The records that cannot be understood: empty, cut off, or of a version with other fields.
+///
+/// # Errors
+/// As [`all`].
+pub fn unreadable(node: &Node) -> Result<Vec<Unreadable>, Error> {
+    Ok(read_all(node, None)?.into_iter().filter_map(Result::err).collect())
+}
+
+/// Puts records that cannot be understood where they stop nothing and can still be looked at.
+///
+/// # Errors
+/// The state directory is not writable.
+pub(crate) fn set_aside(node: &Node, _lock: &NodeLock, container_id: Option<&str>) -> Result<(), Error> {
+    for record in read_all(node, container_id)?.into_iter().filter_map(Result::err) {
+        let aside = node.set_aside().join(record.path.file_name().unwrap_or_default());
+        let moved = fs::create_dir_all(node.set_aside()).and_then(|()| fs::rename(&record.path, &aside));
+        moved.map_err(PathError::at("set aside", &record.path))?;
+        tracing::warn!(record = %record, aside = %aside.display(), "set a record aside");
+    }
+    Ok(())
+}
+
+/// A record that cannot be understood.
+#[derive(Debug)]
+pub struct Unreadable {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+impl std::fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} cannot be read as a record: {}", self.path.display(), self.problem)
+    }
+}
+
+fn read_all(node: &Node, container_id: Option<&str>) -> Result<Vec<Result<Attachment, Unreadable>>, Error> {
     let folder = node.attachments();
     let entries = match fs::read_dir(&folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(source) => return Err(PathError { what: "list", path: folder, source }.into()),
     };
-    let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
-    paths.sort();
-    paths.iter().filter_map(|path| read(path).transpose()).collect()
-}
-
-/// The attachments of a container.
-///
-/// # Errors
-/// As [`all`], for this container's files only: another's broken file does not keep a pod from being deleted.
-pub fn of_container(node: &Node, container_id: &str) -> Result<Vec<Attachment>, Error> {
-    let prefix = format!("{}.", names::encode(container_id));
-    let Ok(entries) = fs::read_dir(node.attachments()) else { return Ok(Vec::new()) };
+    let prefix = container_id.map(|id| format!("{}.", names::encode(id))).unwrap_or_default();
     let mut paths: Vec<_> = entries
         .flatten()
         .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
@@ -159,13 +232,19 @@ pub fn of_container(node: &Node, container_id: &str) -> Result<Vec<Attachment>, 
 }
 
 /// Reads one; `None` when it was removed meanwhile.
-fn read(path: &Path) -> Result<Option<Attachment>, Error> {
-    let text = match fs::read(path) {
-        Ok(text) => text,
+fn read(path: &Path) -> Result<Option<Result<Attachment, Unreadable>>, Error> {
+    let problem = match fs::read(path) {
+        Ok(text) => match serde_json::from_slice(&text) {
+            Ok(attachment) => return Ok(Some(Ok(attachment))),
+            Err(error) => error.to_string(),
+        },
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(PathError { what: "read", path: path.into(), source }.into()),
+        Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(PathError { what: "read", path: path.into(), source }.into());
+        }
+        Err(error) => error.to_string(),
     };
-    serde_json::from_slice(&text).map(Some).map_err(|source| Error::Decode { path: path.into(), source })
+    Ok(Some(Err(Unreadable { path: path.into(), problem })))
 }
 
 /// The id of this boot.

@@ -1,6 +1,6 @@
 //! A pod's entries in the maps: written, compared and taken out again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -15,9 +15,11 @@ use redirect_common::{
 
 use crate::attach::entries::Entries;
 use crate::attach::full::{self, Full};
-use crate::kernel::pins;
-use crate::kernel::sys::{self, SyscallError};
+use crate::kernel::folders;
+use crate::kernel::pins::{self, Generation};
+use crate::kernel::sys::{self, RawMap, SyscallError};
 use crate::node::Node;
+use crate::path_error::PathError;
 
 /// Why a map could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +36,23 @@ pub enum Error {
     Full(#[from] Box<Full>),
     /// The keys of a map could not be listed or removed.
     #[error("cannot empty map {map}: {source}")]
-    Scan { map: &'static str, source: SyscallError },
+    Scan {
+        /// Which map.
+        map: &'static str,
+        /// Why.
+        source: SyscallError,
+    },
+    /// What belongs to pods that are gone could not be taken out.
+    #[error("cannot sweep map {map}: {source}")]
+    Sweep {
+        /// Which map.
+        map: String,
+        /// Why.
+        source: SyscallError,
+    },
+    /// A folder of maps cannot be read.
+    #[error(transparent)]
+    Path(#[from] PathError),
     /// The number of CPUs is needed for per-CPU values.
     #[error("cannot read {path}: {source}")]
     Cpus { path: &'static str, source: std::io::Error },
@@ -180,16 +198,6 @@ impl Tables {
         Ok(())
     }
 
-    /// Takes out everything that belongs to a pod whose entries are not known any more, by looking at every
-    /// key.
-    ///
-    /// # Errors
-    /// A map is not readable or writable.
-    pub fn sweep(&mut self, cookie: u64) -> Result<(), Error> {
-        let entries = self.entries(cookie)?;
-        self.remove(cookie, &entries)
-    }
-
     /// Takes out what a pod has besides `wanted`: entries of a policy that it had before. Looks at every key.
     ///
     /// # Errors
@@ -203,6 +211,23 @@ impl Tables {
         stale.sets.retain(|entry| !sets.contains(entry));
         stale.own.retain(|entry| !wanted.own.contains(entry));
         self.remove_entries(cookie, &stale)
+    }
+
+    /// Whether the maps hold exactly these entries for a pod.
+    ///
+    /// # Errors
+    /// A map is not readable.
+    pub(crate) fn holds(&self, cookie: u64, expected: Entries) -> Result<bool, Error> {
+        // As keys: a policy may name a range twice, or by an address inside it.
+        let as_keys = |entries: Entries| {
+            let ranges =
+                entries.ranges.into_iter().map(|(list, range, holds)| ((list, range.trunc()), holds));
+            let ports = entries.ports.into_iter().map(|(set, block, ports)| ((set, block), ports));
+            let sets: BTreeSet<_> = entries.sets.into_iter().collect();
+            let own: BTreeSet<_> = entries.own.into_iter().collect();
+            (ranges.collect::<BTreeMap<_, _>>(), ports.collect::<BTreeMap<_, _>>(), sets, own)
+        };
+        Ok(as_keys(self.entries(cookie)?) == as_keys(expected))
     }
 
     /// What the maps hold for a pod.
@@ -246,14 +271,6 @@ impl Tables {
         change_optional("read", "PODS", self.pods.get(&cookie, 0))
     }
 
-    /// All enrolled pods.
-    ///
-    /// # Errors
-    /// The map is not readable.
-    pub fn cookies(&self) -> Result<Vec<u64>, Error> {
-        self.pods.keys().map(|key| change("read", "PODS", key)).collect()
-    }
-
     /// Sets until when a reader wants trace records of a pod (`CLOCK_MONOTONIC`, nanoseconds; 0 for off).
     ///
     /// # Errors
@@ -274,6 +291,30 @@ impl Tables {
         };
         Ok(Event::ALL.iter().map(|event| (*event, sum(*event))).collect())
     }
+}
+
+/// Takes out of every map of a version what belongs to the pods for which `gone` is true, in
+/// every layout; the configurations first. Returns whose entries these were. A map whose pin is lost is none.
+///
+/// # Errors
+/// A map is not readable or writable.
+pub(crate) fn sweep(generation: &Generation, gone: impl Fn(u64) -> bool) -> Result<BTreeSet<u64>, Error> {
+    let mut paths = folders::list(&generation.maps())?;
+    paths.sort_by_key(|path| (!path.ends_with("PODS"), path.clone()));
+    let mut swept = BTreeSet::new();
+    for path in paths {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let failed = |source| Error::Sweep { map: name.clone(), source };
+        let Some(map) = RawMap::open(&path).map_err(failed)? else { continue };
+        for key in map.keys().map_err(failed)? {
+            let cookie = map.cookie(&key);
+            if gone(cookie) {
+                map.remove(&key).map_err(failed)?;
+                swept.insert(cookie);
+            }
+        }
+    }
+    Ok(swept)
 }
 
 fn open<T>(node: &Node, name: &str) -> Result<T, Error>

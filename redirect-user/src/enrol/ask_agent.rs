@@ -9,6 +9,8 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use serde::Deserialize;
 
 use super::protocol::{self, Answer, MAX_LINE, ProblemKind, Question, Response};
@@ -66,7 +68,7 @@ impl Exchange<'_> {
     /// Retries while there is no listener: the agent may be about to start.
     fn connect(&self) -> io::Result<UnixStream> {
         loop {
-            match UnixStream::connect(&self.agent.socket) {
+            match UnixStream::connect(&self.agent.socket).and_then(trusted) {
                 Err(error) if nobody_listens(&error) && self.left() > RETRY => std::thread::sleep(RETRY),
                 other => return other,
             }
@@ -154,6 +156,16 @@ impl Exchange<'_> {
         let (pod, socket) = (self.pod.clone(), self.agent.socket.clone());
         Box::new(Asked { pod, socket, waited: self.since.elapsed() })
     }
+}
+
+/// What the agent says decides whether a pod is redirected: only root, or who runs the plugin, may say it.
+fn trusted(stream: UnixStream) -> io::Result<UnixStream> {
+    let peer = getsockopt(&stream, PeerCredentials)?.uid();
+    if peer == 0 || peer == nix::unistd::geteuid().as_raw() {
+        return Ok(stream);
+    }
+    let text = format!("uid {peer} answers there, and only root may");
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
 }
 
 fn nobody_listens(error: &io::Error) -> bool {

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::kernel::pins::{self, AttachmentFolder, Generation};
+use crate::node::Node;
 use crate::path_error::{PathError, fine_if_gone};
 
 /// The entries of a folder; none when it is gone.
@@ -17,6 +18,15 @@ pub(crate) fn list(folder: &Path) -> Result<Vec<PathBuf>, PathError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(source) => Err(PathError { what: "list", path: folder.into(), source }),
     }
+}
+
+/// The folders of all ABI versions that are on the node: this one's and those that pods of another one still
+/// use.
+///
+/// # Errors
+/// The folder is there and cannot be read.
+pub(crate) fn generations(node: &Node) -> Result<Vec<Generation>, PathError> {
+    Ok(list(&pins::root(node))?.into_iter().filter_map(Generation::found).collect())
 }
 
 /// The attachments' folders of a container, `pods/<container>/<ifname>`.

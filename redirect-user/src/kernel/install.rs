@@ -1,7 +1,7 @@
 //! Load once: puts the programs and maps of this version on the node.
 //!
-//! Everything is pinned below a folder that only the last step renames to its final name, so an installation
-//! is there whole or not at all.
+//! Everything is pinned below a folder of its own and put in place by renaming, the stamp last, so an
+//! installation is there whole or not at all.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use crate::kernel::folders::{self, remove_tree};
 use crate::kernel::hook::Hook;
 use crate::kernel::object::OBJECT;
 use crate::kernel::pins;
+use crate::kernel::stamp::Stamp;
 use crate::node::fault;
 use crate::node::lock::NodeLock;
 use crate::node::{Node, is_bpffs};
@@ -57,46 +58,131 @@ pub enum Error {
     },
 }
 
-/// Whether this version is installed.
-#[must_use]
-pub fn installed(node: &Node) -> bool {
-    pins::current(node).programs().exists()
+/// How much of this version is on the node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Installed {
+    /// Nothing.
+    Not,
+    /// Pins are missing: half a removal, or somebody removed them.
+    Partly {
+        /// The first one that is missing.
+        missing: PathBuf,
+    },
+    /// Every pin is there.
+    Wholly,
 }
 
-/// Installs this version if it is not there.
+/// Looks for every pin of this version.
+#[must_use]
+pub fn state(node: &Node) -> Installed {
+    let pins = pins::current(node);
+    if !pins.programs().exists() && !pins.maps().exists() {
+        return Installed::Not;
+    }
+    // Without a stamp the exchange of an installation was interrupted: programs and maps may not belong
+    // together.
+    let Some(Stamp { maps, .. }) = Stamp::read(&pins) else {
+        return Installed::Partly { missing: pins.stamp() };
+    };
+    let programs = Hook::ALL.iter().map(|hook| pins.program(*hook));
+    let all = programs.chain(maps.iter().map(|map| pins.map(map))).chain([pins.maps()]);
+    match { all }.find(|pin| fs::symlink_metadata(pin).is_err()) {
+        Some(missing) => Installed::Partly { missing },
+        None => Installed::Wholly,
+    }
+}
+
+/// Whether this version is installed: every pin is there.
+#[must_use]
+pub fn installed(node: &Node) -> bool {
+    state(node) == Installed::Wholly
+}
+
+/// What [`ensure`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ensured {
+    /// It was there.
+    Already,
+    /// It was made, with empty maps: pods that were attached before must be repaired.
+    Fresh,
+}
+
+/// Installs this version if it is not there, wholly.
 ///
 /// # Errors
 /// See [`Error`]; nothing is left half-done.
-pub fn ensure(node: &Node, _lock: &NodeLock) -> Result<(), Error> {
-    if installed(node) {
-        return Ok(());
+pub fn ensure(node: &Node, _lock: &NodeLock) -> Result<Ensured, Error> {
+    let found = state(node);
+    if found == Installed::Wholly {
+        return Ok(Ensured::Already);
     }
     if !is_bpffs(&node.bpffs).unwrap_or(false) {
         return Err(Error::NoBpffs { path: node.bpffs.clone() });
     }
+    if let Installed::Partly { missing } = &found {
+        tracing::warn!(missing = %missing.display(), "the installation has lost pins and is made again");
+    }
     let unfinished = pins::unfinished(node);
     remove_tree(&unfinished)?;
-    let result = prepare(&unfinished).and_then(|()| {
+    let result = prepare(&unfinished).and_then(|maps| {
         fault::point("install-rename");
-        fs::rename(&unfinished, pins::current(node).folder())
-            .map_err(PathError::at("rename", &unfinished))?;
-        Ok(())
+        put_in_place(node, &unfinished, maps)
     });
-    if result.is_err() {
-        let _ = remove_tree(&unfinished);
-    }
-    result
+    let _ = remove_tree(&unfinished);
+    result.map(|()| Ensured::Fresh)
 }
 
-/// Removes this version from the node. Links of living pods keep their programs and maps until they go
+/// Programs and maps go to their places, the stamp last. The pods' links stay where they are.
+fn put_in_place(node: &Node, unfinished: &Path, maps: Vec<String>) -> Result<(), Error> {
+    let pins = pins::current(node);
+    folders::make(&pins.pods())?;
+    discard(node, &pins.stamp())?;
+    for (from, to) in [("maps", pins.maps()), ("progs", pins.programs())] {
+        discard(node, &to)?;
+        fs::rename(unfinished.join(from), &to).map_err(PathError::at("put in place", to))?;
+    }
+    Stamp::own(maps).write(&pins)?;
+    Ok(())
+}
+
+/// Removes something in two steps: what has been renamed counts as gone.
+fn discard(node: &Node, path: &Path) -> Result<(), Error> {
+    let old = pins::discarded(node);
+    remove_tree(&old)?;
+    if fs::symlink_metadata(path).is_err() {
+        return Ok(());
+    }
+    folders::make(&old)?;
+    fs::rename(path, old.join("discarded")).map_err(PathError::at("discard", path))?;
+    fault::point("discard-renamed");
+    Ok(remove_tree(&old)?)
+}
+
+/// Removes every version from the node. Links of living pods keep their programs and maps until they go
 /// themselves.
 ///
 /// # Errors
 /// A pin cannot be removed.
 pub fn remove(node: &Node, _lock: &NodeLock) -> Result<(), Error> {
     remove_tree(&pins::unfinished(node))?;
-    remove_tree(pins::current(node).folder())?;
+    for generation in folders::generations(node)? {
+        discard(node, generation.folder())?;
+    }
+    remove_tree(&pins::discarded(node))?;
     fine_if_gone(fs::remove_dir(pins::root(node))).map_err(PathError::at("remove", pins::root(node)))?;
+    Ok(())
+}
+
+/// Removes the folder of another version when no pod uses it any more.
+///
+/// # Errors
+/// A pin cannot be removed.
+pub(crate) fn remove_unused(node: &Node, _lock: &NodeLock) -> Result<(), Error> {
+    for generation in folders::generations(node)? {
+        if generation != pins::current(node) && folders::list(&generation.pods())?.is_empty() {
+            discard(node, generation.folder())?;
+        }
+    }
     Ok(())
 }
 
@@ -117,8 +203,9 @@ pub fn try_load() -> Result<String, String> {
     Ok("every program can be loaded".into())
 }
 
-fn prepare(unfinished: &Path) -> Result<(), Error> {
-    for folder in ["progs", "maps", "pods"] {
+/// Loads and pins everything below a folder; the names of the maps.
+fn prepare(unfinished: &Path) -> Result<Vec<String>, Error> {
+    for folder in ["progs", "maps"] {
         folders::make(&unfinished.join(folder))?;
     }
     let mut object =
@@ -129,7 +216,8 @@ fn prepare(unfinished: &Path) -> Result<(), Error> {
     }
     fault::point("install-maps");
     load_all(&mut object, &unfinished.join("progs"))?;
-    lead_to_inbound(&unfinished.join("maps").join("INBOUND"), &unfinished.join("progs"))
+    lead_to_inbound(&unfinished.join("maps").join("INBOUND"), &unfinished.join("progs"))?;
+    Ok(map_names(&object))
 }
 
 /// Makes the programs in the pods' namespaces go on in the `inbound` of a folder of programs: one step for
@@ -151,7 +239,7 @@ pub(crate) fn lead_to_inbound(map: &Path, programs: &Path) -> Result<(), Error> 
 ///
 /// # Errors
 /// See [`Error`].
-pub(crate) fn prepare_programs(node: &Node, _lock: &NodeLock, folder: &Path) -> Result<(), Error> {
+pub(crate) fn prepare_programs(node: &Node, _lock: &NodeLock, folder: &Path) -> Result<Stamp, Error> {
     folders::make(folder)?;
     let maps = folders::list(&pins::current(node).maps())?;
     let mut loader = EbpfLoader::new();
@@ -165,7 +253,16 @@ pub(crate) fn prepare_programs(node: &Node, _lock: &NodeLock, folder: &Path) -> 
         let path = folder.join(name.trim_start_matches('.'));
         map.pin(&path).map_err(|source| Error::Pin { path, source: Box::new(source) })?;
     }
-    load_all(&mut object, folder)
+    load_all(&mut object, folder)?;
+    Ok(Stamp::own(map_names(&object)))
+}
+
+/// The maps that a version pins in its folder of maps.
+pub(crate) fn map_names(object: &Ebpf) -> Vec<String> {
+    let mut names: Vec<String> =
+        object.maps().map(|(name, _)| name.to_owned()).filter(|name| !name.starts_with('.')).collect();
+    names.sort();
+    names
 }
 
 fn load_all(object: &mut Ebpf, folder: &Path) -> Result<(), Error> {

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
+use crate::kernel::hook::Hook;
 use crate::kernel::pins;
 use crate::kernel::sys::{self, SyscallError};
 use crate::node::Node;
@@ -20,6 +21,26 @@ pub(crate) fn load_entry(node: &Node, cookie: u64) -> Result<OwnedFd, SyscallErr
     let entered = sys::obj_get(&pins::current(node).map("ENTERED"))?;
     let inbound = sys::obj_get(&pins::current(node).map("INBOUND"))?;
     sys::load_sk_lookup(&entry(cookie, entered.as_raw_fd(), inbound.as_raw_fd()), "inbound")
+}
+
+/// Whether a pod's own program goes on in the programs that are installed now.
+///
+/// # Errors
+/// A map is not pinned, or the program cannot be asked.
+pub(crate) fn leads_here(node: &Node, entry: &OwnedFd) -> Result<bool, SyscallError> {
+    let inbound = sys::map_id(sys::obj_get(&pins::current(node).map("INBOUND"))?)?;
+    Ok(sys::program_info(entry)?.maps.contains(&inbound))
+}
+
+/// Whether a loaded program is one of ours for this hook, of whichever version or installation: by its name,
+/// and by a map that it uses.
+pub(crate) fn is_ours(program: u32, hook: Hook) -> bool {
+    const MAPS: [&str; 5] = ["PODS", "ENTERED", "ORIGIN", "DESTINATIONS", "HANDOFF"];
+    let info = sys::program_by_id(program).and_then(sys::program_info);
+    info.is_ok_and(|info| {
+        let named = |id: &u32| sys::map_name(*id).is_ok_and(|name| MAPS.contains(&name.as_str()));
+        info.name == hook.name() && info.maps.iter().any(named)
+    })
 }
 
 /// The instructions, 8 bytes each: code, registers (source in the upper half), offset, immediate;

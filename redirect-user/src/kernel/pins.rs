@@ -3,11 +3,13 @@
 //! ```text
 //! <bpffs>/redirect-cni/
 //!   new/                                   an installation that has not finished
+//!   old/                                   one that is being removed
+//!   v<ABI>/object                          a symbolic link whose text says what is installed
 //!   v<ABI>/progs/<hook>                    programs, loaded once per node, and their constants (`rodata`)
 //!   v<ABI>/progs-new/                      during an upgrade, the other set of programs
 //!   v<ABI>/maps/<map>
 //!   v<ABI>/pods/<container-id>/<ifname>/   one attachment:
-//!       <hook>                             a link
+//!       <hook>                             a link, perhaps one of several names that it has
 //!       netns-<cookie>/                    a folder whose name says which pod's entries the maps hold
 //! ```
 
@@ -32,10 +34,16 @@ pub fn unfinished(node: &Node) -> PathBuf {
     root(node).join("new")
 }
 
+/// Where a removal begins: what has been renamed to this is not installed any more, however far it gets.
+#[must_use]
+pub fn discarded(node: &Node) -> PathBuf {
+    root(node).join("old")
+}
+
 /// The pins of this library's version.
 #[must_use]
 pub fn current(node: &Node) -> Generation {
-    Generation { folder: root(node).join(format!("v{ABI_VERSION}")) }
+    Generation { folder: root(node).join(format!("v{ABI_VERSION}")), abi: ABI_VERSION }
 }
 
 /// Programs, maps and attachments of one ABI version: a folder of its own, so that two versions can stand
@@ -43,13 +51,33 @@ pub fn current(node: &Node) -> Generation {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Generation {
     folder: PathBuf,
+    abi: u32,
 }
 
 impl Generation {
+    /// A folder that was found by listing; `None` when it is not a version's.
+    #[must_use]
+    pub fn found(folder: PathBuf) -> Option<Generation> {
+        let abi = folder.file_name()?.to_str()?.strip_prefix('v')?.parse().ok()?;
+        Some(Generation { folder, abi })
+    }
+
+    /// Which ABI version.
+    #[must_use]
+    pub fn abi(&self) -> u32 {
+        self.abi
+    }
+
     /// The folder.
     #[must_use]
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// A symbolic link whose target is no path but says what is installed: see [`crate::kernel::stamp`].
+    #[must_use]
+    pub fn stamp(&self) -> PathBuf {
+        self.folder.join("object")
     }
 
     /// The folder of the programs.

@@ -1,8 +1,12 @@
 //! Raw bpf(2) and socket calls for what aya does not offer: opening and pinning links of pinned programs
 //! without reading the kernel's BTF, replacing the program of a link, loading prepared instructions.
 //!
-//! One function per command, one error type that names it. The structs are those that aya generates from
-//! `linux/bpf.h`.
+//! One function per command, one error type that names it. [`info`] asks about links and programs, [`maps`]
+//! changes maps, [`sockets`] asks sockets. The structs are those that aya generates from `linux/bpf.h`.
+
+mod info;
+mod maps;
+mod sockets;
 
 use std::ffi::CString;
 use std::io;
@@ -10,11 +14,17 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use aya_obj::generated::{
-    bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_link_type, bpf_prog_info, bpf_prog_type,
-};
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_type};
 
 use crate::kernel::hook::Hook;
+
+pub use self::info::{
+    LinkInfo, ProgramInfo, link_by_id, link_ids, link_info, program_by_id, program_id, program_info,
+};
+pub use self::maps::{RawMap, map_delete, map_id, map_keys, map_name, map_update};
+pub use self::sockets::{
+    descriptor_of, is_listening, netns_cookie, open_process, socket_cookie, socket_domain,
+};
 
 /// A system call that failed.
 #[derive(Debug, thiserror::Error)]
@@ -150,115 +160,6 @@ pub fn link_detach(link: impl AsFd) -> Result<()> {
     bpf(bpf_cmd::BPF_LINK_DETACH, "BPF_LINK_DETACH", &mut attr).map(drop)
 }
 
-/// What the kernel says of a link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LinkInfo {
-    /// The link's id.
-    pub id: u32,
-    /// The program that it runs.
-    pub program_id: u32,
-    /// The cgroup's id, or the inode of the network namespace; 0 when the target is gone.
-    pub target: u64,
-}
-
-/// Asks about a link.
-///
-/// # Errors
-/// `BPF_OBJ_GET_INFO_BY_FD`.
-pub fn link_info(link: impl AsFd) -> Result<LinkInfo> {
-    // SAFETY: integers, and unions of integers.
-    let mut info: bpf_link_info = unsafe { std::mem::zeroed() };
-    object_info(link, &mut info)?;
-    let target = if info.type_ == bpf_link_type::BPF_LINK_TYPE_CGROUP as u32 {
-        // SAFETY: the link's type says which member of the union the kernel wrote.
-        unsafe { info.__bindgen_anon_1.cgroup.cgroup_id }
-    } else {
-        // SAFETY: we make no links but to cgroups and network namespaces.
-        u64::from(unsafe { info.__bindgen_anon_1.netns.netns_ino })
-    };
-    Ok(LinkInfo { id: info.id, program_id: info.prog_id, target })
-}
-
-/// The id of a program.
-///
-/// # Errors
-/// `BPF_OBJ_GET_INFO_BY_FD`.
-pub fn program_id(program: impl AsFd) -> Result<u32> {
-    // SAFETY: integers and arrays of integers.
-    let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
-    object_info(program, &mut info)?;
-    Ok(info.id)
-}
-
-fn object_info<I>(object: impl AsFd, info: &mut I) -> Result<()> {
-    let mut attr = attr();
-    attr.info.bpf_fd = raw(&object);
-    attr.info.info_len = size_of::<I>() as u32;
-    attr.info.info = std::ptr::from_mut(info) as u64;
-    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, "BPF_OBJ_GET_INFO_BY_FD", &mut attr).map(drop)
-}
-
-/// All keys of a hash map, some thousand per call. `K` and `V` are the map's key and value types.
-///
-/// # Errors
-/// `BPF_MAP_LOOKUP_BATCH` (Linux 5.6 for hash maps).
-pub fn map_keys<K: aya::Pod, V: aya::Pod>(map: impl AsFd) -> Result<Vec<K>> {
-    // More than a bucket of the map will ever hold, or the kernel answers ENOSPC.
-    const AT_ONCE: usize = 4096;
-    const CALL: &str = "BPF_MAP_LOOKUP_BATCH";
-    let mut found = Vec::new();
-    let mut keys: Vec<K> = Vec::with_capacity(AT_ONCE);
-    let mut values: Vec<V> = Vec::with_capacity(AT_ONCE);
-    let (mut position, mut next) = (0_u32, 0_u32);
-    let mut started = false;
-    loop {
-        let mut attr = attr();
-        attr.batch.in_batch = if started { (&raw const position) as u64 } else { 0 };
-        attr.batch.out_batch = (&raw mut next) as u64;
-        attr.batch.keys = keys.as_mut_ptr() as u64;
-        attr.batch.values = values.as_mut_ptr() as u64;
-        attr.batch.count = AT_ONCE as u32;
-        attr.batch.map_fd = raw(&map);
-        let result = bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, CALL, &mut attr);
-        let end = matches!(&result, Err(error) if error.errno() == Some(libc::ENOENT));
-        if !end {
-            result?;
-        }
-        // SAFETY: the kernel has written `count` keys, no more than the capacity; any bytes are a valid
-        // `Pod`. `batch` is the member of the union that this command uses.
-        unsafe { keys.set_len((attr.batch.count as usize).min(AT_ONCE)) };
-        found.extend_from_slice(&keys);
-        if end {
-            return Ok(found);
-        }
-        (position, started) = (next, true);
-    }
-}
-
-/// Removes a key from a map; fine when it is not there.
-///
-/// # Errors
-/// `BPF_MAP_DELETE_ELEM`.
-pub fn map_delete<K: aya::Pod>(map: impl AsFd, key: &K) -> Result<()> {
-    let mut attr = attr();
-    attr.__bindgen_anon_2.map_fd = raw(&map);
-    attr.__bindgen_anon_2.key = std::ptr::from_ref(key) as u64;
-    match bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, "BPF_MAP_DELETE_ELEM", &mut attr) {
-        Err(error) if error.errno() != Some(libc::ENOENT) => Err(error),
-        _ => Ok(()),
-    }
-}
-
-/// Opens a loaded program by its id.
-///
-/// # Errors
-/// `BPF_PROG_GET_FD_BY_ID`: ENOENT when there is no such program any more.
-pub fn program_by_id(id: u32) -> Result<OwnedFd> {
-    let mut attr = attr();
-    attr.__bindgen_anon_6.__bindgen_anon_1.prog_id = id;
-    bpf(bpf_cmd::BPF_PROG_GET_FD_BY_ID, "BPF_PROG_GET_FD_BY_ID", &mut attr).map(owned)
-}
-
 /// Loads a sk_lookup program from instructions of 8 bytes each.
 ///
 /// # Errors
@@ -278,17 +179,17 @@ pub fn load_sk_lookup(instructions: &[u8], name: &str) -> Result<OwnedFd> {
     bpf(bpf_cmd::BPF_PROG_LOAD, "BPF_PROG_LOAD", &mut attr).map(owned)
 }
 
-/// The programs attached to a cgroup itself (not to its ancestors) at a hook, with the flags of the
-/// attachment: 0 together with a program means exclusive, `BPF_F_ALLOW_OVERRIDE` (1), `BPF_F_ALLOW_MULTI`
-/// (2).
+/// The programs attached to a cgroup or a network namespace itself (not to a cgroup's ancestors) at a hook,
+/// with the flags of the attachment: 0 together with a program means exclusive, `BPF_F_ALLOW_OVERRIDE` (1),
+/// `BPF_F_ALLOW_MULTI` (2).
 ///
 /// # Errors
 /// `BPF_PROG_QUERY`.
-pub fn cgroup_programs(cgroup: impl AsFd, hook: Hook) -> Result<(Vec<u32>, u32)> {
+pub fn programs_on(target: impl AsFd, hook: Hook) -> Result<(Vec<u32>, u32)> {
     // The kernel allows 64 (`BPF_CGROUP_MAX_PROGS`).
     let mut ids = [0_u32; 64];
     let mut attr = attr();
-    attr.query.__bindgen_anon_1.target_fd = raw(&cgroup);
+    attr.query.__bindgen_anon_1.target_fd = raw(&target);
     attr.query.attach_type = hook.attach_type() as u32;
     attr.query.prog_ids = ids.as_mut_ptr() as u64;
     attr.query.__bindgen_anon_2.prog_cnt = ids.len() as u32;
@@ -296,31 +197,6 @@ pub fn cgroup_programs(cgroup: impl AsFd, hook: Hook) -> Result<(Vec<u32>, u32)>
     // SAFETY: `query` is the member that this command uses, and its count is a plain integer.
     let (count, flags) = unsafe { (attr.query.__bindgen_anon_2.prog_cnt, attr.query.attach_flags) };
     Ok((ids[..(count as usize).min(ids.len())].to_vec(), flags))
-}
-
-/// The cookie of a socket's network namespace; never reused within a boot (`SO_NETNS_COOKIE`, Linux 5.14).
-///
-/// # Errors
-/// getsockopt(2).
-pub fn netns_cookie(socket: impl AsFd) -> Result<u64> {
-    const SO_NETNS_COOKIE: i32 = 71;
-    let mut cookie = 0_u64;
-    let mut length = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: value and length point to locals of the right sizes.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    if result == 0 {
-        Ok(cookie)
-    } else {
-        Err(SyscallError { call: "getsockopt(SO_NETNS_COOKIE)", source: io::Error::last_os_error() })
-    }
 }
 
 /// Whether this process may load programs: the smallest one there is (`r0 = 1; exit`) is tried.

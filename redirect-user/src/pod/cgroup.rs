@@ -11,6 +11,7 @@
 //! ```
 
 mod check;
+mod life;
 mod mount;
 mod search;
 
@@ -20,7 +21,9 @@ use std::path::{Component, Path, PathBuf};
 use thiserror::Error;
 
 pub use self::check::alive;
-pub(crate) use self::mount::mounts;
+pub(crate) use self::life::pids;
+pub use self::life::{Life, life};
+pub use self::mount::root;
 
 use crate::kernel::hook::Hook;
 use crate::kernel::sys::SyscallError;
@@ -35,6 +38,8 @@ pub struct Clues<'a> {
     pub runtime_path: Option<&'a str>,
     /// The pod's uid (`K8S_POD_UID`).
     pub uid: Option<&'a str>,
+    /// The hooks that are going to be linked there; all, if nothing says so.
+    pub hooks: Option<&'a [Hook]>,
 }
 
 /// Why a pod's cgroup cannot be used.
@@ -73,6 +78,13 @@ pub enum Error {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// The path is of the other cgroup driver's shape.
+    #[error(
+        "the runtime's cgroup path {path:?} does not exist, and the node's pods are in {}: kubelet and runtime use \
+         different cgroup drivers (SystemdCgroup in the runtime's configuration, cgroupDriver in the kubelet's)",
+        other.display()
+    )]
+    OtherDriver { path: String, other: PathBuf },
     /// The uid cannot be a part of a path.
     #[error("the pod's uid {uid:?} is not one: letters, digits and dashes are allowed")]
     BadUid {
@@ -170,7 +182,8 @@ pub enum Error {
 pub struct PodCgroup {
     /// The directory.
     pub path: PathBuf,
-    made: Vec<PathBuf>,
+    /// The directories that were made for it, the outer ones first.
+    pub made: Vec<PathBuf>,
 }
 
 impl PodCgroup {
@@ -192,7 +205,7 @@ impl PodCgroup {
 pub fn find(clues: Clues<'_>) -> Result<PodCgroup, Error> {
     let root = mount::root(clues.root)?;
     let found = locate(&root, clues)?;
-    if let Err(error) = check::usable(&root, &found.path) {
+    if let Err(error) = check::usable(&root, &found.path, clues.hooks.unwrap_or(Hook::ALL)) {
         found.undo();
         return Err(error);
     }
@@ -248,6 +261,10 @@ fn expand_slice(slice: &str) -> PathBuf {
 fn make(root: &Path, relative: &Path) -> Result<PodCgroup, Error> {
     let kubernetes = |part: Component<'_>| part.as_os_str().to_string_lossy().starts_with("kubepods");
     let path = root.join(relative);
+    if let Some(other) = other_driver(root, relative) {
+        let path = format!("/{}", relative.display());
+        return Err(Error::OtherDriver { path, other });
+    }
     if !relative.components().any(kubernetes) {
         let path = format!("/{}", relative.display());
         return Err(Error::BadPath {
@@ -270,6 +287,24 @@ fn make(root: &Path, relative: &Path) -> Result<PodCgroup, Error> {
         }
     }
     Ok(cgroup)
+}
+
+/// The node's tree of pods when it is of the other cgroup driver's shape than the path: the processes would
+/// be there, and not in what would be made.
+fn other_driver(root: &Path, relative: &Path) -> Option<PathBuf> {
+    let mut at = root.to_owned();
+    for part in relative.components() {
+        let name = part.as_os_str().to_str()?;
+        if name.starts_with("kubepods") {
+            let other = match name.strip_suffix(".slice") {
+                Some(plain) => at.join(plain),
+                None => at.join(format!("{name}.slice")),
+            };
+            return (!at.join(name).is_dir() && other.is_dir()).then_some(other);
+        }
+        at.push(part);
+    }
+    None
 }
 
 #[cfg(test)]
@@ -315,6 +350,20 @@ mod tests {
         assert!(!root.join("kubepods/burstable").exists() && root.join("kubepods").exists());
         let error = make(&root, Path::new("system.slice/sshd.service")).unwrap_err().to_string();
         assert!(error.contains("system.slice/sshd.service") && error.contains("kubepods"), "{error}");
+        std::fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn a_path_of_the_other_drivers_shape_is_refused() {
+        let root = std::env::temp_dir().join(format!("redirect-cgroup-driver-{}", std::process::id()));
+        std::fs::create_dir_all(root.join("kubepods.slice")).unwrap();
+        let error = make(&root, Path::new("kubepods/burstable/pod1")).unwrap_err().to_string();
+        assert!(error.contains("kubepods.slice") && error.contains("cgroupDriver"), "{error}");
+        assert!(!root.join("kubepods").exists());
+        std::fs::remove_dir(root.join("kubepods.slice")).unwrap();
+        std::fs::create_dir_all(root.join("kubelet/kubepods")).unwrap();
+        let slice = Path::new("kubelet/kubepods.slice/kubepods-pod1.slice");
+        assert!(matches!(make(&root, slice), Err(Error::OtherDriver { .. })));
         std::fs::remove_dir_all(root).unwrap();
     }
 

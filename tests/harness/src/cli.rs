@@ -65,7 +65,7 @@ impl Node {
 
     /// Takes a pod out again.
     pub fn detach(&self, pod: &Pod) {
-        let outcome = Outcome::of(self.redirect().args(["detach", "--id", pod.name()]));
+        let outcome = Outcome::of(self.redirect().args(["detach", "--force", "--id", pod.name()]));
         assert_eq!(outcome.code, Some(0), "detach {}: {outcome:?}", pod.name());
     }
 
@@ -86,10 +86,18 @@ impl Node {
         *stats.get(event.label()).unwrap_or_else(|| panic!("no counter {} in {stats:?}", event.label()))
     }
 
+    /// What `redirect list` prints. It fails where something has drifted, and prints all the same.
+    #[must_use]
+    pub fn list(&self) -> Value {
+        let outcome = Outcome::of(self.redirect().args(["list", "--output", "json"]));
+        assert!(matches!(outcome.code, Some(0 | 1)), "list: {outcome:?}");
+        serde_json::from_str(&outcome.stdout).unwrap_or_else(|error| panic!("list: {error}: {outcome:?}"))
+    }
+
     /// The ids of what is attached.
     #[must_use]
     pub fn attached(&self) -> Vec<String> {
-        let value = self.json(&["list"]);
+        let value = self.list();
         let list = value.as_array().expect("list prints an array of attachments");
         list.iter()
             .map(|entry| entry["containerId"].as_str().expect("an id is a string").to_owned())

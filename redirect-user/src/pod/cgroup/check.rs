@@ -26,14 +26,14 @@ pub(super) fn is_cgroup2(path: &Path) -> io::Result<bool> {
 }
 
 /// Checks the pod's cgroup `path` below the mount `root`.
-pub(super) fn usable(root: &Path, path: &Path) -> Result<(), Error> {
+pub(super) fn usable(root: &Path, path: &Path, hooks: &[Hook]) -> Result<(), Error> {
     let cgroup = open(path)?;
     let kind = fstatfs(&cgroup).map_err(|error| failed("look at", path, error.into()))?;
     if kind.filesystem_type() != CGROUP2_SUPER_MAGIC {
         return Err(Error::NotCgroup2 { path: path.to_owned() });
     }
     alive(&cgroup, path)?;
-    Hook::ALL.iter().filter(|hook| hook.on_cgroup()).try_for_each(|hook| allowed(root, path, *hook))
+    hooks.iter().filter(|hook| hook.on_cgroup()).try_for_each(|hook| allowed(root, path, *hook))
 }
 
 fn open(path: &Path) -> Result<File, Error> {
@@ -64,8 +64,11 @@ pub fn alive(cgroup: &File, path: &Path) -> Result<(), Error> {
 fn allowed(root: &Path, path: &Path, hook: Hook) -> Result<(), Error> {
     for cgroup in path.ancestors().take_while(|ancestor| ancestor.starts_with(root)) {
         let directory = open(cgroup)?;
-        let (programs, flags) = sys::cgroup_programs(directory.as_fd(), hook)
-            .map_err(|source| Error::Query { cgroup: cgroup.to_owned(), hook, source })?;
+        let (programs, flags) = sys::programs_on(directory.as_fd(), hook).map_err(|source| Error::Query {
+            cgroup: cgroup.to_owned(),
+            hook,
+            source,
+        })?;
         // On the pod's own cgroup, a link needs the programs that are there to be attached with multi, as
         // links are.
         let harmless = if cgroup == path { ALLOW_MULTI } else { ALLOW_MULTI | ALLOW_OVERRIDE };

@@ -11,7 +11,10 @@ const MOUNTINFO: &str = "/proc/self/mountinfo";
 const USUAL: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
 
 /// The configured root, or where it usually is, or the one that mountinfo names.
-pub(super) fn root(configured: Option<&Path>) -> Result<PathBuf, Error> {
+///
+/// # Errors
+/// There is none, or the configured one is not cgroup v2.
+pub fn root(configured: Option<&Path>) -> Result<PathBuf, Error> {
     if let Some(path) = configured {
         return match super::check::is_cgroup2(path) {
             Ok(true) => Ok(path.to_owned()),
