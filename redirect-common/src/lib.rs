@@ -13,19 +13,22 @@
 //! | OWN | hash | [`AddrKey`] -> 1 |
 //! | DESTINATIONS | hash | [`SlotKey`] -> [`Endpoint`] |
 //! | ORIGIN | socket storage | socket -> [`Origin`] |
-//! | DNS_PENDING | socket storage | socket -> [`DnsPending`] |
+//! | DNS_PROXIES | hash | netns cookie -> [`DnsProxy`] |
+//! | DNS_ASKED | LRU hash | [`DnsClient`] -> [`DnsAsked`] |
 //! | HANDOFF | hash | [`HandoffKey`] -> [`Endpoint`] |
 //! | LISTENERS | sockhash | [`ListenerKey`] -> socket |
 //! | ENTERED | per-CPU array | 0 -> netns cookie |
 //! | INBOUND | program array | 0 -> `inbound` |
 //! | STATS | per-CPU hash | netns cookie -> [`Counters`] |
 //!
-//! Reading order: [`addr`], [`flow`], [`mod@decide`], [`stats`], [`abi`], [`prefix`], [`socket`].
+//! Reading order: [`addr`], [`flow`], [`mod@decide`], [`stats`], [`abi`], [`prefix`], [`mod@dns`],
+//! [`socket`].
 #![no_std]
 
 pub mod abi;
 pub mod addr;
 pub mod decide;
+pub mod dns;
 pub mod flow;
 #[cfg(feature = "user")]
 mod pod;
@@ -40,6 +43,7 @@ pub use decide::{
     Facts, Inbound, InboundFacts, InboundRule, Outbound, PROXY_PORTS, Rule, STATUS_PORT, Target, decide,
     decide_inbound,
 };
+pub use dns::{DnsAsked, DnsClient, DnsProxy};
 pub use flow::{Caller, Flow, Protocol};
 pub use prefix::*;
 pub use socket::*;

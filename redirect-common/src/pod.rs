@@ -4,8 +4,8 @@
 //! `tests/abi.rs`), so any bytes are a valid value and every byte is initialised.
 
 use crate::{
-    AddrKey, Counters, DnsPending, Endpoint, HandoffKey, Ip, ListenerKey, Origin, PodConfig, PortBlock,
-    PortsKey, RangeKey, SetKey, SlotKey, TraceRecord,
+    AddrKey, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, HandoffKey, Ip, ListenerKey, Origin,
+    PodConfig, PortBlock, PortsKey, RangeKey, SetKey, SlotKey, TraceRecord,
 };
 
 macro_rules! plain_bytes {
@@ -18,7 +18,9 @@ macro_rules! plain_bytes {
 plain_bytes!(
     AddrKey,
     Counters,
-    DnsPending,
+    DnsAsked,
+    DnsClient,
+    DnsProxy,
     Endpoint,
     HandoffKey,
     Ip,

@@ -35,6 +35,13 @@ events! {
     UnmatchedDirect = "unmatched_direct",
     /// DNS over TCP or UDP taken to the DNS proxy.
     DnsRedirected = "dns_redirected",
+    /// DNS refused: no address of the pod's prefix is left for the server.
+    DnsRefused = "dns_refused",
+    /// An answer of a DNS proxy that does not answer from the address at which it was asked; attributed in
+    /// the order of the questions.
+    DnsAnsweredElsewhere = "dns_answered_elsewhere",
+    /// The DNS proxy's `bind()` could not be opened for questions; they are refused.
+    DnsProxyRejected = "dns_proxy_rejected",
     /// Redirected to a listener that the sidecar has not opened (yet): the client is refused.
     NoListener = "no_listener",
     /// Refused: the kernel had no memory for the socket's record.
@@ -52,7 +59,7 @@ events! {
     InboundDirect = "inbound_direct",
     /// An inbound connection refused: the sidecar does not listen (yet).
     InboundRefused = "inbound_refused",
-    /// An inbound packet for the prefix that exists only inside the pod, dropped.
+    /// An inbound packet for the prefix that exists only inside the pod, or for the DNS proxy, dropped.
     InboundForeign = "inbound_foreign",
     /// A listening socket of the sidecar was registered.
     ListenerAdded = "listener_added",

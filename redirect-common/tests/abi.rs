@@ -7,8 +7,8 @@ use std::mem::{offset_of, size_of};
 use std::path::PathBuf;
 
 use redirect_common::{
-    ABI_VERSION, AddrKey, Counters, DnsPending, Endpoint, Event, HandoffKey, Ip, ListenerKey, Origin,
-    PodConfig, PortBlock, PortsKey, RangeKey, SetKey, SlotKey, TraceRecord,
+    ABI_VERSION, AddrKey, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, Event, HandoffKey, Ip,
+    ListenerKey, Origin, PodConfig, PortBlock, PortsKey, RangeKey, SetKey, SlotKey, TraceRecord,
 };
 
 /// One line per type and per public field: offset and size in bytes. The fields and the bytes of private ones
@@ -52,7 +52,9 @@ fn layouts() -> String {
         HandoffKey { cookie } + 2 * size_of::<Endpoint>();
         ListenerKey { cookie, port, place };
         Origin { dst, role };
-        DnsPending { first, next, servers };
+        DnsProxy { port, state };
+        DnsClient { cookie, client } + 4;
+        DnsAsked { first, next, at };
         Counters { counts };
         TraceRecord { cookie, pid, uid, gid, kind, verdict, rule, src, dst };
     };

@@ -1,7 +1,7 @@
 //! What `connect` and `dns` have in common: a call of the application, with everything that its decision
 //! depends on.
 
-use redirect_common::{Endpoint, Facts as _, Flow, Ip, PodConfig, Protocol, flags};
+use redirect_common::{Endpoint, Facts as _, Flow, Ip, Protocol, flags};
 
 use crate::ctx::SockAddr;
 use crate::facts::PodFacts;
@@ -31,24 +31,11 @@ impl Call {
         Some(Call { flow, facts: PodFacts { cookie, pod } })
     }
 
-    /// The address that the client would have without us; [`Ip::NONE`] where the socket has one already, or
-    /// where the kernel chooses localhost by itself. Dialling another address of the pod, the client has that
-    /// very address.
+    /// Whether the client's address without us would be the one that it dials: another address of the pod, or
+    /// `::1`. (For an IPv4 loopback address the kernel chooses 127.0.0.1, also on the way to a slot.)
     #[inline(always)]
-    pub(crate) fn source(&self) -> Ip {
+    pub(crate) fn has_own_source(&self) -> bool {
         let dst = &self.flow.dst.ip;
-        if !self.flow.src.is_unspecified() || dst.is_loopback() {
-            Ip::NONE
-        } else if self.facts.own_address(dst) {
-            *dst
-        } else {
-            self.facts.pod.source(dst.family())
-        }
+        self.flow.src.is_unspecified() && (dst.same(&Ip::LOCALHOST6) || self.facts.own_address(dst))
     }
-}
-
-/// The DNS proxy listens on localhost only.
-#[inline(always)]
-pub(crate) fn dns_proxy(pod: &PodConfig, dst: &Endpoint) -> Endpoint {
-    Endpoint { ip: dst.ip.family().localhost(), port: pod.dns_port }
 }

@@ -14,12 +14,13 @@
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use redirect_common::{
-    Endpoint, Event, Family, Ip, LISTENER_PLACES, ListenerKey, Origin, Outbound, SlotKey, Target, decide,
-    role, shared_address, slot_address, slot_of,
+    Endpoint, Event, Family, Ip, LISTENER_PLACES, ListenerKey, Origin, Outbound, Protocol, SlotKey, Target,
+    decide, role, shared_address, slot_address, slot_of,
 };
 
-use crate::call::{Call, PROCEED, REFUSE, dns_proxy};
+use crate::call::{Call, PROCEED, REFUSE};
 use crate::ctx::{SockAddr, listener_address};
+use crate::dns::asked_at;
 use crate::maps;
 use crate::stats::{count, direct_event};
 use crate::trace;
@@ -105,17 +106,20 @@ fn redirect(sock: &SockAddr, call: &Call, target: Target) -> Step {
             count(call.facts.cookie, Event::SelfCallRedirected);
             to_listener(sock, call, pod.inbound_port)
         }
-        Target::Dns => {
-            count(call.facts.cookie, Event::DnsRedirected);
-            bind_source(sock, call, false);
-            by_detour(sock, call, role::DNS_CLIENT, dns_proxy(pod, &call.flow.dst))
-        }
+        Target::Dns => match call.flow.protocol {
+            Protocol::Tcp => {
+                count(call.facts.cookie, Event::DnsRedirected);
+                to_listener(sock, call, pod.dns_port)
+            }
+            Protocol::Udp => asked_at(call).map_or(Step::Refuse, Step::Rewrite),
+        },
     }
 }
 
-/// Dials one of the sidecar's listeners. Where it listens on the wildcard address: in the pod's private
-/// prefix, which keeps the pod's address as the client's, and at an address that stands for the destination,
-/// if there is a slot for it. Else at the very address it listens on.
+/// Dials one of the sidecar's listeners in the pod's private prefix, which keeps the pod's address as the
+/// client's, and at an address that stands for the destination, if there is a slot for it. (`inbound` gives
+/// the connection to a listener on localhost.) A destination on localhost has localhost for its client, so
+/// there the very address of the listener is dialled.
 ///
 /// Where it does not listen at all the kernel refuses the connection, which is what the client must see.
 #[inline(always)]
@@ -126,13 +130,14 @@ fn to_listener(sock: &SockAddr, call: &Call, port: u32) -> Step {
     if bound.is_none() {
         count(cookie, Event::NoListener);
     }
-    let localhost_only = matches!(bound, Some(ip) if !ip.is_unspecified());
-    if localhost_only || dst.ip.is_loopback() || pod.source(family).is_unspecified() {
-        let ip = if let (true, Some(ip)) = (localhost_only, bound) { ip } else { family.localhost() };
-        bind_source(sock, call, false);
+    if dst.ip.is_loopback() || pod.source(family).is_unspecified() {
+        let ip = match bound {
+            Some(ip) if !ip.is_unspecified() => ip,
+            _ => family.localhost(),
+        };
         return by_detour(sock, call, role::CLIENT, Endpoint { ip, port });
     }
-    bind_source(sock, call, true);
+    bind_source(sock, call);
     let slot = slot_of(dst);
     if maps::claim_slot(&SlotKey { cookie, slot, family: family.number() }, dst) {
         forget_origin(sock);
@@ -151,14 +156,13 @@ fn by_detour(sock: &SockAddr, call: &Call, role: u32, proxy: Endpoint) -> Step {
     Step::Rewrite(proxy)
 }
 
-/// Gives the client the address that it would have had without us, where the kernel will not choose it by
-/// itself: `routed` says that the local route's preferred source will be chosen.
+/// Gives the client the address that it would have had without us, where the local route's preferred source
+/// is another: it dials a second address of its own pod.
 #[inline(always)]
-fn bind_source(sock: &SockAddr, call: &Call, routed: bool) {
-    let source = call.source();
-    let chosen_by_route = routed && source.same(&call.facts.pod.source(source.family()));
-    if !source.is_unspecified() && !chosen_by_route {
-        sock.bind(&source);
+fn bind_source(sock: &SockAddr, call: &Call) {
+    let dst = &call.flow.dst.ip;
+    if call.has_own_source() && !dst.same(&call.facts.pod.source(dst.family())) {
+        sock.bind(dst);
     }
 }
 

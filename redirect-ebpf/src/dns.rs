@@ -1,12 +1,15 @@
-//! DNS over unconnected UDP: every datagram names its server, and the answer's source must be that server
-//! again. (A connected UDP socket goes through `connect` and `peername`; here only the source of its answers
-//! is put back.)
+//! DNS over UDP: a question goes to the address that stands for its server, and the answer's source is turned
+//! back. The proxy's own answers are looked at too, because one that answers from another address needs help.
+//!
+//! (A connected UDP socket asks through `connect` and `peername`; here the source of its answers is put
+//! back.)
 
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use redirect_common::{Endpoint, Event, Outbound, decide, role};
+use redirect_common::dns::{DnsClient, slot_key};
+use redirect_common::{Endpoint, Event, Ip, Outbound, decide, dns};
 
-use crate::call::{Call, PROCEED, REFUSE, dns_proxy};
+use crate::call::{Call, PROCEED, REFUSE};
 use crate::ctx::SockAddr;
 use crate::maps;
 use crate::stats::count;
@@ -17,16 +20,19 @@ use crate::trace;
 pub(crate) fn sendmsg4(ctx: SockAddrContext) -> i32 {
     let sock = SockAddr::new(&ctx);
     let Some(call) = Call::new(&sock, sock.address4(), sock.bound4()) else { return PROCEED };
+    if answers(&sock, &call) {
+        if let Some(at) = source_of_answer(&call, &sock.source4()) {
+            sock.set_source4(&at);
+        }
+        return PROCEED;
+    }
     let decision = decide(&call.flow, &call.facts);
     let Outbound::Redirect(..) = decision else { return PROCEED };
-    if !note_question(&sock, &call) {
-        return REFUSE;
+    let Some(at) = asked_at(&call) else { return refuse(&sock) };
+    if sock.source4().is_unspecified() && call.has_own_source() {
+        sock.set_source4(&call.flow.dst.ip);
     }
-    let source = call.source();
-    if !source.is_unspecified() {
-        sock.choose_source4(&source);
-    }
-    sock.set_address4(&dns_proxy(call.facts.pod, &call.flow.dst));
+    sock.set_address4(&at);
     trace::outbound(&call, decision);
     PROCEED
 }
@@ -36,30 +42,67 @@ pub(crate) fn sendmsg4(ctx: SockAddrContext) -> i32 {
 pub(crate) fn sendmsg6(ctx: SockAddrContext) -> i32 {
     let sock = SockAddr::new(&ctx);
     let Some(call) = Call::new(&sock, sock.address6(), sock.bound6()) else { return PROCEED };
+    if answers(&sock, &call) {
+        if let Some(at) = source_of_answer(&call, &sock.source6()) {
+            sock.set_source6(&at);
+        }
+        return PROCEED;
+    }
     let decision = decide(&call.flow, &call.facts);
     let Outbound::Redirect(..) = decision else { return PROCEED };
-    if !note_question(&sock, &call) {
-        return REFUSE;
+    let Some(at) = asked_at(&call) else { return refuse(&sock) };
+    if sock.source6().is_unspecified() && call.has_own_source() {
+        sock.set_source6(&call.flow.dst.ip);
     }
-    let source = call.source();
-    if !source.is_unspecified() {
-        sock.choose_source6(&source);
-    }
-    sock.set_address6(&dns_proxy(call.facts.pod, &call.flow.dst));
+    sock.set_address6(&at);
     trace::outbound(&call, decision);
     PROCEED
 }
 
-/// Remembers which server the application asked; false when the kernel has no memory for it.
 #[inline(always)]
-fn note_question(sock: &SockAddr, call: &Call) -> bool {
-    let Some(pending) = sock.make_dns_pending() else {
-        count(call.facts.cookie, Event::NoStorage);
-        return false;
-    };
-    pending.asked(call.flow.dst);
-    count(call.facts.cookie, Event::DnsRedirected);
-    true
+fn refuse(sock: &SockAddr) -> i32 {
+    sock.fail_with_refused();
+    REFUSE
+}
+
+/// Where a captured question goes: the proxy at the address that stands for the server. `None`, counted: no
+/// address is left for it.
+#[inline(always)]
+pub(crate) fn asked_at(call: &Call) -> Option<Endpoint> {
+    let (cookie, server) = (call.facts.cookie, &call.flow.dst);
+    for attempt in 0..dns::ATTEMPTS {
+        let ip = dns::candidate(server, attempt);
+        if let Some(slot) = slot_key(cookie, &ip)
+            && maps::claim_slot(&slot, server)
+        {
+            count(cookie, Event::DnsRedirected);
+            return Some(Endpoint { ip, port: call.facts.pod.dns_port });
+        }
+    }
+    count(cookie, Event::DnsRefused);
+    None
+}
+
+/// Whether this datagram is the DNS proxy's answer to somebody.
+#[inline(always)]
+fn answers(sock: &SockAddr, call: &Call) -> bool {
+    let (pod, caller) = (call.facts.pod, &call.flow.caller);
+    sock.own_port() == pod.dns_port && (caller.uid == pod.proxy_uid || caller.gid == pod.proxy_gid)
+}
+
+/// The address from which an answer must come, where the proxy does not say one itself.
+#[inline(always)]
+fn source_of_answer(call: &Call, chosen: &Ip) -> Option<Ip> {
+    let cookie = call.facts.cookie;
+    if !chosen.is_unspecified() {
+        if slot_key(cookie, chosen).is_some() {
+            maps::note_dns_proxy(cookie, dns::proxy::ANSWERS_WHERE_ASKED);
+        }
+        return None;
+    }
+    maps::note_dns_proxy(cookie, dns::proxy::ANSWERS_ELSEWHERE);
+    count(cookie, Event::DnsAnsweredElsewhere);
+    maps::dns_asked(&DnsClient::new(cookie, call.flow.dst)).map(dns::DnsAsked::answered)
 }
 
 /// An answer on an IPv4 socket.
@@ -82,17 +125,13 @@ pub(crate) fn recvmsg6(ctx: SockAddrContext) -> i32 {
     PROCEED
 }
 
-/// The server from which the application expects this answer of the DNS proxy.
+/// The server for which the address of a datagram's sender stands; `None` when it is not the DNS proxy at a
+/// slot.
 #[inline(always)]
-fn asked_server(sock: &SockAddr, from: &Endpoint) -> Option<Endpoint> {
-    let pod = maps::pod(sock.cookie())?;
-    if from.port != pod.dns_port || !from.ip.is_loopback() {
+pub(crate) fn asked_server(sock: &SockAddr, from: &Endpoint) -> Option<Endpoint> {
+    let slot = slot_key(sock.cookie(), &from.ip)?;
+    if from.port != maps::pod(slot.cookie)?.dns_port {
         return None;
     }
-    if let Some(origin) = sock.origin()
-        && origin.role == role::DNS_CLIENT
-    {
-        return Some(origin.dst);
-    }
-    sock.dns_pending()?.answered()
+    maps::destination(&slot).copied()
 }

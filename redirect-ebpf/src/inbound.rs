@@ -9,8 +9,9 @@
 use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
+use redirect_common::dns::{DnsClient, proxy};
 use redirect_common::{
-    Event, Family, Inbound, Ip, LISTENER_PLACES, ListenerKey, PodConfig, decide_inbound, in_prefix6,
+    Event, Family, Inbound, Ip, LISTENER_PLACES, ListenerKey, decide_inbound, in_prefix4, in_prefix6,
 };
 
 use crate::ctx::Lookup;
@@ -23,8 +24,11 @@ use crate::trace;
 #[sk_lookup]
 pub(crate) fn inbound(ctx: SkLookupContext) -> u32 {
     let packet = Lookup::new(&ctx);
-    if !packet.is_tcp() || packet.over_lo() {
-        return SK_PASS;
+    if !packet.is_tcp() {
+        return datagram(&packet);
+    }
+    if packet.over_lo() {
+        return from_application(&packet);
     }
     let cookie = maps::entered();
     let Some(pod) = maps::pod(cookie) else { return SK_PASS };
@@ -39,7 +43,7 @@ pub(crate) fn inbound(ctx: SkLookupContext) -> u32 {
     }
     let facts = PacketFacts { cookie, pod, interface: packet.interface() };
     let verdict = decide_inbound(dst.port, &facts);
-    let steered = matches!(verdict, Inbound::Redirect(_)) && steer(&packet, cookie, pod);
+    let steered = matches!(verdict, Inbound::Redirect(_)) && steer(&packet, cookie, pod.inbound_port);
     let action = match verdict {
         Inbound::Direct(_) => {
             count(cookie, Event::InboundDirect);
@@ -59,6 +63,44 @@ pub(crate) fn inbound(ctx: SkLookupContext) -> u32 {
     action
 }
 
+/// A SYN over `lo`: an application on its way to the sidecar, if it goes to the private prefix. Given to a
+/// listener there is, because one that listens on localhost would not be found.
+#[inline(always)]
+fn from_application(packet: &Lookup) -> u32 {
+    let dst = packet.local();
+    if in_prefix4(&dst.ip) || in_prefix6(&dst.ip) {
+        steer(packet, maps::entered(), dst.port);
+    }
+    SK_PASS
+}
+
+/// A datagram for no connected socket. The DNS proxy's wildcard socket is closed to the outside; who asked it
+/// where is noted as long as it is not known to answer from there.
+#[inline(always)]
+fn datagram(packet: &Lookup) -> u32 {
+    let cookie = maps::entered();
+    let Some(proxy) = maps::dns_proxy(cookie) else { return SK_PASS };
+    let (client, at) = (packet.remote(), packet.local());
+    if at.port != proxy.port {
+        return SK_PASS;
+    }
+    if !packet.over_lo() && !from_inside(cookie, &client.ip, &at.ip) {
+        let opened = match packet.family() {
+            Family::V4 => proxy::OPENED4,
+            Family::V6 => proxy::OPENED6,
+        };
+        if proxy.state & opened == 0 {
+            return SK_PASS;
+        }
+        count(cookie, Event::InboundForeign);
+        return SK_DROP;
+    }
+    if proxy.state & (proxy::ANSWERS_WHERE_ASKED | proxy::ANSWERS_ELSEWHERE) != proxy::ANSWERS_WHERE_ASKED {
+        maps::note_question(&DnsClient::new(cookie, client), at.ip);
+    }
+    SK_PASS
+}
+
 /// Whether the packet was sent inside the pod, to an address of an interface other than `lo`. It travels over
 /// `lo`, but the kernel names the interface that has the address (`ip_route_output_key_hash_rcu()`,
 /// `ipv6_rcv()`; seen on Linux 6.18). The source tells: from outside the kernel takes no packet with a source
@@ -70,16 +112,16 @@ fn from_inside(cookie: u64, client: &Ip, dst: &Ip) -> bool {
 
 /// Finds a listener that takes the packet; an IPv6 listener may serve IPv4 as well.
 #[inline(always)]
-fn steer(packet: &Lookup, cookie: u64, pod: &PodConfig) -> bool {
+fn steer(packet: &Lookup, cookie: u64, port: u32) -> bool {
     let family = packet.family();
     for place in 0..LISTENER_PLACES {
-        if packet.assign(&ListenerKey::new(cookie, pod.inbound_port, family, place)) {
+        if packet.assign(&ListenerKey::new(cookie, port, family, place)) {
             return true;
         }
     }
     if let Family::V4 = family {
         for place in 0..LISTENER_PLACES {
-            if packet.assign(&ListenerKey::new(cookie, pod.inbound_port, Family::V6, place)) {
+            if packet.assign(&ListenerKey::new(cookie, port, Family::V6, place)) {
                 return true;
             }
         }

@@ -2,13 +2,13 @@
 
 use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
 use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_NOEXIST};
-use aya_ebpf::btf_maps::SkStorage;
-use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::maps::{HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, ProgramArray, SockHash};
+use aya_ebpf::maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, ProgramArray, SockHash};
+use redirect_common::dns::proxy;
 use redirect_common::{
-    AddrKey, Counters, DnsPending, Endpoint, HandoffKey, Ip, ListenerKey, Origin, PodConfig, PortBlock,
-    PortsKey, RangeKey, SetKey, SlotKey,
+    AddrKey, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, HandoffKey, Ip, ListenerKey, Origin,
+    PodConfig, PortBlock, PortsKey, RangeKey, SetKey, SlotKey,
 };
 
 /// Enrolled pods. Written by attach and detach, read by every program. Full: attach fails and says so.
@@ -76,10 +76,16 @@ static STATS: PerCpuHashMap<u64, Counters> = PerCpuHashMap::with_max_entries(409
 #[unsafe(export_name = "ORIGIN")]
 static ORIGIN: SocketStorage<Origin> = SocketStorage::new();
 
-/// Questions to DNS servers on unconnected UDP sockets. Written on sendmsg, read on recvmsg. No memory: the
-/// datagram is refused.
-#[btf_map]
-static DNS_PENDING: SkStorage<DnsPending> = SkStorage::new();
+/// The pods' DNS proxies. Written at their bind() and when they answer, read by `inbound`, removed by detach.
+/// Full: the proxy stays on localhost, questions are refused, and `dns_proxy_rejected` counts it.
+#[map]
+static DNS_PROXIES: HashMap<u64, DnsProxy> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+
+/// Who asked where, for proxies that do not answer from where they were asked. Written by `inbound`, read and
+/// written when such a proxy answers. The one map that forgets: full, the client longest silent loses its
+/// answer, as if on the wire.
+#[map]
+static DNS_ASKED: LruHashMap<DnsClient, DnsAsked> = LruHashMap::with_max_entries(4096, 0);
 
 /// The shape in BTF that tells the loader to make a socket storage map with inheritance.
 #[repr(C)]
@@ -107,12 +113,6 @@ pub(crate) fn origin() -> *mut core::ffi::c_void {
     (&raw const ORIGIN).cast_mut().cast()
 }
 
-/// The questions of a UDP socket.
-#[inline(always)]
-pub(crate) fn dns_pending() -> *mut core::ffi::c_void {
-    (&raw const DNS_PENDING).cast_mut().cast()
-}
-
 /// The pod's configuration; `None` means: not enrolled, leave alone.
 #[inline(always)]
 pub(crate) fn pod(cookie: u64) -> Option<&'static PodConfig> {
@@ -136,6 +136,58 @@ pub(crate) fn claim_slot(key: &SlotKey, dst: &Endpoint) -> bool {
 pub(crate) fn destination(key: &SlotKey) -> Option<&'static Endpoint> {
     // SAFETY: an entry is written once and freed no earlier than a grace period after detach removed it.
     unsafe { DESTINATIONS.get(key) }
+}
+
+/// Notes that a pod's DNS proxy has opened a socket, which is a new one: how it answers is to be seen. False
+/// when the table is full.
+#[inline(always)]
+pub(crate) fn dns_proxy_opened(cookie: u64, port: u32, opened: u32) -> bool {
+    let Some(known) = DNS_PROXIES.get_ptr_mut(cookie) else {
+        return DNS_PROXIES.insert(cookie, DnsProxy { port, state: opened }, 0).is_ok();
+    };
+    // SAFETY: the entry is the pod's until detach, and written in place; what two writers may lose is seen
+    // again.
+    unsafe {
+        *known = DnsProxy { port, state: opened | ((*known).state & (proxy::OPENED4 | proxy::OPENED6)) }
+    };
+    true
+}
+
+/// A pod's DNS proxy, if it has opened a socket.
+#[inline(always)]
+pub(crate) fn dns_proxy(cookie: u64) -> Option<DnsProxy> {
+    // SAFETY: two words are copied; the entry is the pod's until detach and never replaced.
+    unsafe { DNS_PROXIES.get(cookie) }.copied()
+}
+
+/// Notes what a pod's DNS proxy was seen to do. What it once did elsewhere stays until it binds again.
+#[inline(always)]
+pub(crate) fn note_dns_proxy(cookie: u64, seen: u32) {
+    let Some(known) = DNS_PROXIES.get_ptr_mut(cookie) else { return };
+    // SAFETY: as above.
+    unsafe {
+        if (*known).state & seen == 0 {
+            (*known).state |= seen;
+        }
+    }
+}
+
+/// Remembers where a client of a DNS proxy asked.
+#[inline(always)]
+pub(crate) fn note_question(client: &DnsClient, at: Ip) {
+    if let Some(asked) = dns_asked(client) {
+        asked.asked(at);
+    } else {
+        let _ = DNS_ASKED.insert(client, DnsAsked::once(at), 0);
+    }
+}
+
+/// Where a client's unanswered questions came in.
+#[inline(always)]
+pub(crate) fn dns_asked(client: &DnsClient) -> Option<&'static mut DnsAsked> {
+    // SAFETY: the value lives for a grace period. Two who write it at once can at worst exchange two answers
+    // of a proxy whose answers are attributed by their order anyway.
+    DNS_ASKED.get_ptr_mut(client).map(|asked| unsafe { &mut *asked })
 }
 
 /// Remembers the true destination for the time of one loopback handshake; false when the table is full.

@@ -2,7 +2,8 @@
 
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use redirect_common::{Endpoint, SlotKey, role};
+use redirect_common::dns::slot_key;
+use redirect_common::{Endpoint, role};
 
 use crate::call::PROCEED;
 use crate::ctx::SockAddr;
@@ -31,9 +32,9 @@ pub(crate) fn peername6(ctx: SockAddrContext) -> i32 {
 /// What the application dialled: what the peer's address stands for, or what is kept in the socket.
 #[inline(always)]
 fn dialled(sock: &SockAddr, peer: &Endpoint) -> Option<Endpoint> {
-    if let Some(slot) = SlotKey::new(sock.cookie(), &peer.ip) {
+    if let Some(slot) = slot_key(sock.cookie(), &peer.ip) {
         return maps::destination(&slot).copied();
     }
     let origin = sock.origin()?;
-    matches!(origin.role, role::CLIENT | role::DNS_CLIENT).then_some(origin.dst)
+    (origin.role == role::CLIENT).then_some(origin.dst)
 }

@@ -13,7 +13,8 @@ use aya_ebpf::bindings::{
 use aya_ebpf::macros::sock_ops as hook;
 use aya_ebpf::programs::SockOpsContext;
 use redirect_common::{
-    Endpoint, Event, HandoffKey, LISTENER_PLACES, ListenerKey, Origin, Own, Peer, is_handoff_address, role,
+    Endpoint, Event, HandoffKey, LISTENER_PLACES, ListenerKey, Origin, Own, Peer, flags, is_handoff_address,
+    role,
 };
 
 use crate::ctx::SockOps;
@@ -108,7 +109,8 @@ fn listening(sock: &SockOps) {
     let cookie = sock.cookie();
     let Some(pod) = maps::pod(cookie) else { return };
     let Own(local) = sock.own();
-    if local.port != pod.outbound_port && local.port != pod.inbound_port {
+    let dns = pod.flags & flags::DNS != 0 && local.port == pod.dns_port;
+    if local.port != pod.outbound_port && local.port != pod.inbound_port && !dns {
         return;
     }
     // Only connections that `inbound` steers have nothing else by which to be known.

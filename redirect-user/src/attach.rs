@@ -165,6 +165,9 @@ fn keep_known_changes(node: &Node, attachment: &mut Attachment) -> Result<bool, 
     let changes = &mut attachment.changes;
     changes.passthrough6 |= known.changes.passthrough6;
     changes.mptcp_disabled |= known.changes.mptcp_disabled;
+    if let Some(dns) = known.changes.dns {
+        changes.dns.get_or_insert_default().take_over(&dns);
+    }
     for route in known.changes.local_routes {
         if !changes.local_routes.contains(&route) {
             changes.local_routes.push(route);
@@ -203,6 +206,9 @@ fn change_netns(planned: &mut Planned) -> Result<(), Error> {
     }
     for route in &changes.local_routes {
         netns.add_local_route(route)?;
+    }
+    if let Some(dns) = &changes.dns {
+        netns.open_dns(dns)?;
     }
     Ok(())
 }

@@ -1,11 +1,13 @@
 //! DNS capture: in all ways that a resolver asks, the proxy answers, and the resolver sees the server that it
 //! asked.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 
-use harness::{Event, Node, Pod, User, kernel_test};
+use harness::dns::ask;
+use harness::{DnsProxy, Errno, Event, Node, Pod, User, kernel_test};
 
 use crate::server::{ANSWER, DnsServer, answers, question};
 use crate::{in_pod, output};
@@ -28,7 +30,7 @@ const SERVERS6: [&str; 2] = ["[2001:db8::53]:53", "[2001:db8::54]:53"];
 fn unconnected_datagrams_to_several_servers_on_one_socket() {
     kernel_test(|node| {
         let pod = captured(node);
-        let proxy = DnsServer::proxy(&pod);
+        let mut proxy = DnsProxy::start(&pod);
         let app = pod.app();
         for (v6, servers) in [(false, &SERVERS4[..]), (true, &SERVERS6[..])] {
             let socket = app.udp(v6);
@@ -45,7 +47,7 @@ fn unconnected_datagrams_to_several_servers_on_one_socket() {
                 socket.send_to(&question(9), server(to)).unwrap();
                 assert_eq!(socket.receive(512).unwrap().from, Some(server(to)));
             }
-            assert_eq!(proxy.take_questions(), 2 * servers.len());
+            assert_eq!(proxy.take_questions().len(), 2 * servers.len());
         }
         assert_eq!(node.count(&pod, Event::DnsRedirected), 10);
     });
@@ -55,7 +57,7 @@ fn unconnected_datagrams_to_several_servers_on_one_socket() {
 fn a_dual_stack_socket_asks_servers_of_both_families() {
     kernel_test(|node| {
         let pod = captured(node);
-        let _proxy = DnsServer::proxy(&pod);
+        let _proxy = DnsProxy::start(&pod);
         let socket = pod.app().udp(true);
         for to in ["[::ffff:192.0.2.53]:53", "[2001:db8::53]:53", "[::ffff:192.0.2.54]:53"] {
             socket.send_to(&question(1), server(to)).unwrap();
@@ -68,7 +70,7 @@ fn a_dual_stack_socket_asks_servers_of_both_families() {
 fn a_connected_socket_believes_it_is_connected_to_its_server() {
     kernel_test(|node| {
         let pod = captured(node);
-        let proxy = DnsServer::proxy(&pod);
+        let mut proxy = DnsProxy::start(&pod);
         let app = pod.app();
         for to in [SERVERS4[0], SERVERS6[0]].map(server) {
             let socket = app.udp(to.is_ipv6());
@@ -85,7 +87,7 @@ fn a_connected_socket_believes_it_is_connected_to_its_server() {
             socket.connect(gateway).unwrap();
             assert_eq!(socket.peername(), Ok(gateway));
         }
-        assert_eq!(proxy.take_questions(), 2);
+        assert_eq!(proxy.take_questions().len(), 2);
     });
 }
 
@@ -93,7 +95,7 @@ fn a_connected_socket_believes_it_is_connected_to_its_server() {
 fn dns_over_tcp() {
     kernel_test(|node| {
         let pod = captured(node);
-        let proxy = DnsServer::proxy(&pod);
+        let mut proxy = DnsProxy::start(&pod);
         let app = pod.app();
         for to in [SERVERS4[0], SERVERS6[0]].map(server) {
             let socket = app.connect(to).unwrap();
@@ -106,7 +108,7 @@ fn dns_over_tcp() {
                 if answer.len() == 2 { socket.receive(512).unwrap().data } else { answer[2..].to_vec() };
             assert!(answers(&answer, 4), "{answer:?}");
         }
-        assert_eq!(proxy.take_questions(), 2);
+        assert_eq!(proxy.take_questions().len(), 2);
     });
 }
 
@@ -114,7 +116,7 @@ fn dns_over_tcp() {
 fn the_proxys_own_questions_go_to_the_server() {
     kernel_test(|node| {
         let (pod, upstream) = (captured(node), node.pod("upstream"));
-        let proxy = DnsServer::proxy(&pod);
+        let mut proxy = DnsProxy::start(&pod);
         let addresses = [upstream.at(false, 53), upstream.at(true, 53)].map(|address| address.to_string());
         let real = DnsServer::listen(&upstream, &addresses.each_ref().map(String::as_str));
         for user in [User::PROXY, User { uid: 1000, gid: 1337 }] {
@@ -125,7 +127,7 @@ fn the_proxys_own_questions_go_to_the_server() {
                 assert_eq!(socket.receive(512).unwrap().from, Some(to));
             }
         }
-        assert_eq!((proxy.take_questions(), real.take_questions()), (0, 4));
+        assert_eq!((proxy.take_questions().len(), real.take_questions()), (0, 4));
     });
 }
 
@@ -140,11 +142,11 @@ fn without_capture_and_with_53_excluded_dns_is_left_alone() {
         {
             let pod = node.pod(name);
             node.attach(&pod, flags);
-            let proxy = DnsServer::proxy(&pod);
+            let mut proxy = DnsProxy::start(&pod);
             let socket = pod.app().udp(false);
             socket.send_to(&question(6), to).unwrap();
             assert_eq!(socket.receive(512).unwrap().from, Some(to), "{name}");
-            assert_eq!((proxy.take_questions(), real.take_questions()), (0, 1), "{name}");
+            assert_eq!((proxy.take_questions().len(), real.take_questions()), (0, 1), "{name}");
         }
     });
 }
@@ -168,10 +170,10 @@ fn no_proxy_means_no_answer_from_elsewhere() {
 fn the_c_library_resolves() {
     kernel_test(|node| {
         let pod = captured(node);
-        let proxy = DnsServer::proxy(&pod);
+        let mut proxy = DnsProxy::start(&pod);
         let text = output(&mut resolver(node, &pod, "nameserver 10.96.0.10\n", "getent ahosts a.test"));
         assert!(text.contains(&ANSWER.to_string()), "{text}");
-        assert!(proxy.take_questions() >= 2);
+        assert!(proxy.take_questions().len() >= 2);
     });
 }
 
@@ -179,7 +181,7 @@ fn the_c_library_resolves() {
 fn dig_resolves_over_udp_and_tcp_in_both_families() {
     kernel_test(|node| {
         let pod = captured(node);
-        let proxy = DnsServer::proxy(&pod);
+        let mut proxy = DnsProxy::start(&pod);
         for options in ["@10.96.0.10", "@10.96.0.10 +tcp", "@2001:db8::53", "@2001:db8::53 +tcp"] {
             let dig = format!("dig {options} +time=3 +tries=1 a.test");
             let text = output(&mut resolver(node, &pod, "", &dig));
@@ -187,7 +189,7 @@ fn dig_resolves_over_udp_and_tcp_in_both_families() {
             assert!(text.contains(&ANSWER.to_string()), "{dig}: {text}");
             assert!(text.contains(&format!("SERVER: {asked}#53")), "{dig}: {text}");
         }
-        assert_eq!(proxy.take_questions(), 4);
+        assert_eq!(proxy.take_questions().len(), 4);
     });
 }
 
@@ -211,7 +213,7 @@ fn resolver(node: &Node, pod: &Pod, resolv_conf: &str, line: &str) -> Command {
 fn parallel_questions_to_all_servers_with_sendmmsg() {
     kernel_test(|node| {
         let pod = captured(node);
-        let proxy = DnsServer::proxy(&pod);
+        let mut proxy = DnsProxy::start(&pod);
         let mut command = in_pod(&pod, Path::new(&harness::binary("pod-oddities")), User::APP);
         let text = output(command.arg("sendmmsg").args(SERVERS4));
         let sources: Vec<&str> = text.lines().collect();
@@ -221,6 +223,115 @@ fn parallel_questions_to_all_servers_with_sendmmsg() {
         let mut sorted = sources.clone();
         sorted.sort_unstable();
         assert_eq!(sorted, expected);
-        assert_eq!(proxy.take_questions(), 6);
+        assert_eq!(proxy.take_questions().len(), 6);
+    });
+}
+
+#[test]
+fn a_proxy_that_answers_from_another_address_is_counted_and_answered() {
+    kernel_test(|node| {
+        let pod = captured(node);
+        let mut proxy = DnsProxy::plain(&pod);
+        for servers in [&SERVERS4[..2], &SERVERS6[..]] {
+            let socket = pod.app().udp(servers[0].contains('['));
+            for (id, to) in servers.iter().enumerate() {
+                socket.send_to(&question(id as u16), server(to)).unwrap();
+            }
+            for (id, from) in servers.iter().enumerate() {
+                let datagram = socket.receive(512).unwrap();
+                assert!(answers(&datagram.data, id as u16), "{datagram:?}");
+                assert_eq!(datagram.from, Some(server(from)));
+            }
+        }
+        assert_eq!(proxy.take_questions().len(), 4);
+        assert_eq!(node.count(&pod, Event::DnsAnsweredElsewhere), 4);
+    });
+}
+
+#[test]
+fn the_proxys_socket_is_closed_to_the_outside() {
+    kernel_test(|node| {
+        let (pod, peer) = (captured(node), node.pod("peer"));
+        let mut proxy = DnsProxy::start(&pod);
+        for v6 in [false, true] {
+            let socket = peer.app().udp(v6);
+            socket.connect(pod.at(v6, 15053)).unwrap();
+            socket.send(&question(1)).unwrap();
+            assert_eq!(
+                socket.receive_within(512, 1000).map(|datagram| datagram.from),
+                Err(Errno::ECONNREFUSED)
+            );
+            let inside = pod.app().udp(v6);
+            inside.send_to(&question(2), pod.at(v6, 15053)).unwrap();
+            assert_eq!(inside.receive(512).unwrap().from, Some(pod.at(v6, 15053)), "inside it is reachable");
+        }
+        assert!(peer.app().connect(pod.at(false, 15053)).is_err());
+        assert_eq!(proxy.take_questions().len(), 2);
+        assert_eq!(node.count(&pod, Event::InboundForeign), 2);
+    });
+}
+
+#[test]
+fn only_the_proxys_own_bind_is_opened() {
+    kernel_test(|node| {
+        let pod = captured(node);
+        let mut other = DnsProxy::with(&pod, User::APP, &["127.0.0.1:15053"]);
+        let text = ask(&pod, User::APP, "unnamed", &[SERVERS4[0], SERVERS4[1], "10.77.0.1:9999"]);
+        assert!(text.contains("pod-dns:"), "{text}");
+        assert_eq!(other.take_questions().len(), 0);
+    });
+}
+
+#[test]
+fn more_ipv6_servers_than_addresses_are_refused_and_counted() {
+    kernel_test(|node| {
+        let pod = captured(node);
+        let _proxy = DnsProxy::start(&pod);
+        let socket = pod.app().udp(true);
+        let mut answered = 0;
+        for number in 0..20 {
+            let to = server(&format!("[2001:db8::{number:x}]:53"));
+            match socket.send_to(&question(number), to) {
+                Ok(_) => {
+                    assert_eq!(socket.receive(512).unwrap().from, Some(to));
+                    answered += 1;
+                }
+                Err(errno) => assert_eq!(errno, Errno::ECONNREFUSED),
+            }
+        }
+        // `::1` has an address of its own.
+        assert_eq!(answered, redirect_common::dns::ADDRESSES6 - 1);
+        assert_eq!(node.count(&pod, Event::DnsRefused), u64::from(20 - answered));
+        let local = server("[::1]:53");
+        socket.send_to(&question(1), local).unwrap();
+        assert_eq!(socket.receive(512).unwrap().from, Some(local));
+    });
+}
+
+#[test]
+fn detach_takes_back_what_dns_capture_added() {
+    kernel_test(|node| {
+        let pod = node.pod("client");
+        let state = |pod: &Pod| {
+            ["-4 route show table all", "-6 route show table all", "addr show"].map(|arguments| {
+                let mut command = Command::new("ip");
+                let text = pod.netns().output_of(command.args(arguments.split(' ')));
+                // The link-local address is still tentative when the test begins.
+                let lines = text.lines().filter(|line| !line.contains("fe80"));
+                lines.map(str::to_owned).collect::<BTreeSet<_>>()
+            })
+        };
+        let before = state(&pod);
+        // Twice: a repeated attach must not take its own additions for the pod's.
+        for _ in 0..2 {
+            node.attach(&pod, &["--dns-capture"]);
+        }
+        let _proxy = DnsProxy::start(&pod);
+        let socket = pod.app().udp(true);
+        socket.connect(server(SERVERS6[0])).unwrap();
+        assert_eq!(socket.sockname().ip(), pod.ip(true), "the route of an address on lo is gone");
+        assert_ne!(state(&pod), before);
+        node.detach(&pod);
+        assert_eq!(state(&pod), before);
     });
 }

@@ -22,12 +22,7 @@ pub(crate) struct DnsServer {
 }
 
 impl DnsServer {
-    /// Listens on 127.0.0.1:15053 and [::1]:15053 in the pod, as the agent's DNS proxy does.
-    pub(crate) fn proxy(pod: &Pod) -> DnsServer {
-        DnsServer::listen(pod, &["127.0.0.1:15053", "[::1]:15053"])
-    }
-
-    /// Listens somewhere else, for instance as the server of another pod.
+    /// Listens somewhere, for instance as the server of another pod.
     pub(crate) fn listen(pod: &Pod, addresses: &[&str]) -> DnsServer {
         let (questions, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
         let mut threads = Vec::new();

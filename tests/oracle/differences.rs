@@ -75,17 +75,6 @@ pub(crate) const DIFFERENCES: &[Difference] = &[
         },
     },
     Difference {
-        id: "dns-original-dst",
-        fields: &[Field::OriginalDst],
-        holds: |case| {
-            case.reached().is_some_and(|(iptables, ours)| {
-                ours.server == Server::DnsProxy
-                    && iptables.original_dst == Some(Ok(case.connection.to))
-                    && ours.original_dst == Some(Err(Errno::ENOENT))
-            })
-        },
-    },
-    Difference {
         id: "inbound-to-localhost-sidecar",
         fields: &[Field::Ending],
         holds: |case| {

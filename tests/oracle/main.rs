@@ -12,6 +12,7 @@
 
 mod dial;
 mod differences;
+mod dns_ways;
 mod enforce;
 mod foretold;
 mod inbound_rows;

@@ -88,6 +88,9 @@ pub(crate) fn beyond() -> Vec<Row> {
     let same_port =
         ["192.0.2.10:80", "198.51.100.10:80"].map(|to| Connection::tcp(Who::App, to).on_port(7001));
     add("the same port twice", &default, Listens::Everywhere, same_port.into());
+    let own_port =
+        ["192.0.2.10:80", "[2001:db8::10]:80"].map(|to| Connection::tcp(Who::App, to).on_port(7002));
+    add("a port of its own", &default, Listens::OnLocalhost, own_port.into());
     add("no server there", &excluded, Listens::Everywhere, everybody(UNSERVED));
     rows
 }

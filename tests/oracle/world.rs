@@ -46,7 +46,7 @@ pub(crate) struct World<'n> {
     batch: u16,
     clients: Vec<(Who, Process)>,
     sidecar: Option<Process>,
-    dns_proxy: Process,
+    dns_proxy: Option<Process>,
     servers: Process,
     peer_servers: Process,
     udp: BTreeMap<(Server, bool), Socket>,
@@ -74,15 +74,11 @@ impl<'n> World<'n> {
         peer_servers
             .serve(&all(&WILDCARDS, &with_sidecar_ports), Service::Tell)
             .expect("listen in the other pod");
-        let dns_proxy = pod.process("istio-proxy", User::PROXY);
-        dns_proxy
-            .serve(&all(&LOCALHOSTS, &[DNS_PROXY_PORT]), Service::Tell)
-            .expect("listen as the DNS proxy");
         let mut clients: Vec<_> =
             Who::IN_POD.map(|who| (who, pod.process(&format!("{who:?}"), who.user()))).into();
         clients.push((Who::Peer, peer.app()));
-        let udp = udp_servers(&dns_proxy, &servers, &peer_servers);
-        let sidecar = None;
+        let udp = udp_servers(&servers, &peer_servers);
+        let (sidecar, dns_proxy) = (None, None);
         World {
             enforcer,
             node,
@@ -106,7 +102,10 @@ impl<'n> World<'n> {
         self.sidecar = None;
         self.next_ports();
         self.undo_late();
+        self.udp.retain(|(server, _), _| *server != Server::DnsProxy);
+        self.dns_proxy = None;
         self.enforcer.enforce(self.node, &self.pod, &setup.policy);
+        self.start_dns_proxy();
         self.sidecar = match setup.workers {
             Workers::One => self.start_sidecar(setup.sidecar, 1),
             Workers::Eight => self.start_sidecar(setup.sidecar, 8),
@@ -190,6 +189,17 @@ impl<'n> World<'n> {
         }
     }
 
+    /// The DNS proxy starts with the sidecar, which is after the pod was enrolled.
+    fn start_dns_proxy(&mut self) {
+        let proxy = self.pod.process("istio-proxy", User::PROXY);
+        proxy.serve(&all(&LOCALHOSTS, &[DNS_PROXY_PORT]), Service::Tell).expect("listen as the DNS proxy");
+        for v6 in [false, true] {
+            let socket = udp_server(&proxy, SocketAddr::new(LOCALHOSTS[usize::from(v6)], DNS_PROXY_PORT));
+            self.udp.insert((Server::DnsProxy, v6), socket);
+        }
+        self.dns_proxy = Some(proxy);
+    }
+
     /// What is on record about the pod of ours.
     pub(crate) fn record(&self) -> Record {
         Record::of(self.node, &self.pod)
@@ -214,12 +224,11 @@ impl<'n> World<'n> {
     /// The server that has accepted this connection, and no other server has accepted anything.
     pub(crate) fn who_saw(&self, seen: &Seen) -> Server {
         let sidecar = self.sidecar.iter().map(|process| (Server::Sidecar(seen.listener), process));
-        let others = [
-            (Server::DnsProxy, &self.dns_proxy),
-            (Server::Pod(seen.listener), &self.servers),
-            (Server::Peer(seen.listener), &self.peer_servers),
-        ];
+        let dns_proxy = self.dns_proxy.iter().map(|process| (Server::DnsProxy, process));
+        let others =
+            [(Server::Pod(seen.listener), &self.servers), (Server::Peer(seen.listener), &self.peer_servers)];
         let logs: Vec<_> = sidecar
+            .chain(dns_proxy)
             .chain(others)
             .flat_map(|(server, process)| process.take_seen().into_iter().map(move |seen| (server, seen)))
             .collect();
@@ -230,8 +239,8 @@ impl<'n> World<'n> {
 
     /// Forgets connections that were accepted but whose client gave up.
     pub(crate) fn forget_seen(&self) {
-        let others = [&self.dns_proxy, &self.servers, &self.peer_servers];
-        for process in others.into_iter().chain(&self.sidecar) {
+        let others = [&self.servers, &self.peer_servers];
+        for process in others.into_iter().chain(&self.sidecar).chain(&self.dns_proxy) {
             let _ = process.take_seen();
         }
     }
@@ -330,24 +339,25 @@ fn all(addresses: &[IpAddr], ports: &[u16]) -> Vec<SocketAddr> {
     addresses.iter().flat_map(|ip| ports.iter().map(|port| SocketAddr::new(*ip, *port))).collect()
 }
 
-fn udp_servers(dns_proxy: &Process, servers: &Process, peer: &Process) -> BTreeMap<(Server, bool), Socket> {
+fn udp_servers(servers: &Process, peer: &Process) -> BTreeMap<(Server, bool), Socket> {
     let mut sockets = BTreeMap::new();
     for v6 in [false, true] {
-        let mut open = |server: Server, process: &Process, ip: [IpAddr; 2], port: u16| {
-            let socket = process.udp(v6);
-            if v6 {
-                socket.set_option(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1).expect("IPV6_V6ONLY");
-            }
-            // It answers from where it was asked, as Istio's agent does.
-            socket.tell_destinations(v6).expect("IP_PKTINFO");
-            socket.bind(SocketAddr::new(ip[usize::from(v6)], port)).expect("bind a UDP server");
-            sockets.insert((server, v6), socket);
-        };
-        open(Server::DnsProxy, dns_proxy, LOCALHOSTS, DNS_PROXY_PORT);
         for port in SERVED_UDP {
-            open(Server::Pod(port), servers, WILDCARDS, port);
-            open(Server::Peer(port), peer, WILDCARDS, port);
+            let at = SocketAddr::new(WILDCARDS[usize::from(v6)], port);
+            sockets.insert((Server::Pod(port), v6), udp_server(servers, at));
+            sockets.insert((Server::Peer(port), v6), udp_server(peer, at));
         }
     }
     sockets
+}
+
+fn udp_server(process: &Process, at: SocketAddr) -> Socket {
+    let socket = process.udp(at.is_ipv6());
+    if at.is_ipv6() {
+        socket.set_option(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1).expect("IPV6_V6ONLY");
+    }
+    // It answers from where it was asked, as Istio's agent does.
+    socket.tell_destinations(at.is_ipv6()).expect("IP_PKTINFO");
+    socket.bind(at).expect("bind a UDP server");
+    socket
 }

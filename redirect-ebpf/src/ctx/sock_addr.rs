@@ -2,15 +2,14 @@
 
 use core::ptr::write_volatile;
 
-use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_addr};
+use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{
-    bpf_bind, bpf_get_current_uid_gid, bpf_get_netns_cookie, bpf_set_retval, bpf_sk_storage_get,
+    bpf_bind, bpf_get_current_uid_gid, bpf_get_netns_cookie, bpf_set_retval, bpf_setsockopt,
 };
 use aya_ebpf::programs::SockAddrContext;
-use redirect_common::{Caller, DnsPending, Endpoint, Ip, Origin, Protocol};
+use redirect_common::{Caller, Endpoint, Ip, Origin, Protocol};
 
 use super::{AF_INET, AF_INET6, MPTCP, SockaddrIn, SockaddrIn6, TCP, UDP, origin};
-use crate::maps;
 
 /// The context of connect4/6, getpeername4/6, sendmsg4/6 and recvmsg4/6.
 pub(crate) struct SockAddr {
@@ -123,49 +122,59 @@ impl SockAddr {
         true
     }
 
-    /// The questions noted for a UDP socket, if any.
+    /// The port that the socket is bound to, host byte order; 0 when it is not.
     #[inline(always)]
-    pub(crate) fn dns_pending(&self) -> Option<&'static mut DnsPending> {
-        // SAFETY: the map is a socket storage map of DnsPending and sk is the context's socket.
-        unsafe {
-            bpf_sk_storage_get(maps::dns_pending(), self.sk().cast(), core::ptr::null_mut(), 0)
-                .cast::<DnsPending>()
-                .as_mut()
-        }
+    pub(crate) fn own_port(&self) -> u32 {
+        let sk = self.sk();
+        if sk.is_null() { 0 } else { field!(sk, src_port) }
     }
 
-    /// As [`Self::dns_pending`], made when there is none; `None` when the kernel has no memory for it.
+    /// In sendmsg4: the datagram's source, as IP_PKTINFO or `bind()` says it; unspecified when the kernel is
+    /// to choose.
     #[inline(always)]
-    pub(crate) fn make_dns_pending(&self) -> Option<&'static mut DnsPending> {
-        // SAFETY: as above; a new entry is all zero, which is `DnsPending::NONE`.
-        unsafe {
-            let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
-            bpf_sk_storage_get(maps::dns_pending(), self.sk().cast(), core::ptr::null_mut(), flags)
-                .cast::<DnsPending>()
-                .as_mut()
-        }
+    pub(crate) fn source4(&self) -> Ip {
+        Ip::v4_word(field!(self.ctx, msg_src_ip4))
     }
 
-    /// In sendmsg4: the datagram's source, where none was chosen.
+    /// In sendmsg6: the same.
     #[inline(always)]
-    pub(crate) fn choose_source4(&self, ip: &Ip) {
-        if field!(self.ctx, msg_src_ip4) == 0 {
-            set_field!(self.ctx, msg_src_ip4, ip.words[3]);
-        }
+    pub(crate) fn source6(&self) -> Ip {
+        words!(self.ctx, msg_src_ip6)
     }
 
-    /// In sendmsg6: the datagram's source, where none was chosen.
+    /// In sendmsg4: chooses the datagram's source.
     #[inline(always)]
-    pub(crate) fn choose_source6(&self, ip: &Ip) {
-        if !words!(self.ctx, msg_src_ip6).is_unspecified() {
-            return;
-        }
+    pub(crate) fn set_source4(&self, ip: &Ip) {
+        set_field!(self.ctx, msg_src_ip4, ip.words[3]);
+    }
+
+    /// In sendmsg6: the same.
+    #[inline(always)]
+    pub(crate) fn set_source6(&self, ip: &Ip) {
         // SAFETY: as in `set_field!`; four words, one store each.
         unsafe {
             write_volatile(&raw mut (*self.ctx).msg_src_ip6[0], ip.words[0]);
             write_volatile(&raw mut (*self.ctx).msg_src_ip6[1], ip.words[1]);
             write_volatile(&raw mut (*self.ctx).msg_src_ip6[2], ip.words[2]);
             write_volatile(&raw mut (*self.ctx).msg_src_ip6[3], ip.words[3]);
+        }
+    }
+
+    /// In bind4 and bind6: lets other sockets of the same user have the same port (SO_REUSEPORT).
+    #[inline(always)]
+    pub(crate) fn share_port(&self) -> bool {
+        const SOL_SOCKET: i32 = 1;
+        const SO_REUSEPORT: i32 = 15;
+        let mut on: i32 = 1;
+        // SAFETY: the helper reads four bytes of `on`; allowed in bind hooks since Linux 5.12.
+        unsafe {
+            bpf_setsockopt(
+                self.ctx.cast(),
+                SOL_SOCKET,
+                SO_REUSEPORT,
+                (&raw mut on).cast(),
+                size_of::<i32>() as i32,
+            ) == 0
         }
     }
 

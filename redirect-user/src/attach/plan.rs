@@ -113,6 +113,7 @@ fn describe(request: &Request, cgroup: &fs::File, netns: &mut Netns) -> Result<A
             mptcp_disabled: netns.mptcp()?,
             passthrough6: found.passthrough6,
             local_routes: found.local_routes,
+            dns: found.dns,
         },
     })
 }

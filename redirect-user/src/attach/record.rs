@@ -13,7 +13,7 @@ use crate::ids::{AttachmentId, PodRef};
 use crate::node::lock::NodeLock;
 use crate::node::{Node, names};
 use crate::path_error::{PathError, fine_if_gone};
-use crate::pod::netns::LocalRoute;
+use crate::pod::netns::{DnsChanges, LocalRoute};
 use crate::pod::routes::PrefixVerdict;
 use crate::policy::Policy;
 
@@ -30,6 +30,9 @@ pub struct NetnsChanges {
     /// The local routes to the sidecar that were added.
     #[serde(default)]
     pub local_routes: Vec<LocalRoute>,
+    /// Where DNS is captured: what was added for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<DnsChanges>,
 }
 
 /// An attachment as it is stored.

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use crate::pod::netns::{self, Address, Interface, Ipv6, LocalRoute, Netns};
+use crate::pod::netns::{self, Address, DnsChanges, Interface, Ipv6, LocalRoute, Netns};
 use crate::pod::routes::{self, Inexpressible, PrefixVerdict};
 use crate::policy::Policy;
 
@@ -34,6 +34,8 @@ pub(crate) struct Survey {
     pub(crate) passthrough6: bool,
     /// The local routes that the pod should have.
     pub(crate) local_routes: Vec<LocalRoute>,
+    /// What DNS capture needs in the namespace, where the policy captures it.
+    pub(crate) dns: Option<DnsChanges>,
     /// How far the pod has IPv6.
     pub(crate) ipv6: Ipv6,
 }
@@ -52,6 +54,7 @@ pub(crate) fn survey(
     let interface_routes = interface_routes(netns, policy, &interfaces.indices)?;
     let ipv6 = netns.ipv6();
     let families: &[bool] = if ipv6 == Ipv6::NotOnLo { &[false] } else { &[false, true] };
+    let local_routes: Vec<_> = families.iter().filter_map(|v6| local_route(preferred, &found, *v6)).collect();
     Ok(Survey {
         addresses: own(&found),
         excluded_interfaces: interfaces.indices,
@@ -59,7 +62,8 @@ pub(crate) fn survey(
         interface_routes,
         lo_excluded: policy.exclude_interfaces.iter().any(|name| name == LO),
         passthrough6: ipv6 == Ipv6::On,
-        local_routes: families.iter().filter_map(|v6| local_route(preferred, &found, *v6)).collect(),
+        dns: policy.dns_capture.then(|| DnsChanges::new(&found, &local_routes)),
+        local_routes,
         ipv6,
     })
 }

@@ -10,7 +10,8 @@ use aya::maps::{HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues};
 use aya::util::nr_cpus;
 use ipnet::IpNet;
 use redirect_common::{
-    AddrKey, Counters, Endpoint, Event, Ip, PodConfig, PortBlock, PortsKey, RangeKey, SetKey, SlotKey,
+    AddrKey, Counters, DnsAsked, DnsClient, Endpoint, Event, Ip, PodConfig, PortBlock, PortsKey, RangeKey,
+    SetKey, SlotKey,
 };
 
 use crate::attach::entries::Entries;
@@ -68,6 +69,8 @@ pub struct Tables {
     own: HashMap<MapData, AddrKey, u8>,
     stats: PerCpuHashMap<MapData, u64, Counters>,
     destinations: OwnedFd,
+    dns_proxies: OwnedFd,
+    dns_asked: OwnedFd,
 }
 
 impl Tables {
@@ -85,6 +88,8 @@ impl Tables {
             own: open(node, "OWN")?,
             stats: open(node, "STATS")?,
             destinations: sys::obj_get(&pins::current(node).map("DESTINATIONS")).map_err(scan)?,
+            dns_proxies: sys::obj_get(&pins::current(node).map("DNS_PROXIES")).map_err(scan)?,
+            dns_asked: sys::obj_get(&pins::current(node).map("DNS_ASKED")).map_err(scan)?,
         })
     }
 
@@ -163,6 +168,7 @@ impl Tables {
         change_optional("remove from", "PODS", self.pods.remove(&cookie))?;
         self.remove_entries(cookie, entries)?;
         self.remove_destinations(cookie)?;
+        self.remove_dns(cookie)?;
         change_optional("remove from", "STATS", self.stats.remove(&cookie)).map(drop)
     }
 
@@ -187,8 +193,10 @@ impl Tables {
     /// What the programs have written for a pod is found by looking at every key; not if they never
     /// redirected.
     fn remove_destinations(&mut self, cookie: u64) -> Result<(), Error> {
-        let redirected = [Event::OutboundRedirected, Event::SelfCallRedirected];
-        if self.counters(cookie)?.iter().all(|(event, count)| *count == 0 || !redirected.contains(event)) {
+        if !self.has_counted(
+            cookie,
+            &[Event::OutboundRedirected, Event::SelfCallRedirected, Event::DnsRedirected],
+        )? {
             return Ok(());
         }
         let keys = sys::map_keys::<SlotKey, Endpoint>(&self.destinations).map_err(scan)?;
@@ -196,6 +204,23 @@ impl Tables {
             sys::map_delete(&self.destinations, key).map_err(scan)?;
         }
         Ok(())
+    }
+
+    /// What the programs know about a pod's DNS proxy and its clients.
+    fn remove_dns(&self, cookie: u64) -> Result<(), Error> {
+        sys::map_delete(&self.dns_proxies, &cookie).map_err(scan)?;
+        if !self.has_counted(cookie, &[Event::DnsRedirected])? {
+            return Ok(());
+        }
+        let keys = sys::map_keys::<DnsClient, DnsAsked>(&self.dns_asked).map_err(scan)?;
+        for key in keys.iter().filter(|key| key.cookie == cookie) {
+            sys::map_delete(&self.dns_asked, key).map_err(scan)?;
+        }
+        Ok(())
+    }
+
+    fn has_counted(&self, cookie: u64, events: &[Event]) -> Result<bool, Error> {
+        Ok(self.counters(cookie)?.iter().any(|(event, count)| *count > 0 && events.contains(event)))
     }
 
     /// Takes out what a pod has besides `wanted`: entries of a policy that it had before. Looks at every key.

@@ -25,6 +25,10 @@ pub enum Hook {
     Recvmsg4,
     /// The source of DNS answers, IPv6 sockets.
     Recvmsg6,
+    /// The DNS proxy's `bind()`, IPv4 sockets.
+    Bind4,
+    /// The DNS proxy's `bind()`, IPv6 sockets.
+    Bind6,
     /// DNS questions over unconnected UDP, IPv4 destinations.
     Sendmsg4,
     /// DNS questions over unconnected UDP, IPv6 destinations.
@@ -43,6 +47,8 @@ impl Hook {
         Hook::Peername6,
         Hook::Recvmsg4,
         Hook::Recvmsg6,
+        Hook::Bind4,
+        Hook::Bind6,
         Hook::Connect4,
         Hook::Connect6,
         Hook::Sendmsg4,
@@ -57,7 +63,10 @@ impl Hook {
     }
 
     const fn is_for_datagrams(self) -> bool {
-        matches!(self, Hook::Recvmsg4 | Hook::Recvmsg6 | Hook::Sendmsg4 | Hook::Sendmsg6)
+        matches!(
+            self,
+            Hook::Recvmsg4 | Hook::Recvmsg6 | Hook::Bind4 | Hook::Bind6 | Hook::Sendmsg4 | Hook::Sendmsg6
+        )
     }
 
     /// The name of program and pin.
@@ -72,6 +81,8 @@ impl Hook {
             Hook::Connect6 => "connect6",
             Hook::Recvmsg4 => "recvmsg4",
             Hook::Recvmsg6 => "recvmsg6",
+            Hook::Bind4 => "bind4",
+            Hook::Bind6 => "bind6",
             Hook::Sendmsg4 => "sendmsg4",
             Hook::Sendmsg6 => "sendmsg6",
             Hook::Inbound => "inbound",
@@ -95,6 +106,8 @@ impl Hook {
     pub const fn attach_type(self) -> bpf_attach_type {
         match self {
             Hook::SockOps => bpf_attach_type::BPF_CGROUP_SOCK_OPS,
+            Hook::Bind4 => bpf_attach_type::BPF_CGROUP_INET4_BIND,
+            Hook::Bind6 => bpf_attach_type::BPF_CGROUP_INET6_BIND,
             Hook::Connect4 => bpf_attach_type::BPF_CGROUP_INET4_CONNECT,
             Hook::Connect6 => bpf_attach_type::BPF_CGROUP_INET6_CONNECT,
             Hook::Sendmsg4 => bpf_attach_type::BPF_CGROUP_UDP4_SENDMSG,

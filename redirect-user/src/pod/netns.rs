@@ -9,9 +9,11 @@
 //!   own;
 //! * `local <pod IPv4> dev lo`, in front of the kernel's own route to that address: see
 //!   `messages::local_routes`;
+//! * where DNS is captured, what `dns` says;
 //! * `net.mptcp.enabled=0`: an MPTCP socket's subflows would meet the sidecar without their socket's origin.
 
 mod channel;
+mod dns;
 mod messages;
 mod settings;
 
@@ -30,9 +32,11 @@ use netlink_packet_route::rule::RuleMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily as Af, SockFlag, SockType, socket};
+use redirect_common::in_prefix6;
 use serde::{Deserialize, Serialize};
 
 use self::channel::Channel;
+pub use self::dns::DnsChanges;
 pub use self::settings::Ipv6;
 use self::settings::Settings;
 use crate::kernel::sys::{self, SyscallError};
@@ -137,12 +141,13 @@ impl Netns {
         self.settings.ipv6
     }
 
-    /// All addresses of all interfaces, but `::6`.
+    /// All addresses of all interfaces, but `::6` and those of DNS servers.
     ///
     /// # Errors
     /// The kernel does not answer.
     pub fn addresses(&mut self) -> Result<Vec<Address>, Error> {
-        Ok(self.all_addresses()?.into_iter().filter(|address| !is_passthrough6(address)).collect())
+        let ours = |address: &Address| is_passthrough6(address) || in_prefix6(&address.net.addr().into());
+        Ok(self.all_addresses()?.into_iter().filter(|address| !ours(address)).collect())
     }
 
     /// Whether `::6` is there.

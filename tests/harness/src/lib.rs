@@ -4,7 +4,8 @@
 //!
 //! Table of contents, in reading order: [`kernel_test`] runs one test on a [`Node`]; a [`Pod`] is made on its
 //! [`Wire`]; a [`Process`] runs in a pod and makes [`Socket`]s; [`Sidecar`] is a process that listens as
-//! Envoy does; [`envoy`] is a real one; `redirect` is driven by [`cli`], chained CNI plugins by [`chain`];
+//! Envoy does; [`envoy`] is a real one; applications and a DNS proxy ask and answer in [`dns`];
+//! `redirect` is driven by [`cli`], chained CNI plugins by [`chain`];
 //! [`Residue`] is what must be gone afterwards. [`istio`] writes the rules that redirection is compared with.
 //! Demonstrations run on a [`stage`] and show their [`progress`]; those with containers have a [`runtime`].
 //! Below them: [`netns`], [`cgroup`], [`unprivileged`] programs, and the [`protocol`] between a test and its
@@ -14,6 +15,7 @@ pub mod agent;
 pub mod cgroup;
 pub mod chain;
 pub mod cli;
+pub mod dns;
 pub mod envoy;
 pub mod istio;
 mod maps;
@@ -34,6 +36,7 @@ mod wire;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
+pub use dns::DnsProxy;
 pub use nix::errno::Errno;
 pub use node::{MachineLock, Node, binary};
 pub use pod::Pod;

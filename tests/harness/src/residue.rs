@@ -11,7 +11,9 @@ use crate::cgroup::Cgroup;
 use crate::node::{PREFIX, entries_with_prefix};
 
 /// The programs and maps of redirect-cni, as the kernel names them.
-const PROGRAMS: [&str; 11] = [
+const PROGRAMS: [&str; 13] = [
+    "bind4",
+    "bind6",
     "connect4",
     "connect6",
     "peername4",
@@ -24,7 +26,8 @@ const PROGRAMS: [&str; 11] = [
     "original_dst",
     "inbound",
 ];
-const MAPS: [&str; 8] = ["PODS", "RANGES", "SETS", "OWN", "ORIGIN", "HANDOFF", "LISTENERS", "STATS"];
+const MAPS: [&str; 10] =
+    ["PODS", "RANGES", "SETS", "OWN", "ORIGIN", "HANDOFF", "LISTENERS", "STATS", "DNS_PROXIES", "DNS_ASKED"];
 
 /// What of ours is on the machine, each thing with a name that a person can look for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -23,7 +23,12 @@ pub(super) const LOOPBACK: u32 = 1;
 
 /// `::6/128` on `lo`.
 pub(super) fn passthrough6() -> AddressMessage {
-    let address = IpAddr::V6(PASSTHROUGH6);
+    address_on_lo(PASSTHROUGH6)
+}
+
+/// An address of IPv6 on `lo`.
+pub(super) fn address_on_lo(ip: Ipv6Addr) -> AddressMessage {
+    let address = IpAddr::V6(ip);
     let mut message = AddressMessage::default();
     message.header.family = AddressFamily::Inet6;
     message.header.prefix_len = 128;
@@ -40,23 +45,27 @@ pub(super) const PASSTHROUGH6: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
 /// of the sidecar's answers only if it leads to `lo` by name (`do_cache` in `__mkroute_output()`), which
 /// saves 0.5 us per connection.
 pub(super) fn local_routes(route: &LocalRoute) -> Vec<RouteMessage> {
-    match route.source {
-        IpAddr::V4(v4) => {
-            let prefix = RouteAddress::Inet(Ipv4Addr::from(PREFIX4));
-            let own = RouteAddress::Inet(v4);
-            vec![local_route(prefix, 16, &own, None), local_route(own.clone(), 32, &own, None)]
-        }
-        IpAddr::V6(v6) => {
-            let bits = u128::from(PREFIX6[0]) << 96 | u128::from(PREFIX6[1]) << 64;
-            let prefix = RouteAddress::Inet6(Ipv6Addr::from(bits));
-            vec![local_route(prefix, 64, &RouteAddress::Inet6(v6), route.tentative_on)]
-        }
+    let v4 = route.source.is_ipv4();
+    let (prefix, length) = prefix(v4);
+    let own = RouteAddress::from(route.source);
+    if v4 {
+        return vec![local_route(prefix, length, &own, None), local_route(own.clone(), 32, &own, None)];
     }
+    vec![local_route(prefix, length, &own, route.tentative_on)]
+}
+
+/// The pod's private prefix of a family, and its length.
+pub(super) fn prefix(v4: bool) -> (RouteAddress, u8) {
+    if v4 {
+        return (RouteAddress::Inet(Ipv4Addr::from(PREFIX4)), 16);
+    }
+    let bits = u128::from(PREFIX6[0]) << 96 | u128::from(PREFIX6[1]) << 64;
+    (RouteAddress::Inet6(Ipv6Addr::from(bits)), 64)
 }
 
 /// `local <destination>/<length> dev lo src <source>`, or `local <destination>/<length> dev <interface>`
 /// where the kernel does not accept the source yet.
-fn local_route(
+pub(super) fn local_route(
     destination: RouteAddress,
     length: u8,
     source: &RouteAddress,
