@@ -76,8 +76,8 @@ enum Command {
     },
     /// Put the programs of this version on the node.
     Install,
-    /// Detach every pod and remove the programs. Refuses while pods run. With --node, take the plugin off the node
-    /// and leave running pods redirected.
+    /// Detach every pod and remove the programs. Refuses while pods run. With --node, take the plugin off the
+    /// node and leave running pods redirected.
     Uninstall(lifecycle::UninstallArgs),
     /// Replace the programs of attached pods by this version's, in place.
     Upgrade,
