@@ -25,13 +25,14 @@ pub use self::error::Error;
 pub use self::plan::Request;
 
 use crate::attach::plan::Planned;
-use crate::attach::record::Attachment;
+use crate::attach::record::{Attachment, NetnsChanges};
 use crate::attach::tables::Tables;
 use crate::kernel::hook::Hook;
 use crate::kernel::install::{self, Ensured};
 use crate::node::Node;
 use crate::node::fault;
 use crate::node::lock::NodeLock;
+use crate::pod::netns::Netns;
 
 /// What [`attach`] made.
 #[derive(Debug)]
@@ -114,11 +115,14 @@ struct Begun {
 
 impl Begun {
     fn new(node: &Node, mut planned: Planned) -> Result<Begun, Error> {
+        // What an earlier call added is recorded for DEL, but not added again: an address may have gone
+        // since.
+        let wanted = planned.attachment.changes.clone();
         let repeated = keep_known_changes(node, &mut planned.attachment)?;
         fault::point("attach-record");
         planned.attachment.store(node)?;
         let mut begun = Begun { planned, repeated };
-        if let Err(error) = change_netns(&mut begun.planned) {
+        if let Err(error) = change_netns(&mut begun.planned.netns, &wanted) {
             begun.abandon(node);
             return Err(error);
         }
@@ -135,7 +139,7 @@ impl Begun {
         }
         match carry_out(node, lock, &mut self.planned) {
             Ok(programs) => {
-                replan_siblings(node, lock, &self.planned.attachment);
+                replan_others(node, lock, &self.planned.attachment, self.repeated);
                 Ok(Attached { attachment: self.planned.attachment, programs })
             }
             Err(error) => {
@@ -159,14 +163,16 @@ impl Begun {
     }
 }
 
-/// Another interface of the pod brings addresses and routes that concern the pod's other attachments, too.
-/// What cannot be mended now is not this interface's fault; CHECK and `list` tell it.
-fn replan_siblings(node: &Node, lock: &NodeLock, attachment: &Attachment) {
+/// Another interface of the pod brings addresses and routes that concern the pod's other attachments, too,
+/// and a repeated call may find routes of its own that are obsolete. What cannot be mended now is not this
+/// call's fault; CHECK and `list` tell it.
+fn replan_others(node: &Node, lock: &NodeLock, attachment: &Attachment, itself: bool) {
     let all = record::of_container(node, &attachment.id.container_id).unwrap_or_default();
-    let is_sibling = |other: &&Attachment| other.id != attachment.id && other.cookie == attachment.cookie;
-    for sibling in all.iter().filter(is_sibling) {
-        if let Err(error) = replan::replan(node, lock, sibling) {
-            tracing::warn!(ifname = sibling.id.ifname, %error, "cannot bring the other interface up to date");
+    let is_meant =
+        |other: &&Attachment| other.cookie == attachment.cookie && (itself || other.id != attachment.id);
+    for other in all.iter().filter(is_meant) {
+        if let Err(error) = replan::replan(node, lock, other) {
+            tracing::warn!(ifname = other.id.ifname, %error, "cannot bring the record up to date");
         }
     }
 }
@@ -208,8 +214,7 @@ fn carry_out(node: &Node, lock: &NodeLock, planned: &mut Planned) -> Result<Ensu
     Ok(programs)
 }
 
-fn change_netns(planned: &mut Planned) -> Result<(), Error> {
-    let (changes, netns) = (&planned.attachment.changes, &mut planned.netns);
+fn change_netns(netns: &mut Netns, changes: &NetnsChanges) -> Result<(), Error> {
     if changes.passthrough6 {
         netns.add_passthrough6()?;
     }

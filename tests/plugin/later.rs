@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use harness::cli::Outcome;
 use harness::{Errno, Node, Pod, Service, kernel_test};
 use serde_json::Value;
 
@@ -212,6 +213,27 @@ fn a_pod_whose_lo_is_down_is_refused_with_the_reason() {
         assert_nothing_attached(node);
         pod.netns().ip("link set lo up");
         sandbox.add();
+        sandbox.del();
+        assert_nothing_attached(node);
+    });
+}
+
+#[test]
+fn a_repeated_add_and_a_repair_get_by_without_what_has_gone() {
+    kernel_test(|node| {
+        let pod = node.pod("web");
+        let sandbox = Sandbox::new(node, &pod, "c0ffee");
+        sandbox.add();
+        v6_only_by_hand(&pod);
+        pod.netns().sysctl("net/ipv6/conf/lo/disable_ipv6", "1");
+        // The route's source and ::6 cannot be added again.
+        sandbox.call("ADD").run().success();
+        assert_eq!(drift(node), Vec::<String>::new());
+        let repaired = Outcome::of(node.redirect().arg("repair"));
+        assert_eq!(repaired.code, Some(0), "{repaired:?}");
+        let _sidecar = pod.sidecar();
+        let to = at("192.0.2.10:80");
+        assert_eq!(pod.app().connect(to).unwrap().seen().original_dst, Ok(to));
         sandbox.del();
         assert_nothing_attached(node);
     });

@@ -29,6 +29,36 @@ pub(crate) struct Entries {
     pub(crate) own: Vec<IpAddr>,
 }
 
+impl Entries {
+    /// Those that differ from `there`, or are missing in it.
+    pub(crate) fn besides(&self, there: &Entries) -> Entries {
+        let (ranges, sets): (BTreeSet<_>, BTreeSet<_>) =
+            (there.ranges.iter().collect(), there.sets.iter().collect());
+        Entries {
+            ranges: self.ranges.iter().filter(|entry| !ranges.contains(entry)).copied().collect(),
+            ports: self.ports.iter().filter(|entry| !there.ports.contains(entry)).copied().collect(),
+            sets: self.sets.iter().filter(|entry| !sets.contains(entry)).copied().collect(),
+            own: self.own.iter().filter(|ip| !there.own.contains(ip)).copied().collect(),
+        }
+    }
+
+    /// Those whose keys `wanted` does not have.
+    pub(crate) fn without_keys_of(&self, wanted: &Entries) -> Entries {
+        // The maps have no host bits.
+        let ranges: BTreeSet<_> = wanted.ranges.iter().map(|(list, net, _)| (*list, net.trunc())).collect();
+        let sets: BTreeSet<_> = wanted.sets.iter().collect();
+        let blocks: BTreeSet<_> = wanted.ports.iter().map(|(set, block, _)| (set, block)).collect();
+        let gone = |(list, net, _): &&(u32, IpNet, bool)| !ranges.contains(&(*list, net.trunc()));
+        let unused = |(set, block, _): &&(u32, u32, PortBlock)| !blocks.contains(&(set, block));
+        Entries {
+            ranges: self.ranges.iter().filter(gone).copied().collect(),
+            ports: self.ports.iter().filter(unused).copied().collect(),
+            sets: self.sets.iter().filter(|entry| !sets.contains(entry)).copied().collect(),
+            own: self.own.iter().filter(|ip| !wanted.own.contains(ip)).copied().collect(),
+        }
+    }
+}
+
 /// What attach found in the pod that the policy's map entries depend on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Surroundings {
@@ -147,5 +177,49 @@ fn surroundings(attachment: &Attachment) -> Surroundings {
         source6: routed(true),
         proxy_ids: (attachment.host_uid, attachment.host_gid),
         groups: attachment.host_groups.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_differs_is_written_and_only_what_is_unused_removed() {
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        let mut block = PortBlock::EMPTY;
+        block.insert(80);
+        let there = Entries {
+            ranges: vec![
+                (0, net("10.0.0.0/8"), true),
+                (2, net("0.0.0.0/0"), true),
+                (2, net("fd00::/8"), true),
+            ],
+            ports: vec![(0, 0, block), (1, 7, block)],
+            sets: vec![(4, 5), (5, 2)],
+            own: vec!["10.0.0.2".parse().unwrap()],
+        };
+        let wanted = Entries {
+            ranges: vec![(0, net("10.0.0.0/8"), true), (2, net("0.0.0.0/0"), false)],
+            ports: vec![(0, 0, PortBlock::EMPTY)],
+            sets: vec![(4, 5), (5, 3)],
+            own: vec!["10.0.0.2".parse().unwrap(), "10.0.0.3".parse().unwrap()],
+        };
+        let written = Entries {
+            ranges: vec![(2, net("0.0.0.0/0"), false)],
+            ports: vec![(0, 0, PortBlock::EMPTY)],
+            sets: vec![(5, 3)],
+            own: vec!["10.0.0.3".parse().unwrap()],
+        };
+        assert_eq!(wanted.besides(&there), written);
+        let removed = Entries {
+            ranges: vec![(2, net("fd00::/8"), true)],
+            ports: vec![(1, 7, block)],
+            sets: vec![(5, 2)],
+            own: Vec::new(),
+        };
+        assert_eq!(there.without_keys_of(&wanted), removed);
+        assert_eq!(wanted.besides(&wanted), Entries::default());
+        assert_eq!(wanted.without_keys_of(&wanted), Entries::default());
     }
 }

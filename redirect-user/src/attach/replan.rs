@@ -43,6 +43,11 @@ pub enum Stale {
         /// The address that should be the client's.
         source: IpAddr,
     },
+    /// A local route to the sidecar is for an address that cannot be the client's any more.
+    ObsoleteRoute {
+        /// The address.
+        source: IpAddr,
+    },
 }
 
 impl std::fmt::Display for Stale {
@@ -58,6 +63,10 @@ impl std::fmt::Display for Stale {
             Stale::LocalRoute { source } => {
                 write!(f, "the local route to the sidecar for the address {source} is missing")
             }
+            Stale::ObsoleteRoute { source } => write!(
+                f,
+                "there is a local route to the sidecar for {source}, which cannot be the client's address any more"
+            ),
         }
     }
 }
@@ -203,6 +212,9 @@ fn routes(attachment: &Attachment, found: &Survey, netns: &mut Netns) -> Result<
             stale.push(Stale::LocalRoute { source: wanted.source });
         }
     }
+    let wanted = |source: IpAddr| found.local_routes.iter().any(|route| route.source == source);
+    let obsolete = recorded.iter().map(|route| route.source).filter(|source| !wanted(*source));
+    stale.extend(obsolete.map(|source| Stale::ObsoleteRoute { source }));
     Ok(stale)
 }
 

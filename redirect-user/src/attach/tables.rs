@@ -103,12 +103,14 @@ impl Tables {
         config: &PodConfig,
         entries: &Entries,
     ) -> Result<(), Error> {
-        let repeated = self.config(cookie)?.is_some();
-        self.write(cookie, config, entries)?;
-        if repeated {
-            self.prune(cookie, entries)?;
+        if self.config(cookie)?.is_none() {
+            return self.write(cookie, config, entries);
         }
-        Ok(())
+        // A running pod's entries are left alone where they are right: the kernel would hand the replaced
+        // element to the next insertion, and a program may be reading it.
+        let found = self.entries(cookie)?;
+        self.write(cookie, config, &entries.besides(&found))?;
+        self.remove_entries(cookie, &found.without_keys_of(entries))
     }
 
     /// Writes a pod's entries, the configuration last: only with it does the pod count as enrolled.
@@ -140,6 +142,9 @@ impl Tables {
                 .map_err(|source| Error::Cpus { path: "/sys/devices/system/cpu/possible", source })?;
             let added = self.stats.insert(cookie, zero, 0);
             self.added("STATS", added, || self.stats.keys().flatten().collect())?;
+        }
+        if self.config(cookie)?.as_ref() == Some(config) {
+            return Ok(());
         }
         let added = self.pods.insert(cookie, config, 0);
         self.added("PODS", added, || cookies(&self.pods, |cookie| *cookie))
@@ -221,21 +226,6 @@ impl Tables {
 
     fn has_counted(&self, cookie: u64, events: &[Event]) -> Result<bool, Error> {
         Ok(self.counters(cookie)?.iter().any(|(event, count)| *count > 0 && events.contains(event)))
-    }
-
-    /// Takes out what a pod has besides `wanted`: entries of a policy that it had before. Looks at every key.
-    ///
-    /// # Errors
-    /// A map is not readable or writable.
-    fn prune(&mut self, cookie: u64, wanted: &Entries) -> Result<(), Error> {
-        let mut stale = self.entries(cookie)?;
-        let ranges: BTreeSet<_> = wanted.ranges.iter().collect();
-        stale.ranges.retain(|entry| !ranges.contains(entry));
-        stale.ports.retain(|entry| !wanted.ports.contains(entry));
-        let sets: BTreeSet<_> = wanted.sets.iter().collect();
-        stale.sets.retain(|entry| !sets.contains(entry));
-        stale.own.retain(|entry| !wanted.own.contains(entry));
-        self.remove_entries(cookie, &stale)
     }
 
     /// Whether the maps hold exactly these entries for a pod.
