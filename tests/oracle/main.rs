@@ -108,7 +108,7 @@ fn shrink(pair: &mut Pairs<'_>, setup: Setup, connection: &Connection) -> Setup 
 }
 
 #[test]
-#[ignore = "differs: DNS by address, bound ports, MPTCP, hot restarts, unreachable places, the pod's own 127.72 servers"]
+#[ignore = "differs: MPTCP, hot restarts, unreachable places, the pod's own 127.72 servers"]
 fn what_differs_still() {
     kernel_test(|node| {
         let mut pair = Pairs::new(node);

@@ -155,14 +155,9 @@ pub(crate) fn tame(setup: &mut Setup, connection: &mut Connection) {
     if setup.workers == Workers::Renewed {
         setup.workers = Workers::Eight;
     }
-    connection.first = None;
     if connection.kind == Kind::Mptcp {
         connection.kind = Kind::Tcp;
     }
-    if connection.kind == Kind::UdpDissolved {
-        connection.kind = Kind::UdpConnected;
-    }
-    connection.port = 0;
     for (open, instead) in
         [("203.0.113.66", "203.0.113.10"), ("2001:db8:f::1", "2001:db8::10"), ("127.72.3.203", "127.0.0.2")]
     {

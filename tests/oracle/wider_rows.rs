@@ -17,12 +17,12 @@ fn row(name: &str, setup: Setup, connections: Vec<Connection>) -> Row {
 
 /// Those in which the worlds agree.
 pub(crate) fn agreed() -> Vec<Row> {
-    [listeners(), workers(Workers::Eight), later()].concat()
+    [listeners(), workers(Workers::Eight), later(), sockets()].concat()
 }
 
 /// Those in which they do not agree yet.
 pub(crate) fn open() -> Vec<Row> {
-    [workers(Workers::Renewed), addresses(), sockets()].concat()
+    [workers(Workers::Renewed), addresses(), others()].concat()
 }
 
 fn listeners() -> Vec<Row> {
@@ -81,9 +81,6 @@ fn sockets() -> Vec<Row> {
     let several = four.map(|one| one.after("192.0.2.20")).into_iter();
     let several = several.chain(six.map(|one| one.after("2001:db8::20"))).collect();
     let bound = udp(Who::App, &DNS).into_iter().zip(2000..).map(|(one, port)| one.on_port(port));
-    let mptcp =
-        |who, to: &[&str]| tcp(who, to).into_iter().map(|one| one.of(Kind::Mptcp)).collect::<Vec<_>>();
-    let multipath = [mptcp(Who::App, &REMOTE), mptcp(Who::Proxy, PLACES), mptcp(Who::Peer, INBOUND)].concat();
     let bound_tcp =
         |first| tcp(Who::App, &REMOTE).into_iter().zip(first..).map(|(one, port)| one.on_port(port));
     let localhost = Setup { sidecar: Listens::OnLocalhost, ..Setup::default() };
@@ -92,9 +89,14 @@ fn sockets() -> Vec<Row> {
         row("a bound port, sidecar on localhost", localhost, bound_tcp(2020).collect()),
         row("several DNS servers", dns.clone(), several),
         row("a bound port, DNS", dns, bound.collect()),
-        row("MPTCP", Setup::default(), multipath),
-        row("in our prefix", Setup::default(), in_our_prefix()),
     ]
+}
+
+fn others() -> Vec<Row> {
+    let mptcp =
+        |who, to: &[&str]| tcp(who, to).into_iter().map(|one| one.of(Kind::Mptcp)).collect::<Vec<_>>();
+    let multipath = [mptcp(Who::App, &REMOTE), mptcp(Who::Proxy, PLACES), mptcp(Who::Peer, INBOUND)].concat();
+    vec![row("MPTCP", Setup::default(), multipath), row("in our prefix", Setup::default(), in_our_prefix())]
 }
 
 /// A server of the pod's own at the address that stands for a destination, and a destination in our IPv6
