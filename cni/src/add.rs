@@ -8,7 +8,6 @@ use redirect_user::enrol::Enrolment;
 use redirect_user::ids::PodRef;
 use redirect_user::kernel::hook::Hook;
 use redirect_user::node::Node;
-use redirect_user::node::timings::Clock;
 use redirect_user::node::{fault, outcomes};
 use redirect_user::pod::cgroup::{self, Clues, PodCgroup};
 use redirect_user::policy::Policy;
@@ -20,36 +19,26 @@ use crate::enrol::enrol;
 use crate::error::Error;
 use crate::prev::PrevResult;
 
-/// Runs the verb, counts how it ended and keeps how long it took.
+/// Runs the verb and counts how it ended.
 pub(crate) fn run(sandbox: &Sandbox, conf: &Conf, node: &Node) -> Result<String, Error> {
-    let mut clock = Clock::start();
-    let outcome = add(sandbox, conf, node, &mut clock);
-    let label = match &outcome {
-        Ok((label, _)) => (*label).to_owned(),
-        Err(error) => format!("failed_{}", error.code().0),
-    };
-    outcomes::count(node, &label);
-    clock.stop(node, "ADD", &label);
+    let outcome = add(sandbox, conf, node);
+    match &outcome {
+        Ok((label, _)) => outcomes::count(node, label),
+        Err(error) => outcomes::count(node, &format!("failed_{}", error.code().0)),
+    }
     outcome.map(|(_, result)| result)
 }
 
 /// The outcome's label and the result.
-fn add(
-    sandbox: &Sandbox,
-    conf: &Conf,
-    node: &Node,
-    clock: &mut Clock,
-) -> Result<(&'static str, String), Error> {
+fn add(sandbox: &Sandbox, conf: &Conf, node: &Node) -> Result<(&'static str, String), Error> {
     let prev = PrevResult::read(conf)?;
-    let enrolment = enrol(sandbox.pod.as_ref(), conf);
-    clock.lap("enrol");
-    let label = match enrolment? {
+    let label = match enrol(sandbox.pod.as_ref(), conf)? {
         Enrolment::NotEnrolled(reason) => {
             tracing::info!(%reason, "not enrolled");
             reason.label()
         }
         Enrolment::Enrolled { pod, policy } => {
-            redirect(sandbox, conf, node, (pod, *policy), &prev, clock)?;
+            redirect(sandbox, conf, node, (pod, *policy), &prev)?;
             tracing::info!("enrolled");
             "enrolled"
         }
@@ -63,12 +52,10 @@ fn redirect(
     node: &Node,
     (pod, policy): (PodRef, Policy),
     prev: &PrevResult<'_>,
-    clock: &mut Clock,
 ) -> Result<(), Error> {
     check_netns(&sandbox.netns)?;
     let hooks: Vec<_> = Hook::needed(&policy).collect();
     let cgroup = pod_cgroup(conf, &pod, &hooks)?;
-    clock.lap("cgroup");
     fault::point("add-cgroup");
     let request = Request {
         id: sandbox.id.clone(),
@@ -80,18 +67,15 @@ fn redirect(
         addresses: prev.addresses.clone(),
         made_cgroups: cgroup.made.clone(),
     };
-    attach(node, &request, clock).inspect_err(|_| cgroup.undo())?;
+    attach(node, &request).inspect_err(|_| cgroup.undo())?;
     fault::point("add-attached");
     Ok(())
 }
 
 /// The node first, then the pod.
-fn attach(node: &Node, request: &Request, clock: &mut Clock) -> Result<(), Error> {
+fn attach(node: &Node, request: &Request) -> Result<(), Error> {
     upgrade::settle(node, &request.id)?;
-    clock.lap("settle");
-    let attached = attach::attach_alone(node, request);
-    clock.lap("attach");
-    attached?;
+    attach::attach_alone(node, request)?;
     Ok(())
 }
 

@@ -15,7 +15,6 @@ mod dist;
 mod ebpf;
 mod envoy;
 mod groups;
-mod kubectl;
 mod lint;
 mod setup;
 mod suites;

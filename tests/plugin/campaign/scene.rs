@@ -96,6 +96,11 @@ impl<'n> Scene<'n> {
         Scene { node, sandbox, renewed, running: None, trap, far_away, pod, _new_netns: new_netns }
     }
 
+    /// A sandbox whose cgroup and namespace are gone, as a runtime calls the plugin for it.
+    pub(crate) fn vanished(&self) -> Sandbox {
+        Sandbox { id: "vanished".to_owned(), netns: None, ..self.sandbox.clone() }
+    }
+
     /// Enrols the pod and starts what runs in it; nothing if it runs already.
     pub(crate) fn start(&mut self) {
         if self.running.is_some() {

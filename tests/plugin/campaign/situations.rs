@@ -1,9 +1,14 @@
 //! What the campaign does: a verb in a situation, and what comes next.
 
 use std::ffi::OsString;
+use std::process::Command;
+
+use harness::binary;
+use harness::cli::Outcome;
 
 use super::scene::{Ended, Scene};
 use crate::collect::{gc, status};
+use crate::sandbox::Sandbox;
 
 /// A verb in a situation.
 pub(super) struct Situation {
@@ -13,34 +18,17 @@ pub(super) struct Situation {
     /// Makes what the verb needs.
     pub(super) prepare: fn(&Scene<'_>),
     pub(super) verb: fn(&Scene<'_>, &[OsString]) -> Ended,
-    /// Whether faults still open a pod here, or leave one stuck.
-    pub(super) open: bool,
     /// What a runtime, or a person, does next; the number of the combination lets it take turns.
     pub(super) settle: fn(&Scene<'_>, usize) -> Vec<String>,
 }
 
 /// All of them.
 pub(super) const SITUATIONS: &[Situation] = &[
-    Situation {
-        name: "ADD",
-        open: false,
-        running: false,
-        prepare: nothing,
-        verb: add,
-        settle: repeat_add_or_del,
-    },
-    Situation { name: "DEL", open: false, running: false, prepare: added, verb: del, settle: repeat_del },
-    Situation {
-        name: "ADD again",
-        open: false,
-        running: true,
-        prepare: nothing,
-        verb: add,
-        settle: nothing_more,
-    },
+    Situation { name: "ADD", running: false, prepare: nothing, verb: add, settle: repeat_add_or_del },
+    Situation { name: "DEL", running: false, prepare: added, verb: del, settle: repeat_del },
+    Situation { name: "ADD again", running: true, prepare: nothing, verb: add, settle: nothing_more },
     Situation {
         name: "ADD of a new sandbox",
-        open: true,
         running: true,
         prepare: nothing,
         verb: |scene, words| Ended::of_call(&scene.renewed.call("ADD").wrapped(words)),
@@ -54,7 +42,6 @@ pub(super) const SITUATIONS: &[Situation] = &[
     },
     Situation {
         name: "DEL of an old sandbox",
-        open: true,
         running: true,
         prepare: |scene| scene.renewed.add(),
         verb: |scene, words| Ended::of_call(&scene.renewed.call("DEL").wrapped(words)),
@@ -65,7 +52,6 @@ pub(super) const SITUATIONS: &[Situation] = &[
     },
     Situation {
         name: "CHECK",
-        open: false,
         running: true,
         prepare: nothing,
         verb: |scene, words| Ended::of_call(&scene.sandbox.call("CHECK").wrapped(words)),
@@ -73,7 +59,6 @@ pub(super) const SITUATIONS: &[Situation] = &[
     },
     Situation {
         name: "STATUS",
-        open: false,
         running: true,
         prepare: nothing,
         verb: |scene, words| Ended::of_call(&status(&scene.sandbox).wrapped(words)),
@@ -81,7 +66,6 @@ pub(super) const SITUATIONS: &[Situation] = &[
     },
     Situation {
         name: "GC",
-        open: false,
         running: true,
         prepare: nothing,
         verb: |scene, words| Ended::of_call(&gc(&scene.sandbox, &[("c0ffee", "eth0")]).wrapped(words)),
@@ -89,7 +73,6 @@ pub(super) const SITUATIONS: &[Situation] = &[
     },
     Situation {
         name: "GC with a list that lacks the pod",
-        open: true,
         running: true,
         prepare: nothing,
         verb: |scene, words| Ended::of_call(&gc(&scene.sandbox, &[]).wrapped(words)),
@@ -97,7 +80,6 @@ pub(super) const SITUATIONS: &[Situation] = &[
     },
     Situation {
         name: "gc",
-        open: true,
         running: true,
         prepare: nothing,
         verb: |s, w| tool(s, w, "gc"),
@@ -105,7 +87,6 @@ pub(super) const SITUATIONS: &[Situation] = &[
     },
     Situation {
         name: "upgrade",
-        open: false,
         running: true,
         prepare: nothing,
         verb: |scene, words| tool(scene, words, "upgrade"),
@@ -113,7 +94,6 @@ pub(super) const SITUATIONS: &[Situation] = &[
     },
     Situation {
         name: "install",
-        open: false,
         running: true,
         prepare: nothing,
         verb: |scene, words| tool(scene, words, "install"),
@@ -121,7 +101,6 @@ pub(super) const SITUATIONS: &[Situation] = &[
     },
     Situation {
         name: "list",
-        open: false,
         running: true,
         prepare: nothing,
         verb: |scene, words| tool(scene, words, "list"),
@@ -129,27 +108,89 @@ pub(super) const SITUATIONS: &[Situation] = &[
     },
     Situation {
         name: "doctor",
-        open: false,
         running: true,
         prepare: nothing,
         verb: |scene, words| tool(scene, words, "doctor"),
         settle: nothing_more,
     },
     Situation {
-        name: "gc of another state directory",
-        open: true,
+        name: "DEL of a pod whose cgroup and namespace are gone",
         running: true,
+        prepare: vanished,
+        verb: |scene, words| Ended::of_call(&scene.vanished().call("DEL").wrapped(words)),
+        settle: |scene, _| {
+            let mut problems = repeated(Ended::of_call(&scene.vanished().call("DEL")));
+            problems.extend(only_the_pod(scene));
+            problems
+        },
+    },
+    Situation {
+        name: "gc of a pod whose cgroup and namespace are gone",
+        running: true,
+        prepare: vanished,
+        verb: |scene, words| tool(scene, words, "gc"),
+        settle: |scene, _| {
+            let mut problems = repeated(tool(scene, &["env".into()], "gc"));
+            problems.extend(only_the_pod(scene));
+            problems
+        },
+    },
+    Situation {
+        name: "ADD beside a gc of another state directory",
+        running: false,
         prepare: nothing,
         verb: |scene, words| {
-            let mut command = scene.node.redirect();
-            command.arg("gc").arg("--state-dir").arg(scene.node.dir().join("other-state"));
-            Ended::of_tool(&command, words)
+            let mut gc = elsewhere(scene);
+            let other = std::thread::spawn(move || (0..5).for_each(|_| drop(Outcome::of(&mut gc))));
+            let ended = add(scene, words);
+            other.join().expect("gc is a process");
+            ended
         },
+        settle: |scene, number| {
+            let mut problems = Vec::new();
+            if number % 2 == 0 {
+                problems.extend(repeated(Ended::of_call(&scene.sandbox.call("ADD"))));
+                drop(gc_elsewhere(scene, &["env".into()]));
+                problems.extend(repeated(Ended::of_call(&scene.sandbox.call("CHECK"))));
+            }
+            problems.extend(repeat_del(scene, number));
+            problems
+        },
+    },
+    Situation {
+        name: "gc of another state directory",
+        running: true,
+        prepare: nothing,
+        verb: gc_elsewhere,
         settle: nothing_more,
     },
 ];
 
 fn nothing(_: &Scene<'_>) {}
+
+/// `redirect gc` by somebody who has another state directory, as after a change of the configuration.
+fn gc_elsewhere(scene: &Scene<'_>, words: &[OsString]) -> Ended {
+    Ended::of_tool(&elsewhere(scene), words)
+}
+
+fn elsewhere(scene: &Scene<'_>) -> Command {
+    let mut command = Command::new(binary("redirect"));
+    command.arg("gc").arg("--bpffs").arg(scene.node.bpffs());
+    command.arg("--state-dir").arg(scene.node.dir().join("other-state"));
+    command
+}
+
+/// A pod that was enrolled and then went, cgroup and namespace, without DEL.
+fn vanished(scene: &Scene<'_>) {
+    let pod = scene.node.pod("vanished");
+    Sandbox::new(scene.node, &pod, &scene.vanished().id).add();
+}
+
+/// Nothing is attached but the pod that runs.
+fn only_the_pod(scene: &Scene<'_>) -> Option<String> {
+    let attached = scene.node.attached();
+    (attached != [scene.sandbox.id.as_str()]).then(|| format!("attached are {attached:?}"))
+}
 
 fn nothing_more(_: &Scene<'_>, _: usize) -> Vec<String> {
     Vec::new()
