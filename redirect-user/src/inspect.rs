@@ -210,7 +210,7 @@ pub fn compare(node: &Node, attachment: &Attachment) -> Result<Vec<Drift>, Error
         drift.push(Drift::OutsideCgroup);
     }
     let stale = replan::look(attachment)?.stale;
-    drift.extend(stale.into_iter().map(|what| Drift::NotCovered { what }));
+    drift.extend(stale.into_iter().filter(Stale::is_news).map(|what| Drift::NotCovered { what }));
     Ok(drift)
 }
 

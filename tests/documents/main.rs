@@ -5,6 +5,7 @@
 mod commands;
 mod crates;
 mod maps;
+mod pictures;
 mod plugin;
 mod rules;
 mod table;

@@ -138,6 +138,25 @@ fn inbound_ipv6_works_for_an_address_that_comes_after_add() {
 }
 
 #[test]
+fn the_kernels_own_link_local_address_is_no_drift() {
+    kernel_test(|node| {
+        let pod = node.pod("web");
+        let sandbox = Sandbox::new(node, &pod, "c0ffee");
+        sandbox.add();
+        pod.netns().ip("addr add fe80::77/64 dev eth0 nodad");
+        assert_eq!(drift(node), Vec::<String>::new());
+        pod.netns().ip("addr add 10.99.0.9/32 dev eth0");
+        assert_eq!(drift(node).len(), 1, "others are: {:?}", drift(node));
+        // Both are taken in together.
+        sandbox.check().success();
+        pod.netns().ip("addr del fe80::77/64 dev eth0");
+        assert_eq!(drift(node), Vec::<String>::new());
+        sandbox.del();
+        assert_nothing_attached(node);
+    });
+}
+
+#[test]
 fn an_excluded_interface_that_comes_after_add_is_excluded_by_the_next_call() {
     kernel_test(|node| {
         let pod = node.pod("web");

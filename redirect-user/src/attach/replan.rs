@@ -50,6 +50,20 @@ pub enum Stale {
     },
 }
 
+impl Stale {
+    /// Whether this is worth an operator's attention. The kernel gives every interface a link-local address
+    /// by itself, some time after the interface is up, so almost every pod with IPv6 gets one right after
+    /// ADD. The next [`replan`] takes it in.
+    #[must_use]
+    pub fn is_news(&self) -> bool {
+        !matches!(
+            self,
+            Stale::AddressCame { address: IpAddr::V6(ip) } | Stale::AddressWent { address: IpAddr::V6(ip) }
+                if ip.is_unicast_link_local()
+        )
+    }
+}
+
 impl std::fmt::Display for Stale {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
