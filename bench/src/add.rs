@@ -18,6 +18,7 @@ const GO_PLUGINS: [&str; 2] = ["/usr/lib/cni/loopback", "/opt/cni/bin/loopback"]
 /// The variants' names.
 pub(crate) const ADD: &str = "redirect-cni ADD";
 pub(crate) const DEL: &str = "redirect-cni DEL";
+pub(crate) const UNGUARDED: &str = "redirect-cni ADD, no guard";
 pub(crate) const LEGACY: &str = "iptables-legacy commands";
 pub(crate) const NFT: &str = "iptables-nft commands";
 
@@ -31,14 +32,16 @@ pub(crate) fn run(node: &Node, pods: &[Pod], scale: &Scale, results: &mut Result
 /// Every pod once, by each way in turn; the pods' namespaces are new, and one backend's rules do not disturb
 /// another's.
 fn one_by_one(node: &Node, pods: &[Pod], results: &mut Results) -> Result<()> {
-    let mut costs: [Vec<Cost>; 4] = Default::default();
+    let mut costs: [Vec<Cost>; 5] = Default::default();
     for pod in pods {
         costs[0].push(plugin::add(node, pod, &[])?);
         costs[1].push(plugin::del(node, pod)?);
         costs[2].push(commands(pod, Backend::Legacy)?);
         costs[3].push(commands(pod, Backend::Nft)?);
+        costs[4].push(plugin::add_unguarded(node, pod, &[])?);
+        plugin::del(node, pod)?;
     }
-    let labels = [ADD, DEL, LEGACY, NFT];
+    let labels = [ADD, DEL, LEGACY, NFT, UNGUARDED];
     for (id, title, read) in [
         ("add-wall", "One pod at a time: elapsed", (|c| c.wall) as fn(&Cost) -> f64),
         ("add-cpu", "One pod at a time: CPU time", |c| c.cpu),

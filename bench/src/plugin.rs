@@ -41,12 +41,16 @@ impl Cost {
 /// A call of the plugin for a pod. The injector's annotations say that the pod has a sidecar and what to
 /// exclude.
 pub(crate) fn call(node: &Node, pod: &Pod, verb: &str, excluded: &[IpNet]) -> Result<Command> {
+    call_with(pod, verb, &configuration(node, pod, excluded)?)
+}
+
+fn call_with(pod: &Pod, verb: &str, configuration: &Value) -> Result<Command> {
     let mut command = Command::new(binary("redirect-cni"));
     command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("CNI_PATH", "/opt/cni/bin");
     let args = format!("K8S_POD_NAMESPACE=bench;K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={0}", pod.name());
     command.env("CNI_COMMAND", verb).env("CNI_CONTAINERID", pod.name()).env("CNI_IFNAME", "eth0");
     command.env("CNI_NETNS", pod.netns().path()).env("CNI_ARGS", args);
-    command.stdin(input_of(&configuration(node, pod, excluded)?.to_string())?);
+    command.stdin(input_of(&configuration.to_string())?);
     command.stdout(Stdio::null()).stderr(Stdio::null());
     Ok(command)
 }
@@ -54,6 +58,13 @@ pub(crate) fn call(node: &Node, pod: &Pod, verb: &str, excluded: &[IpNet]) -> Re
 /// Enrols a pod.
 pub(crate) fn add(node: &Node, pod: &Pod, excluded: &[IpNet]) -> Result<Cost> {
     Cost::of(&mut call(node, pod, "ADD", excluded)?).with_context(|| format!("ADD of {}", pod.name()))
+}
+
+/// Enrols a pod without the guard.
+pub(crate) fn add_unguarded(node: &Node, pod: &Pod, excluded: &[IpNet]) -> Result<Cost> {
+    let mut configuration = configuration(node, pod, excluded)?;
+    configuration["guard"] = "off".into();
+    Cost::of(&mut call_with(pod, "ADD", &configuration)?).with_context(|| format!("ADD of {}", pod.name()))
 }
 
 /// Takes it out again.

@@ -109,6 +109,7 @@ impl Meshed {
             Mode::None => {}
             Mode::Iptables(backend) => rules::apply(pod.netns(), backend, &[])?,
             Mode::Ours => drop(plugin::add(node, &pod, &[])?),
+            Mode::Unguarded => drop(plugin::add_unguarded(node, &pod, &[])?),
         }
         let envoy = Envoy::start(
             pod.name(),

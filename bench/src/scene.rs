@@ -19,11 +19,18 @@ pub(crate) enum Mode {
     Iptables(Backend),
     /// By the programs of this project.
     Ours,
+    /// The same without the guard's filters.
+    Unguarded,
 }
 
 impl Mode {
-    pub(crate) const ALL: [Mode; 4] =
-        [Mode::None, Mode::Iptables(Backend::Legacy), Mode::Iptables(Backend::Nft), Mode::Ours];
+    pub(crate) const ALL: [Mode; 5] = [
+        Mode::None,
+        Mode::Iptables(Backend::Legacy),
+        Mode::Iptables(Backend::Nft),
+        Mode::Ours,
+        Mode::Unguarded,
+    ];
 
     pub(crate) const fn label(self) -> &'static str {
         match self {
@@ -31,6 +38,7 @@ impl Mode {
             Mode::Iptables(Backend::Legacy) => "iptables-legacy",
             Mode::Iptables(Backend::Nft) => "iptables-nft",
             Mode::Ours => "redirect-cni",
+            Mode::Unguarded => "redirect-cni, no guard",
         }
     }
 
@@ -40,6 +48,7 @@ impl Mode {
             Mode::None => "none",
             Mode::Iptables(backend) => backend.name(),
             Mode::Ours => "ours",
+            Mode::Unguarded => "unguarded",
         }
     }
 }
@@ -83,6 +92,7 @@ impl Stage {
                 pod.netns().sysctl("net/netfilter/nf_conntrack_tcp_timeout_close", "1");
             }
             Mode::Ours => drop(plugin::add(node, &pod, excluded)?),
+            Mode::Unguarded => drop(plugin::add_unguarded(node, &pod, excluded)?),
         }
         let worker = Worker::start(&pod, Some(peer))?;
         let mut stage = Stage { mode, worker, pod, peer: [false, true].map(|v6| peer.ip(v6)) };

@@ -18,7 +18,7 @@ use redirect_user::policy::annotations::Annotations;
 use redirect_user::policy::grammar::shorten;
 use redirect_user::policy::owner_groups::Variables;
 use redirect_user::policy::parameters::{PARAMETERS, Parameter};
-use redirect_user::policy::{Policy, Proxy};
+use redirect_user::policy::{Guard, Policy, Proxy};
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use tracing::level_filters::LevelFilter;
@@ -107,6 +107,7 @@ impl Conf {
         let mut policy = Policy {
             proxy: self.proxy()?,
             dns_capture: self.keys.get("dnsCapture")?.unwrap_or(false),
+            guard: self.guard()?,
             ..Policy::default()
         };
         let defaults = self.keys.object("defaults")?;
@@ -122,6 +123,16 @@ impl Conf {
             parameter.set_default(&mut policy, &value).map_err(invalid)?;
         }
         Ok(policy)
+    }
+
+    /// The node's word on the guard; a pod's annotation goes before it.
+    fn guard(&self) -> Result<Guard, Error> {
+        let Some(name) = self.keys.get::<String>("guard")? else { return Ok(Guard::default()) };
+        Guard::from_name(&name).ok_or_else(|| Error::Unsupported {
+            key: "guard",
+            value: shorten(&name),
+            supported: "\"enforce\", \"audit\" and \"off\"",
+        })
     }
 
     fn proxy(&self) -> Result<Proxy, Error> {
@@ -359,6 +370,7 @@ mod tests {
             (r#""proxy":{"gid":-1}"#, "proxy.gid", |conf| conf.rules().err()),
             (r#""proxy":{"inboundPort":70000}"#, "proxy.inboundPort", |conf| conf.rules().err()),
             (r#""proxy":{"dnsPort":0}"#, "proxy.dnsPort", |conf| conf.rules().err()),
+            (r#""guard":true"#, "guard", |conf| conf.rules().err()),
             (r#""dnsCapture":"yes""#, "dnsCapture", |conf| conf.rules().err()),
             (r#""defaults":[]"#, "defaults", |conf| conf.rules().err()),
             (r#""defaults":{"excludeOutboundPorts":[25]}"#, "defaults.excludeOutboundPorts", |conf| {

@@ -80,6 +80,8 @@ pub mod flags {
     pub const INBOUND_INTERFACES: u32 = 1 << 12;
     /// `excludeInterfaces` names `lo`.
     pub const LO_EXCLUDED: u32 = 1 << 13;
+    /// The guard stands on the pod's interfaces.
+    pub const GUARD: u32 = 1 << 14;
 }
 
 /// Values of [`SetKey::set`] and [`PortsKey::set`].

@@ -18,6 +18,8 @@
 //! | HANDOFF | hash | [`HandoffKey`] -> [`Endpoint`] |
 //! | LISTENERS | sockhash | [`ListenerKey`] -> socket |
 //! | ENTERED | per-CPU array | 0 -> netns cookie |
+//! | ASKING | per-CPU array | 0 -> 1 while the guard asks |
+//! | GUARD | array | `classid` of a filter -> [`GuardedPod`] |
 //! | INBOUND | program array | 0 -> `inbound` |
 //! | STATS | per-CPU hash | netns cookie -> [`Counters`] |
 //!
@@ -30,6 +32,7 @@ pub mod addr;
 pub mod decide;
 pub mod dns;
 pub mod flow;
+pub mod guard;
 #[cfg(feature = "user")]
 mod pod;
 pub mod prefix;
@@ -45,6 +48,7 @@ pub use decide::{
 };
 pub use dns::{DnsAsked, DnsClient, DnsProxy};
 pub use flow::{Caller, Flow, Protocol};
+pub use guard::{GUARDED_PODS, GuardedPod};
 pub use prefix::*;
 pub use socket::*;
 pub use stats::{Counters, Event};

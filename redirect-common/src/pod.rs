@@ -4,8 +4,8 @@
 //! `tests/abi.rs`), so any bytes are a valid value and every byte is initialised.
 
 use crate::{
-    AddrKey, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, HandoffKey, Ip, ListenerKey, Origin,
-    PodConfig, PortBlock, PortsKey, RangeKey, SetKey, SlotKey, TraceRecord,
+    AddrKey, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, GuardedPod, HandoffKey, Ip, ListenerKey,
+    Origin, PodConfig, PortBlock, PortsKey, RangeKey, SetKey, SlotKey, TraceRecord,
 };
 
 macro_rules! plain_bytes {
@@ -22,6 +22,7 @@ plain_bytes!(
     DnsClient,
     DnsProxy,
     Endpoint,
+    GuardedPod,
     HandoffKey,
     Ip,
     ListenerKey,

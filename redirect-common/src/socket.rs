@@ -82,6 +82,8 @@ pub mod role {
     pub const INBOUND_LISTENER: u32 = 2;
     /// An accepted socket of the sidecar; `dst` is the original destination.
     pub const ACCEPTED: u32 = 3;
+    /// A client socket whose connection was left alone for a reason that the guard cannot see in the packet.
+    pub const PASSED: u32 = 4;
 }
 
 #[cfg(test)]

@@ -61,6 +61,20 @@ events! {
     InboundRefused = "inbound_refused",
     /// An inbound packet for the prefix that exists only inside the pod, or for the DNS proxy, dropped.
     InboundForeign = "inbound_foreign",
+    /// The guard: a connection that no hook of ours saw, on its way out of the pod.
+    GuardOutbound = "guard_outbound",
+    /// The guard: a forwarded connection, of a network namespace or a guest inside the pod, on its way out.
+    GuardForwarded = "guard_forwarded",
+    /// The guard: a SYN of a raw socket on its way out of the pod.
+    GuardRaw = "guard_raw",
+    /// The guard: a DNS question on its way out of the pod.
+    GuardDns = "guard_dns",
+    /// The guard: a packet for an address that exists inside the pod only, on its way out.
+    GuardLoopback = "guard_loopback",
+    /// The guard: a fragment or a chain of headers that hides the TCP header.
+    GuardHidden = "guard_hidden",
+    /// The guard: an arriving connection that another listener than the sidecar's would have got.
+    GuardInbound = "guard_inbound",
     /// A listening socket of the sidecar was registered.
     ListenerAdded = "listener_added",
     /// A listening socket of the sidecar could not be registered (an MPTCP listener, or no free slot).

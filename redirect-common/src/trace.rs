@@ -37,6 +37,8 @@ pub mod kind {
     pub const DATAGRAM: u32 = 1;
     /// A connection from outside.
     pub const INBOUND: u32 = 2;
+    /// A packet on its way out of the pod that the guard looked at.
+    pub const LEAVING: u32 = 3;
 }
 
 /// Values of [`TraceRecord::verdict`].
@@ -51,6 +53,10 @@ pub mod verdict {
     pub const DNS: u32 = 3;
     /// To the inbound listener, which is not there.
     pub const REFUSED: u32 = 4;
+    /// Dropped by the guard.
+    pub const DROPPED: u32 = 5;
+    /// The guard would have dropped it, but only audits.
+    pub const AUDITED: u32 = 6;
 }
 
 /// The size of a record.

@@ -7,8 +7,8 @@ use std::mem::{offset_of, size_of};
 use std::path::PathBuf;
 
 use redirect_common::{
-    ABI_VERSION, AddrKey, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, Event, HandoffKey, Ip,
-    ListenerKey, Origin, PodConfig, PortBlock, PortsKey, RangeKey, SetKey, SlotKey, TraceRecord,
+    ABI_VERSION, AddrKey, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, Event, GuardedPod, HandoffKey,
+    Ip, ListenerKey, Origin, PodConfig, PortBlock, PortsKey, RangeKey, SetKey, SlotKey, TraceRecord,
 };
 
 /// One line per type and per public field: offset and size in bytes. The fields and the bytes of private ones
@@ -55,6 +55,7 @@ fn layouts() -> String {
         DnsProxy { port, state };
         DnsClient { cookie, client } + 4;
         DnsAsked { first, next, at };
+        GuardedPod { cookie, proxy_uid, audit };
         Counters { counts };
         TraceRecord { cookie, pid, uid, gid, kind, verdict, rule, src, dst };
     };

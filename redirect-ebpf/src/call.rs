@@ -1,7 +1,8 @@
 //! What `connect` and `dns` have in common: a call of the application, with everything that its decision
 //! depends on.
 
-use redirect_common::{Endpoint, Facts as _, Flow, Ip, Protocol, flags};
+use redirect_common::decide::DNS_PORT;
+use redirect_common::{Endpoint, Facts as _, Flow, Ip, Protocol, Rule, flags};
 
 use crate::ctx::SockAddr;
 use crate::facts::PodFacts;
@@ -29,6 +30,23 @@ impl Call {
         }
         let flow = Flow::new(protocol, dialled, bound, sock.caller());
         Some(Call { flow, facts: PodFacts { cookie, pod } })
+    }
+
+    /// Whether the guard has to be told that this call was left alone, and by which rule. It sees the proxy's
+    /// uid itself, and the interface; what stays in the pod does not come by it.
+    #[inline(always)]
+    pub(crate) fn marked_for_guard(&self, rule: Rule) -> bool {
+        let guarded = self.facts.pod.flags & flags::GUARD != 0;
+        let seen = match self.flow.protocol {
+            Protocol::Tcp => true,
+            Protocol::Udp => self.flow.dst.port == DNS_PORT,
+        };
+        guarded
+            && seen
+            && matches!(
+                rule,
+                Rule::ExcludedPort | Rule::ProxyGid | Rule::OwnerGroup | Rule::ExcludedRange | Rule::NoMatch
+            )
     }
 
     /// Whether the client's address without us would be the one that it dials: another address of the pod, or

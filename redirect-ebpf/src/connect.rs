@@ -14,8 +14,8 @@
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use redirect_common::{
-    Endpoint, Event, Family, Ip, LISTENER_PLACES, ListenerKey, Origin, Outbound, Protocol, SlotKey, Target,
-    decide, role, shared_address, slot_address, slot_of,
+    Endpoint, Event, Family, Ip, LISTENER_PLACES, ListenerKey, Origin, Outbound, Protocol, Rule, SlotKey,
+    Target, decide, role, shared_address, slot_address, slot_of,
 };
 
 use crate::call::{Call, PROCEED, REFUSE};
@@ -78,11 +78,23 @@ enum Step {
 fn carry_out(sock: &SockAddr, call: &Call, decision: Outbound) -> Step {
     match decision {
         Outbound::Direct(rule) => {
-            forget_origin(sock);
+            leave_alone(sock, call, rule);
             count(call.facts.cookie, direct_event(rule));
             Step::Leave
         }
         Outbound::Redirect(target, _) => redirect(sock, call, target),
+    }
+}
+
+/// The guard sees the packet, not the caller, and its address perhaps after a service load balancer has
+/// chosen another: what it could not decide again by itself is marked. No memory for the mark: the guard
+/// refuses the connection.
+#[inline(always)]
+fn leave_alone(sock: &SockAddr, call: &Call, rule: Rule) {
+    if !call.marked_for_guard(rule) {
+        forget_origin(sock);
+    } else if !sock.set_origin(Origin { dst: call.flow.dst, role: role::PASSED }) {
+        count(call.facts.cookie, Event::NoStorage);
     }
 }
 

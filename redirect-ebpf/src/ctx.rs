@@ -50,12 +50,18 @@ macro_rules! address {
     }};
 }
 
+mod choice;
 mod lookup;
+mod packet;
+mod reset;
 mod sock_addr;
 mod sock_ops;
 mod sockopt;
 
+pub(crate) use choice::Choice;
 pub(crate) use lookup::Lookup;
+pub(crate) use packet::{Kind, Opening, Packet, inside_only};
+pub(crate) use reset::Way;
 pub(crate) use sock_addr::SockAddr;
 pub(crate) use sock_ops::SockOps;
 pub(crate) use sockopt::Sockopt;

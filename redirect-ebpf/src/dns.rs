@@ -7,7 +7,7 @@
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use redirect_common::dns::{DnsClient, slot_key};
-use redirect_common::{Endpoint, Event, Ip, Outbound, decide, dns};
+use redirect_common::{Endpoint, Event, Ip, Origin, Outbound, Rule, decide, dns, role};
 
 use crate::call::{Call, PROCEED, REFUSE};
 use crate::ctx::SockAddr;
@@ -27,7 +27,10 @@ pub(crate) fn sendmsg4(ctx: SockAddrContext) -> i32 {
         return PROCEED;
     }
     let decision = decide(&call.flow, &call.facts);
-    let Outbound::Redirect(..) = decision else { return PROCEED };
+    if let Outbound::Direct(rule) = decision {
+        leave_alone(&sock, &call, rule);
+        return PROCEED;
+    }
     let Some(at) = asked_at(&call) else { return refuse(&sock) };
     if sock.source4().is_unspecified() && call.has_own_source() {
         sock.set_source4(&call.flow.dst.ip);
@@ -49,7 +52,10 @@ pub(crate) fn sendmsg6(ctx: SockAddrContext) -> i32 {
         return PROCEED;
     }
     let decision = decide(&call.flow, &call.facts);
-    let Outbound::Redirect(..) = decision else { return PROCEED };
+    if let Outbound::Direct(rule) = decision {
+        leave_alone(&sock, &call, rule);
+        return PROCEED;
+    }
     let Some(at) = asked_at(&call) else { return refuse(&sock) };
     if sock.source6().is_unspecified() && call.has_own_source() {
         sock.set_source6(&call.flow.dst.ip);
@@ -63,6 +69,16 @@ pub(crate) fn sendmsg6(ctx: SockAddrContext) -> i32 {
 fn refuse(sock: &SockAddr) -> i32 {
     sock.fail_with_refused();
     REFUSE
+}
+
+/// The guard cannot see by which group a question is let pass: it is told by the socket's origin, unless that
+/// is in use.
+#[inline(always)]
+fn leave_alone(sock: &SockAddr, call: &Call, rule: Rule) {
+    let free = sock.origin().is_none_or(|origin| origin.role == role::NONE);
+    if free && call.marked_for_guard(rule) {
+        let _ = sock.set_origin(Origin { dst: call.flow.dst, role: role::PASSED });
+    }
 }
 
 /// Where a captured question goes: the proxy at the address that stands for the server. `None`, counted: no

@@ -10,12 +10,11 @@ use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use redirect_common::dns::{DnsClient, proxy};
-use redirect_common::{
-    Event, Family, Inbound, Ip, LISTENER_PLACES, ListenerKey, decide_inbound, in_prefix4, in_prefix6,
-};
+use redirect_common::{Event, Family, Inbound, Ip, decide_inbound, in_prefix4, in_prefix6};
 
 use crate::ctx::Lookup;
 use crate::facts::PacketFacts;
+use crate::listener::steer;
 use crate::maps;
 use crate::stats::count;
 use crate::trace;
@@ -43,7 +42,12 @@ pub(crate) fn inbound(ctx: SkLookupContext) -> u32 {
     }
     let facts = PacketFacts { cookie, pod, interface: packet.interface() };
     let verdict = decide_inbound(dst.port, &facts);
-    let steered = matches!(verdict, Inbound::Redirect(_)) && steer(&packet, cookie, pod.inbound_port);
+    let steered =
+        matches!(verdict, Inbound::Redirect(_)) && steer(&packet, cookie, pod.inbound_port, packet.family());
+    if maps::asked() {
+        // The guard wants to know who would get the packet, and counts what becomes of it.
+        return if steered || matches!(verdict, Inbound::Direct(_)) { SK_PASS } else { SK_DROP };
+    }
     let action = match verdict {
         Inbound::Direct(_) => {
             count(cookie, Event::InboundDirect);
@@ -69,7 +73,7 @@ pub(crate) fn inbound(ctx: SkLookupContext) -> u32 {
 fn from_application(packet: &Lookup) -> u32 {
     let dst = packet.local();
     if in_prefix4(&dst.ip) || in_prefix6(&dst.ip) {
-        steer(packet, maps::entered(), dst.port);
+        steer(packet, maps::entered(), dst.port, packet.family());
     }
     SK_PASS
 }
@@ -108,23 +112,4 @@ fn datagram(packet: &Lookup) -> u32 {
 #[inline(always)]
 fn from_inside(cookie: u64, client: &Ip, dst: &Ip) -> bool {
     client.same(dst) || client.is_loopback() || maps::own_address(cookie, client)
-}
-
-/// Finds a listener that takes the packet; an IPv6 listener may serve IPv4 as well.
-#[inline(always)]
-fn steer(packet: &Lookup, cookie: u64, port: u32) -> bool {
-    let family = packet.family();
-    for place in 0..LISTENER_PLACES {
-        if packet.assign(&ListenerKey::new(cookie, port, family, place)) {
-            return true;
-        }
-    }
-    if let Family::V4 = family {
-        for place in 0..LISTENER_PLACES {
-            if packet.assign(&ListenerKey::new(cookie, port, Family::V6, place)) {
-                return true;
-            }
-        }
-    }
-    false
 }

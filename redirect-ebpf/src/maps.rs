@@ -4,11 +4,13 @@ use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
 use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, ProgramArray, SockHash};
+use aya_ebpf::maps::{
+    Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, ProgramArray, SockHash,
+};
 use redirect_common::dns::proxy;
 use redirect_common::{
-    AddrKey, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, HandoffKey, Ip, ListenerKey, Origin,
-    PodConfig, PortBlock, PortsKey, RangeKey, SetKey, SlotKey,
+    AddrKey, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, GUARDED_PODS, GuardedPod, HandoffKey, Ip,
+    ListenerKey, Origin, PodConfig, PortBlock, PortsKey, RangeKey, SetKey, SlotKey,
 };
 
 /// Enrolled pods. Written by attach and detach, read by every program. Full: attach fails and says so.
@@ -58,6 +60,16 @@ static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(16_384, 0);
 /// between.
 #[map]
 static ENTERED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// Whether the guard is asking the kernel on this CPU who would get a packet: then `inbound` answers and
+/// counts nothing. Written by the guard around its question, which runs with bottom halves disabled.
+#[map]
+static ASKING: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
+
+/// The guarded pods, by the `classid` of their interfaces' filters; entry 0 is not used. Written by attach
+/// and detach, read by the guard. Full: attach fails and says so.
+#[map]
+static GUARD: Array<GuardedPod> = Array::with_max_entries(GUARDED_PODS, 0);
 
 /// Where the programs in the pods' namespaces go on: `inbound`. Written at installation and upgrade.
 #[map]
@@ -227,6 +239,28 @@ pub(crate) fn listeners_ptr() -> *mut core::ffi::c_void {
 #[inline(always)]
 pub(crate) fn entered() -> u64 {
     ENTERED.get(0).copied().unwrap_or(0)
+}
+
+/// The pod that a filter's `classid` stands for; `None`: it is guarded no more. A copy: attach may give the
+/// entry to another pod.
+#[inline(always)]
+pub(crate) fn guarded(index: u32) -> Option<GuardedPod> {
+    GUARD.get(index).copied().filter(|guarded| guarded.cookie != 0)
+}
+
+/// The guard begins or ends to ask on this CPU.
+#[inline(always)]
+pub(crate) fn asking(now: bool) {
+    if let Some(asking) = ASKING.get_ptr_mut(0) {
+        // SAFETY: the entry is this CPU's own, and nothing else runs on it meanwhile.
+        unsafe { *asking = u32::from(now) };
+    }
+}
+
+/// Whether the guard is asking on this CPU.
+#[inline(always)]
+pub(crate) fn asked() -> bool {
+    ASKING.get(0).is_some_and(|asking| *asking != 0)
 }
 
 /// This CPU's counters of a pod.

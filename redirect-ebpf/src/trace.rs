@@ -6,9 +6,12 @@ use aya_ebpf::helpers::generated::bpf_get_current_pid_tgid;
 use aya_log_common::{ArgumentKind, DisplayHint, Level, RecordFieldKind};
 use aya_log_ebpf::macro_support::AYA_LOGS;
 use redirect_common::trace::{RECORD_BYTES, kind, verdict};
-use redirect_common::{Endpoint, Inbound, Outbound, PodConfig, Protocol, Target, TraceRecord};
+use redirect_common::{
+    Endpoint, GuardedPod, Inbound, Outbound, PodConfig, Protocol, Rule, Target, TraceRecord,
+};
 
 use crate::call::Call;
+use crate::ctx::Opening;
 
 #[inline(always)]
 fn wanted(pod: &PodConfig) -> bool {
@@ -134,5 +137,57 @@ pub(crate) fn inbound(
         rule: rule as u32,
         src: ends.0,
         dst: ends.1,
+    });
+}
+
+/// What the guard found on its way out of the pod.
+#[inline(always)]
+pub(crate) fn leaving(pod: &PodConfig, guarded: &GuardedPod, opening: &Opening, rule: Rule, uid: u32) {
+    if !wanted(pod) {
+        return;
+    }
+    send(TraceRecord {
+        cookie: guarded.cookie,
+        pid: 0,
+        uid,
+        gid: 0,
+        kind: kind::LEAVING,
+        verdict: if guarded.audit != 0 { verdict::AUDITED } else { verdict::DROPPED },
+        rule: rule as u32,
+        src: opening.src,
+        dst: opening.dst,
+    });
+}
+
+/// What the guard did with an arriving SYN that is the sidecar's.
+#[inline(always)]
+pub(crate) fn arriving(
+    pod: &PodConfig,
+    guarded: &GuardedPod,
+    opening: &Opening,
+    decision: Inbound,
+    steered: bool,
+) {
+    if !wanted(pod) {
+        return;
+    }
+    let (Inbound::Direct(rule) | Inbound::Redirect(rule)) = decision;
+    let verdict = if guarded.audit != 0 {
+        verdict::AUDITED
+    } else if steered {
+        verdict::INBOUND
+    } else {
+        verdict::REFUSED
+    };
+    send(TraceRecord {
+        cookie: guarded.cookie,
+        pid: 0,
+        uid: 0,
+        gid: 0,
+        kind: kind::INBOUND,
+        verdict,
+        rule: rule as u32,
+        src: opening.src,
+        dst: opening.dst,
     });
 }

@@ -11,6 +11,8 @@ mod detach;
 pub(crate) mod entries;
 mod error;
 mod full;
+pub(crate) mod guard;
+pub(crate) mod guarded;
 pub mod life;
 pub(crate) mod links;
 pub(crate) mod listeners;
@@ -167,6 +169,11 @@ fn replan_others(node: &Node, lock: &NodeLock, attachment: &Attachment, itself: 
 
 /// A repeated attach finds its own routes in place; they stay its own. Whether it is one.
 fn keep_known_changes(node: &Node, attachment: &mut Attachment) -> Result<bool, Error> {
+    for other in record::of_container(node, &attachment.id.container_id)? {
+        if other.cookie == attachment.cookie {
+            guard::keep_known(&mut attachment.guard, &other.guard);
+        }
+    }
     let Some(known) = record::of(node, &attachment.id)? else { return Ok(false) };
     let changes = &mut attachment.changes;
     changes.passthrough6 |= known.changes.passthrough6;
@@ -199,6 +206,8 @@ fn carry_out(node: &Node, lock: &NodeLock, planned: &mut Planned) -> Result<Ensu
         links::link(node, planned, hook)?;
         fault::point(&format!("attach-{hook}"));
     }
+    guard::choose_entry(node, &mut planned.attachment)?;
+    guard::post(node, &planned.attachment, &mut planned.netns)?;
     Ok(programs)
 }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::attach::record::{self, Attachment};
-use crate::attach::{Error, detach, life, tables};
+use crate::attach::{Error, detach, guard, life, tables};
 use crate::ids::{AttachmentId, PodRef};
 use crate::kernel::folders;
 use crate::kernel::hook::Hook;
@@ -165,6 +165,9 @@ fn sweep_unclaimed(node: &Node) -> Result<Vec<u64>, Error> {
     let mut swept = BTreeSet::new();
     for generation in folders::generations(node)? {
         swept.extend(tables::sweep(&generation, |cookie| !claimed.contains(&cookie))?);
+    }
+    if install::installed(node) {
+        guard::free_duplicates(node)?;
     }
     Ok(swept.into_iter().collect())
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use crate::attach::guard::{self, Fault};
 use crate::attach::record::{self, Attachment};
 use crate::attach::replan::{self, Stale};
 use crate::attach::tables::Tables;
@@ -63,6 +64,23 @@ pub enum Drift {
         /// The hook's name.
         hook: &'static str,
     },
+    /// A filter of the guard is gone: somebody in the pod who has NET_ADMIN, or another user of `clsact`,
+    /// took it away.
+    FilterGone {
+        /// The filter's name.
+        filter: &'static str,
+        /// The interface.
+        interface: String,
+    },
+    /// A filter of the guard runs another program than the installed one, or is another pod's.
+    FilterDiffers {
+        /// The filter's name.
+        filter: &'static str,
+        /// The interface.
+        interface: String,
+    },
+    /// The filters' entry in the map GUARD is not this pod's.
+    GuardDiffers,
     /// The pod has no configuration: the programs leave it alone.
     NotEnrolled,
     /// The configuration is not what the record's policy says.
@@ -91,6 +109,13 @@ impl std::fmt::Display for Drift {
             Drift::LinkDefunct { hook } => write!(f, "the link of {hook} is defunct: what it was on is gone"),
             Drift::WrongTarget { hook } => write!(f, "the link of {hook} is not on this pod"),
             Drift::WrongProgram { hook } => write!(f, "the link of {hook} runs another program"),
+            Drift::FilterGone { filter, interface } => {
+                write!(f, "the filter {filter} on {interface} is gone")
+            }
+            Drift::FilterDiffers { filter, interface } => {
+                write!(f, "the filter {filter} on {interface} is not the installed one for this pod")
+            }
+            Drift::GuardDiffers => write!(f, "the guard's entry in the map GUARD is not this pod's"),
             Drift::NotEnrolled => write!(f, "the pod has no configuration in the map PODS"),
             Drift::NotCovered { what } => write!(f, "not covered yet: {what}"),
             Drift::EntriesDiffer => write!(f, "the pod's entries in the maps are not what was attached"),
@@ -141,6 +166,44 @@ pub fn list(node: &Node) -> Result<Vec<Attachment>, Error> {
 /// A record cannot be read.
 pub fn find(node: &Node, container_id: &str) -> Result<Vec<Attachment>, Error> {
     Ok(record::of_container(node, container_id)?)
+}
+
+/// The state of one filter of the guard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FilterState {
+    /// The filter's name.
+    pub filter: &'static str,
+    /// The interface that it is on.
+    pub interface: String,
+    /// The kernel's id of the program that it runs.
+    pub program_id: Option<u32>,
+    /// What is wrong, if anything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drift: Option<Drift>,
+}
+
+/// The state of every filter of an attachment; none where its network namespace cannot be looked into from
+/// here.
+///
+/// # Errors
+/// The namespace does not answer.
+pub fn filters(node: &Node, attachment: &Attachment) -> Result<Vec<FilterState>, Error> {
+    let netns = Netns::open(&attachment.netns).ok().filter(|netns| netns.cookie() == attachment.cookie);
+    let Some(mut netns) = netns else { return Ok(Vec::new()) };
+    let states = guard::inspect(node, attachment, &mut netns)?;
+    Ok(states.into_iter().map(filter_state).collect())
+}
+
+fn filter_state((filter, interface, program_id, fault): guard::State) -> FilterState {
+    let name = filter.name();
+    let drift = fault.map(|fault| match fault {
+        Fault::Gone => Drift::FilterGone { filter: name, interface: interface.clone() },
+        Fault::OtherProgram | Fault::OtherPod => {
+            Drift::FilterDiffers { filter: name, interface: interface.clone() }
+        }
+    });
+    FilterState { filter: name, interface, program_id, drift }
 }
 
 /// The state of every link of an attachment.
@@ -198,7 +261,11 @@ pub fn compare(node: &Node, attachment: &Attachment) -> Result<Vec<Drift>, Error
         return Ok(vec![Drift::EarlierBoot]);
     }
     let mut drift: Vec<_> = links(node, attachment)?.into_iter().filter_map(|link| link.drift).collect();
+    drift.extend(filters(node, attachment)?.into_iter().filter_map(|filter| filter.drift));
     if install::installed(node) {
+        if !guard::entered(node, attachment)? {
+            drift.push(Drift::GuardDiffers);
+        }
         drift.extend(compare_entries(node, attachment)?);
     } else {
         drift.push(Drift::NotInstalled);

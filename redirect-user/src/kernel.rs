@@ -1,7 +1,8 @@
-//! The kernel's side of the node: [`sys`] is bpf(2) itself, [`hook`] lists the programs, [`object`] carries
-//! them, [`pins`] has every path below bpffs, [`folders`] reads and removes them, [`install`] puts programs
-//! and maps there.
+//! The kernel's side of the node: [`sys`] is bpf(2) itself, [`hook`] and [`filter`] list the programs,
+//! [`object`] carries them, [`pins`] has every path below bpffs, [`folders`] reads and removes them,
+//! [`install`] puts programs and maps there.
 
+pub mod filter;
 pub(crate) mod folders;
 pub mod hook;
 pub mod install;

@@ -39,11 +39,40 @@ pub struct Policy {
     pub owner_groups: OwnerGroups,
     /// `ISTIO_META_DNS_CAPTURE`: port 53 over TCP and UDP goes to the DNS proxy
     pub dns_capture: bool,
+    /// Whether the guard stands on the pod's interfaces.
+    #[serde(default)]
+    pub guard: Guard,
     /// The sidecar.
     pub proxy: Proxy,
     /// Names of the parameters that the node's `defaults` say and the pod's annotations do not.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub node_defaults: BTreeSet<String>,
+}
+
+/// What becomes of a packet that goes around the sidecar.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Guard {
+    /// The guard drops and counts it.
+    #[default]
+    Enforce,
+    /// The guard counts it and lets it pass.
+    Audit,
+    /// There is no guard.
+    Off,
+}
+
+impl Guard {
+    /// The value of the annotation, the configuration key and the flag.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Guard> {
+        match name {
+            "enforce" => Some(Guard::Enforce),
+            "audit" => Some(Guard::Audit),
+            "off" => Some(Guard::Off),
+            _ => None,
+        }
+    }
 }
 
 /// A list of ranges, or all.

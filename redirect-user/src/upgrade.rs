@@ -9,7 +9,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::attach::{self, links};
+use crate::attach::{self, guard, links, record};
 use crate::ids::AttachmentId;
 use crate::kernel::folders;
 use crate::kernel::hook::Hook;
@@ -141,6 +141,9 @@ fn exchange_programs(node: &Node, lock: &NodeLock) -> Result<usize, Error> {
             let cookie = folders::cookies(&folder)?.first().copied();
             replaced += usize::from(replace(node, hook, &folder.link(hook), cookie)?);
         }
+    }
+    for attachment in record::all(node).map_err(attach::Error::from)? {
+        guard::renew(node, &attachment)?;
     }
     stamp.write(&pins)?;
     folders::remove_tree(&new)?;

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use aya_obj::generated::bpf_map_type;
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _, RelocationTarget, SectionKind};
+use redirect_user::kernel::filter::Filter;
 use redirect_user::kernel::hook::Hook;
 
 use crate::table::{assert_same, column, rows, section};
@@ -61,17 +62,28 @@ fn every_map_is_documented_with_kind_and_size() {
     assert_same(PLACE, &documented, &real.collect());
 }
 
+/// Whether a hook or a filter of the guard has this name.
+fn is_program(name: &str) -> bool {
+    Hook::from_name(name).is_some() || Filter::ALL.iter().any(|filter| filter.name() == name)
+}
+
 /// The maps that each program refers to, by the relocations of its section.
 fn used(data: &[u8]) -> BTreeMap<String, BTreeSet<String>> {
     let file = object::File::parse(data).expect("an ELF file");
     let mut users: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
     for section in file.sections().filter(|section| section.kind() == SectionKind::Text) {
-        let program = file
+        // A section may hold more than one program.
+        let programs: Vec<_> = file
             .symbols()
-            .find(|symbol| symbol.section_index() == Some(section.index()) && symbol.is_definition())
-            .and_then(|symbol| symbol.name().ok().map(str::to_owned));
-        let Some(program) = program.filter(|name| Hook::from_name(name).is_some()) else { continue };
-        for (_, relocation) in section.relocations() {
+            .filter(|symbol| symbol.section_index() == Some(section.index()) && symbol.is_definition())
+            .filter_map(|symbol| Some((symbol.address(), symbol.size(), symbol.name().ok()?.to_owned())))
+            .filter(|(_, _, name)| is_program(name))
+            .collect();
+        for (offset, relocation) in section.relocations() {
+            let within = |start: u64, size: u64| (start..start + size).contains(&offset);
+            let Some((_, _, program)) = programs.iter().find(|(start, size, _)| within(*start, *size)) else {
+                continue;
+            };
             let RelocationTarget::Symbol(index) = relocation.target() else { continue };
             let name =
                 file.symbol_by_index(index).ok().and_then(|symbol| symbol.name().ok().map(str::to_owned));
@@ -81,15 +93,17 @@ fn used(data: &[u8]) -> BTreeMap<String, BTreeSet<String>> {
     users
 }
 
-/// The programs that a cell names: "connect" is connect4 and connect6; what follows a semicolon ends with a
-/// verb.
+/// The programs that a cell names: "connect" is connect4 and connect6, "guard" its two filters; what follows
+/// a semicolon ends with a verb.
 fn named(cells: &[&String]) -> BTreeSet<String> {
     let mut programs = BTreeSet::new();
     for word in cells.iter().flat_map(|cell| cell.split([',', ';'])) {
         let word = word.trim().trim_end_matches(" removes");
         let both = [format!("{word}4"), format!("{word}6")];
-        if Hook::from_name(word).is_some() {
+        if is_program(word) {
             programs.insert(word.to_owned());
+        } else if word == "guard" {
+            programs.extend(Filter::ALL.map(|filter| filter.name().to_owned()));
         } else if both.iter().all(|name| Hook::from_name(name).is_some()) {
             programs.extend(both);
         } else {

@@ -33,6 +33,7 @@ impl Enforcer {
             }
             Enforcer::Ours => {
                 if node.attached().iter().any(|id| id == pod.name()) {
+                    assert_guard_idle(node, pod);
                     node.detach(pod);
                 }
                 match flags(policy) {
@@ -57,6 +58,14 @@ impl Enforcer {
             }
         }
     }
+}
+
+/// With everything in order no packet goes around us, so the guard has refused none.
+pub(crate) fn assert_guard_idle(node: &Node, pod: &Pod) {
+    let stats = node.stats(pod);
+    let refused: Vec<_> =
+        stats.iter().filter(|(name, count)| name.starts_with("guard_") && **count > 0).collect();
+    assert!(refused.is_empty(), "the guard refused what should pass: {refused:?}");
 }
 
 fn load_rules(node: &Node, pod: &Pod, policy: &Policy, v6: bool) {

@@ -84,6 +84,7 @@ fn the_truth_tables_and_what_they_leave_open() {
         let mut met = BTreeSet::new();
         let rows = rows.iter().flatten();
         let wrong: Vec<_> = rows.flat_map(|row| judge(&mut pair, row, &mut met)).collect();
+        pair.assert_guard_idle();
         assert!(wrong.is_empty(), "{} connections came to a wrong end:\n{}", wrong.len(), wrong.join("\n"));
         let all: BTreeSet<_> = DIFFERENCES.iter().map(|difference| difference.id).collect();
         assert_eq!(met, all, "every meant difference must occur in the fixed scenarios");
@@ -160,6 +161,7 @@ fn random(change: fn(&mut Setup, &mut Connection)) {
                 *ends.entry(end(&compared.ours)).or_insert(0) += 1;
             }
         }
+        pair.assert_guard_idle();
         println!("{count} connections: {ends:?}");
     });
 }

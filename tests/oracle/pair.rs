@@ -22,6 +22,11 @@ impl<'n> Pairs<'n> {
         Pairs { node, pairs: BTreeMap::new() }
     }
 
+    /// The guards had nothing to do since the last setups.
+    pub(crate) fn assert_guard_idle(&self) {
+        self.pairs.values().for_each(Pair::assert_guard_idle);
+    }
+
     /// Tries one connection in pods that are set up like this.
     pub(crate) fn compare(&mut self, setup: &Setup, connection: &Connection) -> Comparison {
         let pair = self.pairs.entry(setup.families);
@@ -49,6 +54,13 @@ impl<'n> Pair<'n> {
     fn new(node: &'n Node, families: Families) -> Pair<'n> {
         let iptables = World::new(node, Enforcer::Iptables, families);
         Pair { iptables, ours: World::new(node, Enforcer::Ours, families), now: None }
+    }
+
+    /// The guard had nothing to do since the last setup.
+    fn assert_guard_idle(&self) {
+        if self.now.is_some() {
+            self.ours.assert_guard_idle();
+        }
     }
 
     fn compare(&mut self, setup: &Setup, connection: &Connection) -> Comparison {

@@ -21,7 +21,7 @@ use harness::netns::NetNs;
 use harness::sidecar::{INBOUND_PORT, OUTBOUND_PORT};
 use harness::{Node, Pod, Process, Seen, Service, Socket, User, Wire};
 
-use crate::enforce::Enforcer;
+use crate::enforce::{Enforcer, assert_guard_idle};
 use crate::foretold::Record;
 use crate::outcome::Server;
 use crate::scenario::{Families, Late, Listens, Setup, Who, Workers};
@@ -198,6 +198,11 @@ impl<'n> World<'n> {
             self.udp.insert((Server::DnsProxy, v6), socket);
         }
         self.dns_proxy = Some(proxy);
+    }
+
+    /// The guard of this world's pod has refused nothing since the policy was set.
+    pub(crate) fn assert_guard_idle(&self) {
+        assert_guard_idle(self.node, &self.pod);
     }
 
     /// What is on record about the pod of ours.

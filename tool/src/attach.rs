@@ -63,7 +63,7 @@ impl clap::Args for PolicyFlags {
             let read = |value: &str| -> Result<String, grammar::Malformed> {
                 parameter.set(&mut Policy::default(), value).map(|()| value.to_owned())
             };
-            let flag = clap::Arg::new(parameter.name).long(parameter.flag).value_name("LIST");
+            let flag = clap::Arg::new(parameter.name).long(parameter.flag).value_name("VALUE");
             command.arg(flag.help(parameter.help).default_value(parameter.default).value_parser(read))
         })
     }

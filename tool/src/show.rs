@@ -6,7 +6,7 @@ use anyhow::Result;
 use redirect_user::attach::record::{self, Attachment};
 use redirect_user::attach::replan::{self, Remark};
 use redirect_user::attach::tables::Tables;
-use redirect_user::inspect::{self, Drift, LinkState};
+use redirect_user::inspect::{self, Drift, FilterState, LinkState};
 use redirect_user::node::Node;
 use serde_json::{Map, Value, json};
 
@@ -77,15 +77,22 @@ pub(crate) fn show(node: &Node, output: Output, id: &str) -> Result<ExitCode> {
     for attachment in &attachments {
         let drift = inspect::compare(node, attachment)?;
         let links = inspect::links(node, attachment)?;
+        let filters = inspect::filters(node, attachment)?;
         let counters = counters(node, attachment)?;
         match output {
             Output::Json => {
                 let mut value = value(attachment, &drift)?;
                 value["links"] = serde_json::to_value(&links)?;
+                value["filters"] = serde_json::to_value(&filters)?;
                 value["counters"] = Value::Object(counters);
                 values.push(value);
             }
-            Output::Text => print(attachment, &drift, &links, &counters)?,
+            Output::Text => {
+                print(attachment, &drift, &links)?;
+                print_filters(&filters)?;
+                println!();
+                print_counters(&counters)?;
+            }
         }
     }
     if output == Output::Json {
@@ -94,12 +101,7 @@ pub(crate) fn show(node: &Node, output: Output, id: &str) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn print(
-    attachment: &Attachment,
-    drift: &[Drift],
-    links: &[LinkState],
-    counters: &Map<String, Value>,
-) -> Result<()> {
+fn print(attachment: &Attachment, drift: &[Drift], links: &[LinkState]) -> Result<()> {
     println!("container   {} ({})", attachment.id.container_id, attachment.id.ifname);
     println!("pod         {}", output::pod_name(attachment));
     println!("cgroup      {} (id {})", attachment.cgroup.display(), attachment.cgroup_id);
@@ -116,9 +118,23 @@ fn print(
         })
         .collect();
     println!();
-    output::table(&["HOOK", "LINK", "PROGRAM", "STATE"], &rows)?;
+    output::table(&["HOOK", "LINK", "PROGRAM", "STATE"], &rows)
+}
+
+fn print_filters(filters: &[FilterState]) -> Result<()> {
+    if filters.is_empty() {
+        return Ok(());
+    }
+    let rows: Vec<_> = filters
+        .iter()
+        .map(|filter| {
+            let state = filter.drift.as_ref().map_or("ok".into(), ToString::to_string);
+            let program = filter.program_id.map_or("-".into(), |id| id.to_string());
+            vec![filter.filter.into(), filter.interface.clone(), program, state]
+        })
+        .collect();
     println!();
-    print_counters(counters)
+    output::table(&["FILTER", "INTERFACE", "PROGRAM", "STATE"], &rows)
 }
 
 fn print_counters(counters: &Map<String, Value>) -> Result<()> {

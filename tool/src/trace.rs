@@ -121,14 +121,19 @@ impl Printer {
         };
         let mut fields = Vec::new();
         let mut add = |name, value| fields.push((name, value));
-        add("hook", json!(["connect", "sendmsg", "inbound"].get(record.kind as usize)));
+        add("hook", json!(["connect", "sendmsg", "inbound", "guard"].get(record.kind as usize)));
         add("pod", json!(pod));
         if inbound {
             add("client", json!(SocketAddr::from(record.src)));
         } else {
-            add("pid", json!(record.pid));
-            add("uid", json!(record.uid));
-            add("gid", json!(record.gid));
+            if record.kind != kind::LEAVING {
+                add("pid", json!(record.pid));
+                add("gid", json!(record.gid));
+            }
+            // A forwarded packet has no user.
+            if record.uid != u32::MAX {
+                add("uid", json!(record.uid));
+            }
             if !record.src.ip.is_unspecified() {
                 add("src", json!(IpAddr::from(record.src.ip)));
             }
@@ -141,7 +146,8 @@ impl Printer {
 }
 
 /// In the order of `redirect_common::trace::verdict`.
-const VERDICTS: [&str; 5] = ["direct", "to-outbound", "to-inbound", "to-dns", "refused"];
+const VERDICTS: [&str; 7] =
+    ["direct", "to-outbound", "to-inbound", "to-dns", "refused", "dropped", "would-drop"];
 
 /// A record from the hexadecimal digits that aya-log makes of its bytes.
 fn decode(hex: &str) -> Option<TraceRecord> {

@@ -95,6 +95,13 @@ pub(crate) const TIERS: &[Tier] = &[
         )
     },
     tier(
+        "guard",
+        "the second line: closed when what redirects is gone, unnoticed when it is not",
+        // iptables comes with the oracle's group.
+        &["toolchain", "mesh", "oracle"],
+        &[Job::Tests(&["--test", "guard", "--", ONE_BY_ONE])],
+    ),
+    tier(
         "oracle",
         "the same connections under iptables and under ours",
         &["toolchain", "mesh", "oracle"],

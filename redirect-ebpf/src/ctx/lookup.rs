@@ -6,6 +6,7 @@ use aya_ebpf::programs::SkLookupContext;
 use redirect_common::{Endpoint, Family, ListenerKey};
 
 use super::{AF_INET, TCP};
+use crate::listener::Receiver;
 use crate::maps;
 
 /// The index of `lo`, the first interface of every network namespace (`loopback_net_init()`).
@@ -59,11 +60,12 @@ impl Lookup {
         let ip = address!(self.ctx, family, remote_ip4, remote_ip6);
         Endpoint { ip, port: u32::from(u16::from_be(field!(self.ctx, remote_port))) }
     }
+}
 
-    /// Gives the connection to the listener in a place; false when the place is empty or the listener cannot
-    /// take it (an IPv6-only socket and an IPv4 packet).
+impl Receiver for Lookup {
+    /// An IPv6-only socket does not take an IPv4 packet.
     #[inline(always)]
-    pub(crate) fn assign(&self, key: &ListenerKey) -> bool {
+    fn assign(&self, key: &ListenerKey) -> bool {
         // SAFETY: a sockhash look-up returns a referenced socket or null; it is released below.
         let sk = unsafe { bpf_map_lookup_elem(maps::listeners_ptr(), core::ptr::from_ref(key).cast()) };
         if sk.is_null() {

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::attach::error::Error;
 use crate::attach::record::{self, Attachment};
 use crate::attach::tables::{self, Tables};
-use crate::attach::{entries, life, links};
+use crate::attach::{entries, guard, life, links};
 use crate::ids::AttachmentId;
 use crate::kernel::folders;
 use crate::kernel::hook::Hook;
@@ -74,13 +74,14 @@ pub(crate) fn stale(node: &Node, id: &AttachmentId, cookie: u64) -> Result<Optio
 pub(crate) fn undo(node: &Node, _lock: &NodeLock, attachment: &Attachment) -> Result<(), Error> {
     let namespace = others_of_namespace(node, attachment)?;
     let folders = life::folders_of(node, attachment);
+    let namespace_gone = folders.iter().any(links::namespace_gone);
     for folder in &folders {
         links::remove_links(folder)?;
     }
     fault::point("detach-links");
     if attachment.of_this_boot() {
         match namespace {
-            Namespace::Ours => forget_pod(node, attachment)?,
+            Namespace::Ours => forget_pod(node, attachment, namespace_gone)?,
             Namespace::Shared(Some(other)) => leave_to(node, &other)?,
             Namespace::Shared(None) => {}
         }
@@ -131,8 +132,17 @@ fn leave_to(node: &Node, other: &Attachment) -> Result<(), Error> {
     Ok(())
 }
 
-/// Removes the pod's map entries and what was added to its namespace, if that is still the same namespace.
-fn forget_pod(node: &Node, attachment: &Attachment) -> Result<(), Error> {
+/// Removes the guard, the pod's map entries, and what was added to its namespace, if that is still the same
+/// namespace.
+fn forget_pod(node: &Node, attachment: &Attachment, namespace_gone: bool) -> Result<(), Error> {
+    // The filters go before the configuration: without one they let nothing pass. A pod that cannot be seen
+    // from here may be alive, and its filters with it: they stay closed.
+    let netns = Netns::open(&attachment.netns).ok().filter(|netns| netns.cookie() == attachment.cookie);
+    match netns {
+        Some(mut netns) => guard::withdraw(node, attachment, &mut netns)?,
+        None if namespace_gone => guard::free(node, attachment)?,
+        None => {}
+    }
     for generation in folders::generations(node)? {
         if generation == pins::current(node) && install::installed(node) {
             let (_, entries) = entries::of(attachment);

@@ -8,7 +8,7 @@ use redirect_common::{Ip, PORTS_PER_BLOCK, PodConfig, PortBlock, flags, list, se
 
 use crate::attach::record::Attachment;
 use crate::pod::routes::PrefixVerdict;
-use crate::policy::{OwnerGroups, Policy, Ports, Ranges};
+use crate::policy::{Guard, OwnerGroups, Policy, Ports, Ranges};
 
 /// What the maps hold for an attachment.
 pub(crate) fn of(attachment: &Attachment) -> (PodConfig, Entries) {
@@ -104,7 +104,10 @@ fn compile(policy: &Policy, around: &Surroundings, cgroup_id: u64) -> (PodConfig
         bits |= flags::EXCLUDED_INTERFACES;
     }
     bits |= ports(policy, &mut entries) | groups_and_interfaces(policy, around, &mut entries);
-    for (flag, on) in [(flags::DNS, policy.dns_capture), (flags::LO_EXCLUDED, around.lo_excluded)] {
+    let guarded = policy.guard != Guard::Off;
+    for (flag, on) in
+        [(flags::DNS, policy.dns_capture), (flags::LO_EXCLUDED, around.lo_excluded), (flags::GUARD, guarded)]
+    {
         bits |= if on { flag } else { 0 };
     }
     let config = PodConfig {

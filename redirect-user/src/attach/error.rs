@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use crate::attach::survey::MOST_ADDRESSES;
 use crate::attach::{record, tables};
 use crate::ids::AttachmentId;
+use crate::kernel::filter::Filter;
 use crate::kernel::hook::Hook;
 use crate::kernel::install;
 use crate::kernel::sys::SyscallError;
@@ -86,6 +87,23 @@ pub enum Error {
     Deleted {
         /// Which.
         id: AttachmentId,
+    },
+    /// A filter's program is not pinned.
+    #[error("cannot open the program {filter}: {source}; `redirect install` puts it on the node")]
+    Filter {
+        /// Which.
+        filter: Filter,
+        /// Why.
+        source: SyscallError,
+    },
+    /// An interface's qdisc has room for filters in one direction only.
+    #[error(
+        "the guard cannot stand on {interface}: somebody gave it a qdisc of kind `ingress`, which has no egress; \
+         replace it with `clsact`, or set the guard to `off`"
+    )]
+    ForeignQdisc {
+        /// The interface.
+        interface: String,
     },
     /// The boot id is needed to know whether a record is current.
     #[error("cannot read the boot id: {source}; is /proc mounted?")]

@@ -219,6 +219,11 @@ pub(crate) fn owners(pin: &Path) -> u64 {
     fs::symlink_metadata(pin).map_or(0, |metadata| metadata.nlink())
 }
 
+/// Whether the kernel says that the pod's network namespace is no more: the link to it has lost its target.
+pub(crate) fn namespace_gone(folder: &AttachmentFolder) -> bool {
+    sys::obj_get(&folder.link(Hook::Inbound)).and_then(sys::link_info).is_ok_and(|info| info.target == 0)
+}
+
 /// Removes an attachment's folder with its names of links.
 pub(crate) fn remove_links(folder: &AttachmentFolder) -> Result<(), PathError> {
     // Producers first: no connect() may be rewritten when nothing answers SO_ORIGINAL_DST any more.

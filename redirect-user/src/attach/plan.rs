@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::attach::error::Error;
+use crate::attach::guard;
 use crate::attach::record::{self, Attachment, NetnsChanges};
 use crate::attach::replan::Remark;
 use crate::attach::survey::{MOST_ADDRESSES, Survey, survey};
@@ -88,6 +89,7 @@ fn describe(request: &Request, cgroup: &fs::File, netns: &mut Netns) -> Result<A
     let (host_uid, host_gid) = (ids.uid(request.policy.proxy.uid)?, ids.gid(request.policy.proxy.gid)?);
     // No process in the pod can have a group that it does not know.
     let host_groups = request.policy.owner_groups.ids().filter_map(|gid| ids.gid(gid).ok()).collect();
+    let guard = guard::plan(netns, request.policy.guard, &found.excluded_interfaces)?;
     let metadata =
         cgroup.metadata().map_err(|source| Error::Cgroup { path: request.cgroup.clone(), source })?;
     Ok(Attachment {
@@ -104,6 +106,7 @@ fn describe(request: &Request, cgroup: &fs::File, netns: &mut Netns) -> Result<A
         excluded_interfaces: found.excluded_interfaces,
         interface_routes,
         lo_excluded: found.lo_excluded,
+        guard,
         host_uid,
         host_gid,
         host_groups,

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::attach::guard::Post;
 use crate::ids::{AttachmentId, PodRef};
 use crate::node::lock::NodeLock;
 use crate::node::{Node, names};
@@ -78,6 +79,9 @@ pub struct Attachment {
     /// The owner groups' gids in the initial user namespace.
     #[serde(default)]
     pub host_groups: std::collections::BTreeSet<u32>,
+    /// Where the guard stands.
+    #[serde(default)]
+    pub guard: Post,
     /// What was added to the namespace.
     pub changes: NetnsChanges,
     /// The runtime's GC no longer lists it, but processes run in its cgroup: it goes when they do.

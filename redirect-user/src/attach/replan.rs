@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::attach::record::{Attachment, NetnsChanges};
 use crate::attach::survey::{MOST_ADDRESSES, Survey, survey};
-use crate::attach::{Error, write_tables};
+use crate::attach::{Error, guard, write_tables};
 use crate::node::Node;
 use crate::node::lock::NodeLock;
 use crate::pod::netns::{self, Ipv6, LocalRoute, Netns};
@@ -36,6 +36,11 @@ pub enum Stale {
     InterfacesDiffer,
     /// Connections leave by excluded interfaces for other destinations than before.
     RoutesDiffer,
+    /// The guard does not stand on an interface that came after ADD, or is not as it was left there.
+    Unguarded {
+        /// The interface.
+        interface: String,
+    },
     /// `::6` is not on `lo`: the sidecar cannot dial the application over IPv6.
     NoPassthrough6,
     /// The local route to the sidecar is missing, or is another address's.
@@ -73,6 +78,7 @@ impl std::fmt::Display for Stale {
             Stale::RoutesDiffer => {
                 write!(f, "the routes through the interfaces of {EXCLUDE_INTERFACES} have changed")
             }
+            Stale::Unguarded { interface } => write!(f, "the guard does not stand on {interface}"),
             Stale::NoPassthrough6 => write!(f, "::6 is not on lo"),
             Stale::LocalRoute { source } => {
                 write!(f, "the local route to the sidecar for the address {source} is missing")
@@ -154,7 +160,8 @@ pub fn replan(node: &Node, _lock: &NodeLock, attachment: &Attachment) -> Result<
     let Some(mut netns) = open(attachment)? else { return Ok(Coverage::default()) };
     let (coverage, found) = compare(attachment, &mut netns)?;
     if !coverage.stale.is_empty() {
-        let updated = updated(attachment, found);
+        let mut updated = updated(attachment, found);
+        guard::replan(node, &mut updated, &mut netns)?;
         carry_out(node, &mut netns, attachment, updated)?;
     }
     Ok(coverage)
@@ -193,6 +200,8 @@ fn compare(attachment: &Attachment, netns: &mut Netns) -> Result<(Coverage, Surv
         Ok(_) => {}
         Err(problem) => remarks.push(not_followed(problem)),
     }
+    let unguarded = guard::unguarded(attachment, &found.excluded_interfaces, netns)?;
+    stale.extend(unguarded.into_iter().map(|interface| Stale::Unguarded { interface }));
     if found.passthrough6 && !netns.has_passthrough6()? {
         stale.push(Stale::NoPassthrough6);
     }

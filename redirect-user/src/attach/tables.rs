@@ -54,6 +54,9 @@ pub enum Error {
     /// A folder of maps cannot be read.
     #[error(transparent)]
     Path(#[from] PathError),
+    /// No room for one more guarded pod.
+    #[error("all {pods} places for guarded pods are taken; `redirect gc` frees those of pods that are gone")]
+    GuardFull { pods: u64 },
     /// The number of CPUs is needed for per-CPU values.
     #[error("cannot read {path}: {source}")]
     Cpus { path: &'static str, source: std::io::Error },
@@ -332,7 +335,7 @@ pub(crate) fn sweep(generation: &Generation, gone: impl Fn(u64) -> bool) -> Resu
     Ok(swept)
 }
 
-fn open<T>(node: &Node, name: &str) -> Result<T, Error>
+pub(crate) fn open<T>(node: &Node, name: &str) -> Result<T, Error>
 where
     T: TryFrom<Map, Error = MapError>,
 {
@@ -345,7 +348,11 @@ fn scan(source: SyscallError) -> Error {
     Error::Scan { map: "DESTINATIONS", source }
 }
 
-fn change<T>(what: &'static str, map: &'static str, result: Result<T, MapError>) -> Result<T, Error> {
+pub(crate) fn change<T>(
+    what: &'static str,
+    map: &'static str,
+    result: Result<T, MapError>,
+) -> Result<T, Error> {
     result.map_err(|source| Error::Change { what, map, source: Box::new(source) })
 }
 

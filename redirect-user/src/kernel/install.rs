@@ -11,6 +11,7 @@ use aya::pin::PinError;
 use aya::programs::{Program, ProgramError, SkLookup};
 use aya::{Ebpf, EbpfLoader};
 
+use crate::kernel::filter::Filter;
 use crate::kernel::folders::{self, remove_tree};
 use crate::kernel::hook::Hook;
 use crate::kernel::object::OBJECT;
@@ -50,11 +51,11 @@ pub enum Error {
         path: PathBuf,
         source: Box<aya::EbpfError>,
     },
-    /// The object has no program for a hook: object and library were not built together.
-    #[error("the embedded object has no program {hook}; rebuild with `cargo xtask build-ebpf`")]
+    /// The object lacks a program: object and library were not built together.
+    #[error("the embedded object has no program {program}; rebuild with `cargo xtask build-ebpf`")]
     Missing {
-        /// The hook.
-        hook: Hook,
+        /// Which.
+        program: &'static str,
     },
 }
 
@@ -84,7 +85,8 @@ pub fn state(node: &Node) -> Installed {
     let Some(Stamp { maps, .. }) = Stamp::read(&pins) else {
         return Installed::Partly { missing: pins.stamp() };
     };
-    let programs = Hook::ALL.iter().map(|hook| pins.program(*hook));
+    let filters = Filter::ALL.iter().map(|filter| pins.filter(*filter));
+    let programs = Hook::ALL.iter().map(|hook| pins.program(*hook)).chain(filters);
     let all = programs.chain(maps.iter().map(|map| pins.map(map))).chain([pins.maps()]);
     match { all }.find(|pin| fs::symlink_metadata(pin).is_err()) {
         Some(missing) => Installed::Partly { missing },
@@ -196,11 +198,16 @@ pub fn try_load() -> Result<String, String> {
         error.to_string().lines().next().unwrap_or_default().to_owned()
     };
     let mut object = EbpfLoader::new().load(OBJECT).map_err(|error| text(&error))?;
-    for hook in Hook::ALL.iter().copied() {
-        let program = object.program_mut(hook.name()).ok_or_else(|| text(&Error::Missing { hook }))?;
-        load_program(program).map_err(|error| format!("{hook}: {}", text(&error)))?;
+    for name in program_names() {
+        let program = object.program_mut(name).ok_or_else(|| text(&Error::Missing { program: name }))?;
+        load_program(program).map_err(|error| format!("{name}: {}", text(&error)))?;
     }
     Ok("every program can be loaded".into())
+}
+
+/// Every program: those of the hooks, then the guard's.
+fn program_names() -> impl Iterator<Item = &'static str> {
+    Hook::ALL.iter().map(|hook| hook.name()).chain(Filter::ALL.iter().map(|filter| filter.name()))
 }
 
 /// Loads and pins everything below a folder; the names of the maps.
@@ -266,16 +273,16 @@ pub(crate) fn map_names(object: &Ebpf) -> Vec<String> {
 }
 
 fn load_all(object: &mut Ebpf, folder: &Path) -> Result<(), Error> {
-    for hook in Hook::ALL.iter().copied() {
-        load(object, hook, folder.join(hook.name()))?;
+    for name in program_names() {
+        load(object, name, folder.join(name))?;
     }
     Ok(())
 }
 
-fn load(object: &mut Ebpf, hook: Hook, path: PathBuf) -> Result<(), Error> {
-    let program = object.program_mut(hook.name()).ok_or(Error::Missing { hook })?;
+fn load(object: &mut Ebpf, name: &'static str, path: PathBuf) -> Result<(), Error> {
+    let program = object.program_mut(name).ok_or(Error::Missing { program: name })?;
     load_program(program)
-        .map_err(|source| Error::Program { program: hook.name().into(), source: Box::new(source) })?;
+        .map_err(|source| Error::Program { program: name.into(), source: Box::new(source) })?;
     program.pin(&path).map_err(|source| Error::Pin { path, source: Box::new(source) })
 }
 
@@ -285,6 +292,7 @@ fn load_program(program: &mut Program) -> Result<(), ProgramError> {
         Program::CgroupSockopt(program) => program.load(),
         Program::SockOps(program) => program.load(),
         Program::SkLookup(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
         other => unreachable!("hook.rs lists no program of type {:?}", other.prog_type()),
     }
 }

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use redirect_common::ABI_VERSION;
 
 use crate::ids::AttachmentId;
+use crate::kernel::filter::Filter;
 use crate::kernel::hook::Hook;
 use crate::node::Node;
 use crate::node::names;
@@ -96,6 +97,12 @@ impl Generation {
     #[must_use]
     pub fn program(&self, hook: Hook) -> PathBuf {
         self.programs().join(hook.name())
+    }
+
+    /// A pinned program of the guard.
+    #[must_use]
+    pub fn filter(&self, filter: Filter) -> PathBuf {
+        self.programs().join(filter.name())
     }
 
     /// The folder of the maps.

@@ -284,7 +284,19 @@ impl Netns {
         self.settings.set_mptcp(allowed).map_err(|source| self.failed("switch MPTCP off or on", source))
     }
 
-    fn dump(&mut self, request: RouteNetlinkMessage, what: &str) -> Result<Vec<RouteNetlinkMessage>, Error> {
+    /// Several requests in one message to the kernel; an answer for each.
+    pub(super) fn talk(
+        &mut self,
+        requests: Vec<(RouteNetlinkMessage, u16)>,
+    ) -> io::Result<Vec<io::Result<Vec<RouteNetlinkMessage>>>> {
+        self.channel.talk(requests)
+    }
+
+    pub(super) fn dump(
+        &mut self,
+        request: RouteNetlinkMessage,
+        what: &str,
+    ) -> Result<Vec<RouteNetlinkMessage>, Error> {
         self.channel.dump(request).map_err(|source| self.failed(what, source))
     }
 
@@ -292,7 +304,7 @@ impl Netns {
         self.channel.change(request, flags).map_err(|source| self.failed(what, source))
     }
 
-    fn failed(&self, what: &str, source: io::Error) -> Error {
+    pub(super) fn failed(&self, what: &str, source: io::Error) -> Error {
         // The kernel's own words, "Permission denied" and "Network is down", do not say what to do.
         let hint = match source.raw_os_error() {
             Some(libc::EACCES) => " (IPv6 is off there: net.ipv6.conf.lo.disable_ipv6 must be 0)",

@@ -11,7 +11,7 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use thiserror::Error;
 
-use crate::policy::{Ports, Ranges};
+use crate::policy::{Guard, Ports, Ranges};
 
 /// The longest interface name that the kernel accepts (`IFNAMSIZ` less the final zero).
 const INTERFACE_NAME_MAX: usize = 15;
@@ -110,6 +110,12 @@ pub fn boolean(text: &str) -> Result<bool, Malformed> {
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
         _ => Err(Malformed::Bool(shorten(text))),
     }
+}
+
+/// `enforce`, `audit` or `off`.
+pub fn guard(text: &str) -> Result<Guard, Malformed> {
+    Guard::from_name(text)
+        .ok_or_else(|| Malformed::Choice { value: shorten(text), allowed: "enforce, audit, off" })
 }
 
 /// A value cut to what fits in an error message.

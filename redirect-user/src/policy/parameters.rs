@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use redirect_common::{PROXY_PORTS, STATUS_PORT};
 
 use crate::policy::grammar::{self, Malformed};
-use crate::policy::{OwnerGroups, Policy, Ports, Proxy, Ranges};
+use crate::policy::{Guard, OwnerGroups, Policy, Ports, Proxy, Ranges};
 
 /// One parameter.
 pub struct Parameter {
@@ -66,7 +66,7 @@ impl std::fmt::Display for Parameter {
 }
 
 /// All parameters, in the order in which they are explained.
-pub static PARAMETERS: [&Parameter; 7] = [
+pub static PARAMETERS: [&Parameter; 8] = [
     &INCLUDE_OUTBOUND_IP_RANGES,
     &EXCLUDE_OUTBOUND_IP_RANGES,
     &INCLUDE_OUTBOUND_PORTS,
@@ -74,6 +74,7 @@ pub static PARAMETERS: [&Parameter; 7] = [
     &INCLUDE_INBOUND_PORTS,
     &EXCLUDE_INBOUND_PORTS,
     &EXCLUDE_INTERFACES,
+    &GUARD,
 ];
 
 macro_rules! parameter {
@@ -144,6 +145,16 @@ parameter!(
     |policy, value| store(&mut policy.exclude_interfaces, grammar::interfaces(value))
 );
 
+/// What becomes of a packet that goes around the sidecar. Ours, not Istio's.
+pub static GUARD: Parameter = Parameter {
+    name: "guard",
+    annotation: "redirect-cni.dev/guard",
+    flag: "guard",
+    default: "enforce",
+    help: "enforce drops what goes around the sidecar, audit counts it, off looks at none",
+    read: |policy, value| store(&mut policy.guard, grammar::guard(value)),
+};
+
 fn store<T>(field: &mut T, value: Result<T, Malformed>) -> Result<(), Malformed> {
     value.map(|value| *field = value)
 }
@@ -162,6 +173,7 @@ impl Default for Policy {
             exclude_interfaces: Vec::new(),
             owner_groups: OwnerGroups::AllBut(BTreeSet::new()),
             dns_capture: false,
+            guard: Guard::Enforce,
             proxy: Proxy::default(),
             node_defaults: BTreeSet::new(),
         }
@@ -193,7 +205,8 @@ mod tests {
         let record = serde_json::to_value(Policy::default()).unwrap();
         for parameter in PARAMETERS {
             let Parameter { name, annotation, flag, .. } = parameter;
-            assert_eq!(*annotation, format!("traffic.sidecar.istio.io/{name}"));
+            let prefix = if *name == GUARD.name { "redirect-cni.dev" } else { "traffic.sidecar.istio.io" };
+            assert_eq!(*annotation, format!("{prefix}/{name}"));
             let squeezed = flag.replace('-', "");
             assert_eq!(squeezed, name.to_lowercase());
             let field = record.as_object().unwrap().keys().find(|field| field.to_lowercase() == squeezed);

@@ -7,9 +7,9 @@
 //! Envoy does; [`envoy`] is a real one; applications and a DNS proxy ask and answer in [`dns`];
 //! `redirect` is driven by [`cli`], chained CNI plugins by [`chain`];
 //! [`Residue`] is what must be gone afterwards. [`istio`] writes the rules that redirection is compared with.
-//! Demonstrations run on a [`stage`] and show their [`progress`]; those with containers have a [`runtime`].
-//! Below them: [`netns`], [`cgroup`], [`unprivileged`] programs, and the [`protocol`] between a test and its
-//! [`agent`].
+//! Demonstrations run on a [`stage`] and show their [`progress`]; those with containers have a [`runtime`]. A
+//! [`Tap`] records what goes over a wire. Below them: [`netns`], [`cgroup`], [`unprivileged`] programs, and
+//! the [`protocol`] between a test and its [`agent`].
 
 pub mod agent;
 pub mod cgroup;
@@ -31,6 +31,7 @@ pub mod runtime;
 pub mod sidecar;
 mod sockets;
 pub mod stage;
+mod tap;
 pub mod unprivileged;
 mod wire;
 
@@ -46,6 +47,7 @@ pub use redirect_common::Event;
 pub use residue::Residue;
 pub use sidecar::Sidecar;
 pub use sockets::{Level, Socket};
+pub use tap::{Captured, Tap};
 pub use wire::Wire;
 
 /// Runs a test on a node of its own and fails it if anything is left behind.
@@ -67,6 +69,11 @@ pub fn kernel_test(body: impl FnOnce(&Node)) {
     }
     let left = before.left_over();
     assert!(left.is_empty(), "the test left behind:\n  {}", left.join("\n  "));
+}
+
+/// Waits until the kernel has ended every link of ours: it does so a little after the last pin is gone.
+pub fn await_no_links() {
+    residue::await_no_links();
 }
 
 /// Whether what a failed test made stays for somebody to look at.

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
 
@@ -79,6 +80,11 @@ impl Node {
         &self.bpffs.path
     }
 
+    /// Unmounts its bpffs with all that is pinned there, as a clean-up job might.
+    pub fn unmount_bpffs(&self) {
+        umount2(self.bpffs(), MntFlags::MNT_DETACH).expect("unmount the bpffs");
+    }
+
     /// The directory for the state of what is under test.
     #[must_use]
     pub fn state_dir(&self) -> PathBuf {
@@ -137,7 +143,11 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        if let Err(error) = umount2(&self.path, MntFlags::MNT_DETACH) {
+        let unmounted = umount2(&self.path, MntFlags::MNT_DETACH);
+        // EINVAL: a test has unmounted it.
+        if let Err(error) =
+            unmounted.or_else(|error| if error == Errno::EINVAL { Ok(()) } else { Err(error) })
+        {
             eprintln!("unmount {}: {error}", self.path.display());
         }
     }

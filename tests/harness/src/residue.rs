@@ -11,7 +11,7 @@ use crate::cgroup::Cgroup;
 use crate::node::{PREFIX, entries_with_prefix};
 
 /// The programs and maps of redirect-cni, as the kernel names them.
-const PROGRAMS: [&str; 13] = [
+const PROGRAMS: [&str; 15] = [
     "bind4",
     "bind6",
     "connect4",
@@ -25,9 +25,22 @@ const PROGRAMS: [&str; 13] = [
     "sock_ops",
     "original_dst",
     "inbound",
+    "guard_egress",
+    "guard_ingress",
 ];
-const MAPS: [&str; 10] =
-    ["PODS", "RANGES", "SETS", "OWN", "ORIGIN", "HANDOFF", "LISTENERS", "STATS", "DNS_PROXIES", "DNS_ASKED"];
+const MAPS: [&str; 11] = [
+    "PODS",
+    "RANGES",
+    "SETS",
+    "OWN",
+    "ORIGIN",
+    "HANDOFF",
+    "LISTENERS",
+    "STATS",
+    "GUARD",
+    "DNS_PROXIES",
+    "DNS_ASKED",
+];
 
 /// What of ours is on the machine, each thing with a name that a person can look for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -86,6 +99,17 @@ fn links_of(programs: &BTreeMap<u32, String>) -> Vec<String> {
     let all = loaded_links().flatten();
     all.filter_map(|link| Some(format!("link {} of {}", link.id(), programs.get(&link.program_id())?)))
         .collect()
+}
+
+/// Waits until there is no link of our programs.
+pub(crate) fn await_no_links() {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !links_of(&our_programs()).is_empty() {
+        assert!(Instant::now() < deadline, "links are still there: {:?}", links_of(&our_programs()));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // A link loses its id before its program is detached (`bpf_link_free()`).
+    std::thread::sleep(Duration::from_millis(200));
 }
 
 fn paths() -> Vec<String> {

@@ -4,6 +4,7 @@ use std::io;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::tc::TcMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 /// A socket to the routing tables of the namespace in which it was opened.
@@ -32,6 +33,55 @@ impl Channel {
         }
     }
 
+    /// Sends several requests in one message, which the kernel carries out one after the other, even if one
+    /// of them fails; an answer for each.
+    pub(super) fn talk(
+        &mut self,
+        requests: Vec<(RouteNetlinkMessage, u16)>,
+    ) -> io::Result<Vec<io::Result<Vec<RouteNetlinkMessage>>>> {
+        let first = self.sequence + 1;
+        let mut buffer = Vec::new();
+        for (request, flags) in requests {
+            self.sequence += 1;
+            let mut message = NetlinkMessage::from(request);
+            message.header.flags = NLM_F_REQUEST | flags;
+            message.header.sequence_number = self.sequence;
+            message.finalize();
+            let start = buffer.len();
+            buffer.resize(start + message.buffer_len().next_multiple_of(4), 0);
+            message.serialize(&mut buffer[start..]);
+        }
+        self.socket.send_to(&buffer, &SocketAddr::new(0, 0), 0)?;
+        let mut packet = Vec::new();
+        (first..=self.sequence).map(|sequence| self.answer_to(sequence, &mut packet)).collect()
+    }
+
+    /// What is left of the packet that was read last may hold the answer to the next request.
+    fn answer_to(
+        &mut self,
+        sequence: u32,
+        packet: &mut Vec<u8>,
+    ) -> io::Result<io::Result<Vec<RouteNetlinkMessage>>> {
+        let mut answers = Vec::new();
+        loop {
+            while packet.len() >= 16 {
+                let length = u32::from_ne_bytes([packet[0], packet[1], packet[2], packet[3]]) as usize;
+                let end = length.next_multiple_of(4).clamp(16, packet.len());
+                let one: Vec<u8> = packet.drain(..end).collect();
+                match read_packet(&one, sequence, &mut answers) {
+                    Ok(true) => return Ok(Ok(answers)),
+                    Ok(false) => {}
+                    // What a neighbour's filter looks like need not be known to be counted.
+                    Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                        answers.push(unreadable(&one));
+                    }
+                    Err(error) => return Ok(Err(error)),
+                }
+            }
+            *packet = self.socket.recv_from_full()?.0;
+        }
+    }
+
     /// Sends one request and reads until the kernel says that it is done.
     fn exchange(&mut self, request: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
         self.sequence += 1;
@@ -50,6 +100,16 @@ impl Channel {
             }
         }
     }
+}
+
+/// A message that the library cannot read, as a filter of which only the handle is known (`struct tcmsg` of
+/// `linux/rtnetlink.h`, behind 16 bytes of `struct nlmsghdr`).
+fn unreadable(message: &[u8]) -> RouteNetlinkMessage {
+    let mut filter = TcMessage::default();
+    if let Some(handle) = message.get(24..28).and_then(|bytes| bytes.try_into().ok()) {
+        filter.header.handle = u32::from_ne_bytes(handle).into();
+    }
+    RouteNetlinkMessage::NewTrafficFilter(filter)
 }
 
 /// Collects the answers in a packet; true when the exchange is over.

@@ -1,0 +1,280 @@
+//! The guard of a pod: which interfaces it stands on, which entry of GUARD its filters name, and whether all
+//! of it is there.
+//!
+//! The filters hold their programs, and these the maps. So without a bpffs, too, the pod's interfaces
+//! stay guarded until [`withdraw`] takes the filters away, or the interface goes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use redirect_common::GuardedPod;
+use serde::{Deserialize, Serialize};
+
+use crate::attach::Error;
+use crate::attach::guarded::Guarded;
+use crate::attach::record::{self, Attachment};
+use crate::kernel::filter::Filter;
+use crate::kernel::pins;
+use crate::kernel::sys::{self, SyscallError};
+use crate::node::Node;
+use crate::node::fault;
+use crate::pod::clsact::Door;
+use crate::pod::netns::Netns;
+use crate::policy::Guard;
+
+/// What the record keeps of a pod's guard.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Post {
+    /// The entry in GUARD, which is the filters' `classid`; 0 until there is one.
+    pub index: u32,
+    /// Where the filters stand.
+    pub interfaces: Vec<Watched>,
+}
+
+/// An interface with the guard's filters.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Watched {
+    /// Its index in the pod.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// It had no `clsact` qdisc before: ours goes with us, unless another user has put a filter there.
+    pub made_qdisc: bool,
+}
+
+/// A filter that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// It is not there.
+    Gone,
+    /// It runs another program than the installed one.
+    OtherProgram,
+    /// It names another entry of GUARD.
+    OtherPod,
+}
+
+/// A filter, its interface, the program that it runs, and what is wrong.
+pub(crate) type State = (Filter, String, Option<u32>, Option<Fault>);
+
+/// Where a pod's guard has to stand, found out before anything is changed. Interfaces that the policy
+/// excludes have none.
+///
+/// # Errors
+/// The namespace does not answer, or an interface has a qdisc that cannot be shared.
+pub(crate) fn plan(netns: &mut Netns, guard: Guard, excluded: &[u32]) -> Result<Post, Error> {
+    if guard == Guard::Off {
+        return Ok(Post::default());
+    }
+    let mut interfaces = Vec::new();
+    let doors = netns.doors()?;
+    let qdiscs = netns.filter_qdiscs()?;
+    for door in doors.into_iter().filter(|door| !excluded.contains(&door.index)) {
+        let qdisc = qdiscs.get(&door.index);
+        if qdisc.is_some_and(|kind| kind != "clsact") {
+            return Err(Error::ForeignQdisc { interface: door.name });
+        }
+        interfaces.push(Watched { index: door.index, name: door.name, made_qdisc: qdisc.is_none() });
+    }
+    Ok(Post { index: 0, interfaces })
+}
+
+/// What an earlier attach of the same pod knows: its entry, and which qdiscs it made.
+pub(crate) fn keep_known(post: &mut Post, known: &Post) {
+    if post.interfaces.is_empty() {
+        return;
+    }
+    post.index = known.index;
+    for watched in &mut post.interfaces {
+        watched.made_qdisc |=
+            known.interfaces.iter().any(|other| other.index == watched.index && other.made_qdisc);
+    }
+}
+
+/// Finds an entry of GUARD for the pod, and writes the record that names it.
+///
+/// # Errors
+/// The map cannot be read, every entry is taken, or the record cannot be written.
+pub(crate) fn choose_entry(node: &Node, attachment: &mut Attachment) -> Result<(), Error> {
+    if attachment.guard.interfaces.is_empty() {
+        return Ok(());
+    }
+    let known = attachment.guard.index;
+    let index = Guarded::open(node)?.entry_of(attachment.cookie, known)?;
+    if index != known {
+        attachment.guard.index = index;
+        attachment.store(node)?;
+    }
+    Ok(())
+}
+
+/// Puts the filters on the pod's interfaces, and the pod into GUARD. To be repeated whenever the pod's
+/// interfaces have changed: it converges to what the record says.
+///
+/// # Errors
+/// A map, a program or an interface.
+pub(crate) fn post(node: &Node, attachment: &Attachment, netns: &mut Netns) -> Result<(), Error> {
+    if attachment.guard.interfaces.is_empty() {
+        return withdraw(node, attachment, netns);
+    }
+    Guarded::open(node)?.set(attachment.guard.index, &entry(attachment))?;
+    fault::point("attach-guard");
+    let open = |filter: Filter| -> Result<OwnedFd, Error> {
+        sys::obj_get(&pins::current(node).filter(filter)).map_err(|source| Error::Filter { filter, source })
+    };
+    let programs = (open(Filter::Egress)?, open(Filter::Ingress)?);
+    let classid = u16::try_from(attachment.guard.index).unwrap_or(0);
+    for watched in &attachment.guard.interfaces {
+        let door = Door { index: watched.index, name: watched.name.clone() };
+        let programs = [(Filter::Egress, programs.0.as_fd()), (Filter::Ingress, programs.1.as_fd())];
+        netns.put_filters(&door, programs, classid)?;
+    }
+    remove_from_others(attachment, netns)?;
+    fault::point("attach-filters");
+    Ok(())
+}
+
+/// Filters of ours on interfaces on which they are not wanted any more.
+fn remove_from_others(attachment: &Attachment, netns: &mut Netns) -> Result<(), Error> {
+    let wanted: BTreeSet<u32> = attachment.guard.interfaces.iter().map(|watched| watched.index).collect();
+    let others: Vec<u32> =
+        netns.filter_qdiscs()?.into_keys().filter(|index| !wanted.contains(index)).collect();
+    for index in others {
+        netns.remove_filters(index, false)?;
+    }
+    Ok(())
+}
+
+/// Brings the guard to the interfaces that a running pod has now: those that came later get their filters,
+/// and the record says so before they are there. For every caller that plans a pod again.
+///
+/// # Errors
+/// The namespace does not answer, the record cannot be written, or as [`post`].
+pub(crate) fn replan(node: &Node, attachment: &mut Attachment, netns: &mut Netns) -> Result<(), Error> {
+    let mut planned = plan(netns, attachment.policy.guard, &attachment.excluded_interfaces)?;
+    keep_known(&mut planned, &attachment.guard);
+    attachment.guard = planned;
+    choose_entry(node, attachment)?;
+    attachment.store(node)?;
+    post(node, attachment, netns)
+}
+
+/// The interfaces by which packets leave the pod without meeting the guard, by name.
+///
+/// # Errors
+/// The namespace does not answer.
+pub(crate) fn unguarded(
+    attachment: &Attachment,
+    excluded: &[u32],
+    netns: &mut Netns,
+) -> Result<Vec<String>, Error> {
+    let mut names = Vec::new();
+    if attachment.policy.guard == Guard::Off {
+        return Ok(names);
+    }
+    for door in netns.doors()?.into_iter().filter(|door| !excluded.contains(&door.index)) {
+        for filter in Filter::ALL {
+            let found = netns.filters(door.index, filter)?.ours;
+            if found.is_none_or(|found| found.index != attachment.guard.index) {
+                names.push(door.name.clone());
+                break;
+            }
+        }
+    }
+    Ok(names)
+}
+
+/// Gives the filters of a running pod the installed programs. A pod whose namespace is gone has none.
+///
+/// # Errors
+/// A program or an interface.
+pub(crate) fn renew(node: &Node, attachment: &Attachment) -> Result<(), Error> {
+    let netns = Netns::open(&attachment.netns).ok().filter(|netns| netns.cookie() == attachment.cookie);
+    match netns {
+        Some(mut netns) => replan(node, &mut attachment.clone(), &mut netns),
+        None => Ok(()),
+    }
+}
+
+/// Takes the guard away: the filters from every interface that has them, then the entry.
+///
+/// # Errors
+/// The kernel refuses.
+pub(crate) fn withdraw(node: &Node, attachment: &Attachment, netns: &mut Netns) -> Result<(), Error> {
+    for index in netns.filter_qdiscs()?.into_keys() {
+        let made =
+            attachment.guard.interfaces.iter().any(|watched| watched.index == index && watched.made_qdisc);
+        netns.remove_filters(index, made)?;
+    }
+    fault::point("detach-filters");
+    free(node, attachment)
+}
+
+/// Frees the pod's entry: its filters are gone, or its namespace is.
+///
+/// # Errors
+/// The map cannot be changed.
+pub(crate) fn free(node: &Node, attachment: &Attachment) -> Result<(), Error> {
+    // A node without our maps has no entry to free.
+    let Ok(mut guarded) = Guarded::open(node) else { return Ok(()) };
+    Ok(guarded.free(attachment.guard.index, attachment.cookie)?)
+}
+
+/// Frees entries of pods that have another one by their record. An entry whose pod no record names stays: its
+/// filters may be there, and without the entry they would let everything pass.
+///
+/// # Errors
+/// A record or the map cannot be read, or the map cannot be changed.
+pub(crate) fn free_duplicates(node: &Node) -> Result<(), Error> {
+    let recorded: BTreeMap<u64, u32> = record::all(node)?
+        .into_iter()
+        .map(|attachment| (attachment.cookie, attachment.guard.index))
+        .collect();
+    let kept = |index: u32, cookie: u64| recorded.get(&cookie).is_none_or(|recorded| *recorded == index);
+    Ok(Guarded::open(node)?.free_unclaimed(kept)?)
+}
+
+/// What GUARD holds for an attachment.
+pub(crate) fn entry(attachment: &Attachment) -> GuardedPod {
+    GuardedPod {
+        cookie: attachment.cookie,
+        proxy_uid: attachment.policy.proxy.uid,
+        audit: u32::from(attachment.policy.guard == Guard::Audit),
+    }
+}
+
+/// Every filter that the record names, and what is wrong with it.
+///
+/// # Errors
+/// The namespace does not answer.
+pub(crate) fn inspect(node: &Node, attachment: &Attachment, netns: &mut Netns) -> Result<Vec<State>, Error> {
+    let mut states = Vec::new();
+    for watched in &attachment.guard.interfaces {
+        for filter in Filter::ALL {
+            let found = netns.filters(watched.index, filter)?.ours;
+            let installed = installed(node, filter).ok();
+            let fault = match found {
+                None => Some(Fault::Gone),
+                Some(found) if Some(found.program_id) != installed => Some(Fault::OtherProgram),
+                Some(found) if found.index != attachment.guard.index => Some(Fault::OtherPod),
+                Some(_) => None,
+            };
+            states.push((filter, watched.name.clone(), found.map(|found| found.program_id), fault));
+        }
+    }
+    Ok(states)
+}
+
+/// Whether GUARD holds for an attachment what it should.
+///
+/// # Errors
+/// The map cannot be read.
+pub(crate) fn entered(node: &Node, attachment: &Attachment) -> Result<bool, Error> {
+    let index = attachment.guard.index;
+    Ok(index == 0 || Guarded::open(node)?.get(index)? == entry(attachment))
+}
+
+fn installed(node: &Node, filter: Filter) -> Result<u32, SyscallError> {
+    sys::obj_get(&pins::current(node).filter(filter)).and_then(sys::program_id)
+}

@@ -1,0 +1,117 @@
+//! A network inside the pod, as docker-in-docker makes it: a bridge, a namespace behind it, MASQUERADE
+//! outwards and a published port inwards. No socket of the pod is part of that traffic.
+
+use std::process::Command;
+use std::time::Duration;
+
+use harness::netns::NetNs;
+use harness::{Event, Process, Service, User, kernel_test};
+
+use crate::{FAMILIES, PORT, Scene, any, dial};
+
+/// Where the inner namespace is, and the port that the pod publishes for it.
+const INNER: [&str; 2] = ["172.17.0.2", "fd17::2"];
+const PUBLISHED: u16 = 9090;
+
+/// Makes the inner namespace and a process in it that serves on port 8088.
+fn nested(scene: &Scene<'_>) -> (NetNs, Process) {
+    let pod = scene.pod.netns();
+    let inner = NetNs::create(scene.node.dir().join("netns/inner"));
+    pod.ip(&format!(
+        "link add docker0 type bridge\n\
+         addr add 172.17.0.1/16 dev docker0\n\
+         addr add fd17::1/64 dev docker0 nodad\n\
+         link set docker0 up\n\
+         link add inside type veth peer name outside\n\
+         link set inside netns {}\n\
+         link set outside master docker0 up",
+        inner.path().display()
+    ));
+    inner.ip("link set inside name eth0\n\
+         addr add 172.17.0.2/16 dev eth0\n\
+         addr add fd17::2/64 dev eth0 nodad\n\
+         link set eth0 up\n\
+         route add default via 172.17.0.1\n\
+         route add ::/0 via fd17::1");
+    pod.sysctl("net/ipv4/ip_forward", "1");
+    pod.sysctl("net/ipv6/conf/all/forwarding", "1");
+    for (tool, source, to) in [
+        ("iptables", "172.17.0.0/16", format!("{}:8088", INNER[0])),
+        ("ip6tables", "fd17::/64", format!("[{}]:8088", INNER[1])),
+    ] {
+        let rules = format!(
+            "{tool} -w -t nat -A POSTROUTING -s {source} -j MASQUERADE && \
+             {tool} -w -t nat -A PREROUTING -i eth0 -p tcp --dport {PUBLISHED} -j DNAT --to-destination {to}"
+        );
+        let _ = pod.output_of(Command::new("sh").args(["-c", &rules]));
+    }
+    let process = Process::start("inner", &inner, &scene.pod.container("docker"), User::APP);
+    process.serve(&FAMILIES.map(|v6| any(v6, 8088)), Service::Tell).expect("serve");
+    (inner, process)
+}
+
+#[test]
+fn without_the_guard_both_directions_are_open() {
+    kernel_test(|node| {
+        let scene = Scene::new(node, &["--guard", "off"]);
+        let (_netns, inner) = nested(&scene);
+        for v6 in FAMILIES {
+            assert_eq!(dial(&inner, scene.peer.at(v6, PORT)).map(|seen| seen.listener), Ok(PORT));
+            assert_eq!(dial(&scene.server, scene.pod.at(v6, PUBLISHED)).map(|seen| seen.listener), Ok(8088));
+        }
+    });
+}
+
+#[test]
+fn outwards_it_is_refused_and_inwards_it_gets_nothing() {
+    kernel_test(|node| {
+        let scene = Scene::new(node, &[]);
+        let (_netns, inner) = nested(&scene);
+        for v6 in FAMILIES {
+            // The reset finds its way back through connection tracking.
+            assert_eq!(
+                dial(&inner, scene.peer.at(v6, PORT)).map(|seen| seen.listener),
+                Err(harness::Errno::ECONNREFUSED)
+            );
+            assert!(dial(&scene.server, scene.pod.at(v6, PUBLISHED)).is_err());
+        }
+        assert_eq!(inner.take_seen(), [], "the inner server got a connection");
+        scene.assert_nothing_in_clear(&scene.tap.take(Duration::from_millis(50)));
+        assert_eq!(node.count(&scene.pod, Event::GuardForwarded), 2);
+        // The pod itself is as it was.
+        for v6 in FAMILIES {
+            assert_eq!(dial(&scene.app, scene.peer.at(v6, PORT)).map(|seen| seen.listener), Ok(15001));
+            assert_eq!(dial(&scene.server, scene.pod.at(v6, PORT)).map(|seen| seen.listener), Ok(15006));
+        }
+    });
+}
+
+#[test]
+fn what_the_policy_leaves_alone_is_forwarded() {
+    kernel_test(|node| {
+        let scene =
+            Scene::new(node, &["--exclude-outbound-ports", "8080", "--exclude-inbound-ports", "9090"]);
+        let (_netns, inner) = nested(&scene);
+        for v6 in FAMILIES {
+            assert_eq!(dial(&inner, scene.peer.at(v6, PORT)).map(|seen| seen.listener), Ok(PORT));
+            assert_eq!(dial(&scene.server, scene.pod.at(v6, PUBLISHED)).map(|seen| seen.listener), Ok(8088));
+        }
+        assert_eq!(crate::guarded(node, &scene.pod), 0);
+    });
+}
+
+#[test]
+fn with_all_pins_gone_too() {
+    kernel_test(|node| {
+        let scene = Scene::new(node, &[]);
+        let (_netns, inner) = nested(&scene);
+        node.unmount_bpffs();
+        harness::await_no_links();
+        for v6 in FAMILIES {
+            assert!(dial(&inner, scene.peer.at(v6, PORT)).is_err());
+            assert!(dial(&scene.server, scene.pod.at(v6, PUBLISHED)).is_err());
+        }
+        assert_eq!(inner.take_seen(), []);
+        scene.assert_nothing_in_clear(&scene.tap.take(Duration::from_millis(50)));
+    });
+}

@@ -1,0 +1,133 @@
+//! The guard: closed when everything else of ours is gone, and unnoticed when nothing is.
+//!
+//! Modules in reading order: [`faults`] takes away what redirects; [`forwarded`] has networks inside the pod;
+//! [`packets`] writes its own; [`dns`] asks; [`in_order`] proves that nothing is refused that should pass;
+//! [`modes`], [`neighbours`] and [`shown`] are what an operator sees.
+//!
+//! In each fault the wire is recorded outside the pod: no connection of the application's is to be seen
+//! there, and no byte of the application's own server.
+//!
+//! Run as root with `--test-threads=1`; `KEEP=1` keeps the pods of a failed test.
+
+mod dns;
+mod faults;
+mod forwarded;
+mod in_order;
+mod modes;
+mod neighbours;
+mod packets;
+mod raw;
+mod shown;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use harness::{Captured, Errno, Event, Node, Pod, Process, Seen, Service, Sidecar, Tap};
+
+/// Both families.
+const FAMILIES: [bool; 2] = [false, true];
+
+/// The port of the application's server and of the peer's.
+const PORT: u16 = 8080;
+
+/// Every counter of the guard.
+const GUARD_EVENTS: [Event; 7] = [
+    Event::GuardOutbound,
+    Event::GuardForwarded,
+    Event::GuardRaw,
+    Event::GuardDns,
+    Event::GuardLoopback,
+    Event::GuardHidden,
+    Event::GuardInbound,
+];
+
+/// `0.0.0.0:port` or `[::]:port`
+fn any(v6: bool, port: u16) -> SocketAddr {
+    let ip = if v6 { "::" } else { "0.0.0.0" };
+    SocketAddr::new(ip.parse().expect("an address"), port)
+}
+
+/// Dials and tells who answered. The call does not wait longer than five seconds.
+fn dial(from: &Process, to: SocketAddr) -> Result<Seen, Errno> {
+    let socket = from.tcp_nonblocking(to.is_ipv6());
+    match socket.connect(to) {
+        Err(Errno::EINPROGRESS) | Ok(()) => {}
+        Err(error) => return Err(error),
+    }
+    socket.await_connect()?;
+    Ok(socket.seen())
+}
+
+/// How often the guard has counted something.
+fn guarded(node: &Node, pod: &Pod) -> u64 {
+    let stats = node.stats(pod);
+    GUARD_EVENTS.iter().map(|event| stats[event.label()]).sum()
+}
+
+/// An enrolled pod with a sidecar and an application that serves, and a peer that serves, all on port 8080.
+struct Scene<'a> {
+    node: &'a Node,
+    pod: Pod,
+    peer: Pod,
+    sidecar: Option<Sidecar>,
+    app: Process,
+    server: Process,
+    tap: Tap,
+}
+
+impl<'a> Scene<'a> {
+    fn new(node: &'a Node, flags: &[&str]) -> Scene<'a> {
+        let wire = node.new_wire("guarded");
+        let (pod, peer) = (wire.pod("pod"), wire.pod("peer"));
+        node.attach(&pod, flags);
+        let sidecar = Some(pod.sidecar());
+        let (app, server) = (pod.app(), peer.app());
+        for process in [&app, &server] {
+            process.serve(&FAMILIES.map(|v6| any(v6, PORT)), Service::Tell).expect("serve");
+        }
+        let tap = Tap::on(wire.netns());
+        Scene { node, pod, peer, sidecar, app, server, tap }
+    }
+
+    /// Everything works as it should, and the guard has nothing to do.
+    fn assert_in_order(&self) {
+        for v6 in FAMILIES {
+            assert_eq!(dial(&self.app, self.peer.at(v6, PORT)).map(|seen| seen.listener), Ok(15001));
+            assert_eq!(dial(&self.server, self.pod.at(v6, PORT)).map(|seen| seen.listener), Ok(15006));
+        }
+        self.assert_nothing_in_clear(&self.tap.take(Duration::from_millis(20)));
+        assert_eq!(guarded(self.node, &self.pod), 0);
+    }
+
+    /// With parts of ours gone: `from` reaches the sidecar or is refused, the peer too, and nothing of it is
+    /// seen on the wire.
+    fn assert_closed(&self, from: &Process) {
+        for v6 in FAMILIES {
+            for (process, to, sidecar) in
+                [(from, self.peer.at(v6, PORT), 15001), (&self.server, self.pod.at(v6, PORT), 15006)]
+            {
+                match dial(process, to) {
+                    Ok(seen) => assert_eq!(seen.listener, sidecar, "{to}: {seen:?}"),
+                    // At once, not after two minutes of silence.
+                    Err(error) => assert_eq!(error, Errno::ECONNREFUSED, "{to}"),
+                }
+            }
+        }
+        self.assert_nothing_in_clear(&self.tap.take(Duration::from_millis(50)));
+    }
+
+    fn assert_nothing_in_clear(&self, wire: &[Captured]) {
+        assert_eq!(self.server.take_seen(), [], "the peer's server got a connection");
+        assert_eq!(self.app.take_seen(), [], "the application's server got a connection");
+        let clear: Vec<_> = wire.iter().filter(|captured| self.is_clear(captured)).collect();
+        assert!(clear.is_empty(), "on the wire: {clear:?}");
+    }
+
+    /// A connection from the pod to the peer's server, or what the application's own server says.
+    fn is_clear(&self, captured: &Captured) -> bool {
+        let of_pod = [self.pod.ip(false), self.pod.ip(true)].contains(&captured.src.ip());
+        let tells = |text: &[u8]| captured.payload.windows(text.len()).any(|window| window == text);
+        of_pod && (captured.dst.port() == PORT || tells(b"\"listener\":8080"))
+            || captured.src.port() == PORT && captured.is_syn_ack() && !of_pod
+    }
+}
