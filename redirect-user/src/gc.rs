@@ -137,9 +137,10 @@ fn remove_unrecorded(
 /// Whether a container's pins hold a link whose cgroup or namespace is still there.
 fn linked(container: &Path) -> Result<bool, Error> {
     for folder in folders::of_container(container)? {
-        let alive = |hook: &Hook| {
-            let info = sys::obj_get(&folder.link(*hook)).and_then(sys::link_info);
-            info.is_ok_and(|info| info.target != 0)
+        // What cannot be looked at is not gone.
+        let alive = |hook: &Hook| match sys::obj_get(&folder.link(*hook)).and_then(sys::link_info) {
+            Ok(info) => info.target != 0,
+            Err(error) => error.errno() != Some(libc::ENOENT),
         };
         if Hook::ALL.iter().any(alive) {
             return Ok(true);

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::attach::error::Error;
 use crate::attach::record::{self, Attachment};
 use crate::attach::tables::{self, Tables};
-use crate::attach::{entries, guard, life, links};
+use crate::attach::{entries, guard, links};
 use crate::ids::AttachmentId;
 use crate::kernel::folders;
 use crate::kernel::hook::Hook;
@@ -73,7 +73,8 @@ pub(crate) fn stale(node: &Node, id: &AttachmentId, cookie: u64) -> Result<Optio
 /// Something of ours is still there and cannot be removed.
 pub(crate) fn undo(node: &Node, _lock: &NodeLock, attachment: &Attachment) -> Result<(), Error> {
     let namespace = others_of_namespace(node, attachment)?;
-    let folders = life::folders_of(node, attachment);
+    let folders: Vec<_> =
+        folders::generations(node)?.iter().map(|generation| generation.attachment(&attachment.id)).collect();
     let namespace_gone = folders.iter().any(links::namespace_gone);
     for folder in &folders {
         links::remove_links(folder)?;

@@ -66,7 +66,7 @@ fn has_process_in_namespace(attachment: &Attachment) -> bool {
     let inside = |pid: i32| match fs::metadata(format!("/proc/{pid}/ns/net")) {
         Ok(file) => file.ino() == namespace,
         // It ended meanwhile; 0 is a process of another pid namespace.
-        Err(_) => pid == 0,
+        Err(error) => pid == 0 || error.kind() != std::io::ErrorKind::NotFound,
     };
     pids.into_iter().any(inside)
 }

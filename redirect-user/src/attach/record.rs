@@ -197,7 +197,8 @@ pub fn unreadable(node: &Node) -> Result<Vec<Unreadable>, Error> {
 /// # Errors
 /// The state directory is not writable.
 pub(crate) fn set_aside(node: &Node, _lock: &NodeLock, container_id: Option<&str>) -> Result<(), Error> {
-    for record in read_all(node, container_id)?.into_iter().filter_map(Result::err) {
+    let unreadable = read_all(node, container_id)?.into_iter().filter_map(Result::err);
+    for record in unreadable.filter(|record| record.is_content) {
         let aside = node.set_aside().join(record.path.file_name().unwrap_or_default());
         let moved = fs::create_dir_all(node.set_aside()).and_then(|()| fs::rename(&record.path, &aside));
         moved.map_err(PathError::at("set aside", &record.path))?;
@@ -213,6 +214,8 @@ pub struct Unreadable {
     pub path: PathBuf,
     /// What is wrong with it.
     pub problem: String,
+    /// It was read and is no record, or is no file; otherwise it could not be read this time.
+    is_content: bool,
 }
 
 impl std::fmt::Display for Unreadable {
@@ -241,18 +244,18 @@ fn read_all(node: &Node, container_id: Option<&str>) -> Result<Vec<Result<Attach
 
 /// Reads one; `None` when it was removed meanwhile.
 fn read(path: &Path) -> Result<Option<Result<Attachment, Unreadable>>, Error> {
-    let problem = match fs::read(path) {
+    let (problem, is_content) = match fs::read(path) {
         Ok(text) => match serde_json::from_slice(&text) {
             Ok(attachment) => return Ok(Some(Ok(attachment))),
-            Err(error) => error.to_string(),
+            Err(error) => (error.to_string(), true),
         },
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
             return Err(PathError { what: "read", path: path.into(), source }.into());
         }
-        Err(error) => error.to_string(),
+        Err(error) => (error.to_string(), error.kind() == io::ErrorKind::IsADirectory),
     };
-    Ok(Some(Err(Unreadable { path: path.into(), problem })))
+    Ok(Some(Err(Unreadable { path: path.into(), problem, is_content })))
 }
 
 /// The id of this boot.
