@@ -4,21 +4,19 @@
 //! The folder is read again for every question, so that a manifest can be put there at any time. Tests and
 //! nodes without an API server (static pods) use it; a cluster watch answers through the same [`PodStore`].
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
-
-use crate::server::{PodStore, StoreError};
-use redirect_user::enrol::source::{Container, ContainerKind, PodDetails, VARIABLES};
+use redirect_user::enrol::source::PodDetails;
 use redirect_user::ids::PodRef;
-use redirect_user::policy::annotations::Annotations;
+use serde::Deserialize;
+use serde::de::Error as _;
+
+use crate::pod::Pod;
+use crate::server::{PodStore, StoreError};
 
 /// How often the folder is read while the pod is not there.
 const POLL: Duration = Duration::from_millis(100);
-/// Where the API shows a static pod's own uid.
-const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 
 /// The store.
 #[derive(Clone, Debug)]
@@ -84,10 +82,14 @@ fn read(file: &Path) -> Result<Vec<Pod>, StoreError> {
 /// reported with its own line and column.
 fn pods(document: &[u8]) -> Result<Vec<Pod>, serde_json::Error> {
     let shape: Shape = serde_json::from_slice(document)?;
-    if shape.items.is_some() {
-        return serde_json::from_slice::<List>(document).map(|list| list.items);
+    let pods = match shape.items {
+        Some(_) => serde_json::from_slice::<List>(document)?.items,
+        None => vec![serde_json::from_slice::<Pod>(document)?],
+    };
+    match pods.iter().all(|pod| pod.metadata.name.is_some()) {
+        true => Ok(pods),
+        false => Err(serde_json::Error::custom("a pod has no metadata.name")),
     }
-    serde_json::from_slice::<Pod>(document).map(|pod| vec![pod])
 }
 
 #[derive(Deserialize)]
@@ -100,114 +102,10 @@ struct List {
     items: Vec<Pod>,
 }
 
-#[derive(Deserialize)]
-struct Pod {
-    metadata: Metadata,
-    spec: Spec,
-}
-
-#[derive(Deserialize)]
-struct Metadata {
-    name: String,
-    #[serde(default = "default_namespace")]
-    namespace: String,
-    uid: Option<String>,
-    #[serde(default)]
-    labels: BTreeMap<String, String>,
-    #[serde(default)]
-    annotations: Annotations,
-}
-
-fn default_namespace() -> String {
-    "default".to_owned()
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Spec {
-    #[serde(default)]
-    host_network: bool,
-    runtime_class_name: Option<String>,
-    #[serde(default)]
-    init_containers: Vec<ContainerSpec>,
-    #[serde(default)]
-    containers: Vec<ContainerSpec>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct ContainerSpec {
-    name: String,
-    #[serde(default)]
-    args: Vec<String>,
-    #[serde(default)]
-    env: Vec<Variable>,
-    restart_policy: Option<String>,
-    security_context: Option<SecurityContext>,
-}
-
-/// A variable; `valueFrom` leaves the value away, and Istio reads it as empty.
-#[derive(Deserialize)]
-struct Variable {
-    name: String,
-    value: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct SecurityContext {
-    run_as_user: Option<u32>,
-    run_as_group: Option<u32>,
-}
-
-impl Pod {
-    /// A manifest without a uid is any pod of that name; else the uid is the API's or, for a static pod, its
-    /// hash.
-    fn is(&self, wanted: &PodRef) -> bool {
-        let hash = self.metadata.annotations.get(CONFIG_HASH);
-        let same_uid = |uid: &String| {
-            let mut known = self.metadata.uid.iter().chain(hash).peekable();
-            known.peek().is_none() || known.any(|known| known == uid)
-        };
-        self.metadata.namespace == wanted.namespace
-            && self.metadata.name == wanted.name
-            && wanted.uid.as_ref().is_none_or(same_uid)
-    }
-
-    fn details(self) -> PodDetails {
-        let Metadata { uid, labels, annotations, .. } = self.metadata;
-        let init = self.spec.init_containers.into_iter().map(|container| {
-            let stays = container.restart_policy.as_deref() == Some("Always");
-            container.into(if stays { ContainerKind::Sidecar } else { ContainerKind::Init })
-        });
-        let regular =
-            self.spec.containers.into_iter().map(|container| container.into(ContainerKind::Regular));
-        PodDetails {
-            // The cgroup of a static pod is named after its hash.
-            uid: annotations.get(CONFIG_HASH).cloned().or(uid),
-            host_network: self.spec.host_network,
-            runtime_class: self.spec.runtime_class_name,
-            labels,
-            annotations,
-            containers: init.chain(regular).collect(),
-            partial: false,
-        }
-    }
-}
-
-impl ContainerSpec {
-    fn into(self, kind: ContainerKind) -> Container {
-        let (run_as_user, run_as_group) =
-            self.security_context.map_or((None, None), |context| (context.run_as_user, context.run_as_group));
-        let decides = |variable: &Variable| VARIABLES.contains(&variable.name.as_str());
-        let env = self.env.into_iter().filter(decides);
-        let env = env.map(|variable| (variable.name, variable.value.unwrap_or_default())).collect();
-        Container { name: self.name, kind, args: self.args, env, run_as_user, run_as_group }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use redirect_user::enrol::source::ContainerKind;
+
     use super::*;
 
     const POD: &str = r#"{

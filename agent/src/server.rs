@@ -48,6 +48,9 @@ pub enum StoreError {
     /// A manifest is not a Pod or a list of Pods.
     #[error("{} is neither a Pod nor a list of Pods in JSON: {source}", path.display())]
     Parse { path: PathBuf, source: serde_json::Error },
+    /// The API server does not answer, or not with pods.
+    #[error("cannot ask the API server for the pod: {problem}")]
+    Api { problem: String },
 }
 
 /// Why the socket cannot be had.

@@ -8,6 +8,7 @@ use redirect_user::enrol::Enrolment;
 use redirect_user::ids::PodRef;
 use redirect_user::kernel::hook::Hook;
 use redirect_user::node::Node;
+use redirect_user::node::timings::Clock;
 use redirect_user::node::{fault, outcomes};
 use redirect_user::pod::cgroup::{self, Clues, PodCgroup};
 use redirect_user::policy::Policy;
@@ -19,26 +20,36 @@ use crate::enrol::enrol;
 use crate::error::Error;
 use crate::prev::PrevResult;
 
-/// Runs the verb and counts how it ended.
+/// Runs the verb, counts how it ended and keeps how long it took.
 pub(crate) fn run(sandbox: &Sandbox, conf: &Conf, node: &Node) -> Result<String, Error> {
-    let outcome = add(sandbox, conf, node);
-    match &outcome {
-        Ok((label, _)) => outcomes::count(node, label),
-        Err(error) => outcomes::count(node, &format!("failed_{}", error.code().0)),
-    }
+    let mut clock = Clock::start();
+    let outcome = add(sandbox, conf, node, &mut clock);
+    let label = match &outcome {
+        Ok((label, _)) => (*label).to_owned(),
+        Err(error) => format!("failed_{}", error.code().0),
+    };
+    outcomes::count(node, &label);
+    clock.stop(node, "ADD", &label);
     outcome.map(|(_, result)| result)
 }
 
 /// The outcome's label and the result.
-fn add(sandbox: &Sandbox, conf: &Conf, node: &Node) -> Result<(&'static str, String), Error> {
+fn add(
+    sandbox: &Sandbox,
+    conf: &Conf,
+    node: &Node,
+    clock: &mut Clock,
+) -> Result<(&'static str, String), Error> {
     let prev = PrevResult::read(conf)?;
-    let label = match enrol(sandbox.pod.as_ref(), conf)? {
+    let enrolment = enrol(sandbox.pod.as_ref(), conf);
+    clock.lap("enrol");
+    let label = match enrolment? {
         Enrolment::NotEnrolled(reason) => {
             tracing::info!(%reason, "not enrolled");
             reason.label()
         }
         Enrolment::Enrolled { pod, policy } => {
-            redirect(sandbox, conf, node, (pod, *policy), &prev)?;
+            redirect(sandbox, conf, node, (pod, *policy), &prev, clock)?;
             tracing::info!("enrolled");
             "enrolled"
         }
@@ -52,10 +63,12 @@ fn redirect(
     node: &Node,
     (pod, policy): (PodRef, Policy),
     prev: &PrevResult<'_>,
+    clock: &mut Clock,
 ) -> Result<(), Error> {
     check_netns(&sandbox.netns)?;
     let hooks: Vec<_> = Hook::needed(&policy).collect();
     let cgroup = pod_cgroup(conf, &pod, &hooks)?;
+    clock.lap("cgroup");
     fault::point("add-cgroup");
     let request = Request {
         id: sandbox.id.clone(),
@@ -67,15 +80,18 @@ fn redirect(
         addresses: prev.addresses.clone(),
         made_cgroups: cgroup.made.clone(),
     };
-    attach(node, &request).inspect_err(|_| cgroup.undo())?;
+    attach(node, &request, clock).inspect_err(|_| cgroup.undo())?;
     fault::point("add-attached");
     Ok(())
 }
 
 /// The node first, then the pod.
-fn attach(node: &Node, request: &Request) -> Result<(), Error> {
+fn attach(node: &Node, request: &Request, clock: &mut Clock) -> Result<(), Error> {
     upgrade::settle(node, &request.id)?;
-    attach::attach_alone(node, request)?;
+    clock.lap("settle");
+    let attached = attach::attach_alone(node, request);
+    clock.lap("attach");
+    attached?;
     Ok(())
 }
 

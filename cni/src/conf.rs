@@ -11,6 +11,7 @@ use std::time::Duration;
 use redirect_user::enrol::Rules;
 use redirect_user::enrol::ask_agent::AskAgent;
 use redirect_user::enrol::ask_runtime::AskRuntime;
+use redirect_user::enrol::protocol::LOG_SOCKET;
 use redirect_user::enrol::runtime_class::RuntimeClasses;
 use redirect_user::enrol::source::PodSource;
 use redirect_user::node::Node;
@@ -28,8 +29,9 @@ use crate::version::Version;
 
 /// Where the agent listens unless the configuration says otherwise.
 const AGENT_SOCKET: &str = "/run/redirect-cni/agent.sock";
-/// How long Istio's plugin tries to learn about a pod, and so this one.
-const AGENT_TIMEOUT: u64 = 30;
+/// How long an ADD waits for the agent. The kubelet tries again anyway, and while an ADD waits the pod cannot
+/// be deleted.
+const AGENT_TIMEOUT: u64 = 5;
 /// The capability with which a runtime hands over the pod's annotations.
 const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
 
@@ -227,7 +229,8 @@ impl Conf {
             problems.push(format!("{error}; logging to stderr only"));
             None
         });
-        LogPlan { level, file, problems }
+        let agent = self.keys.path_or("agentSocket", AGENT_SOCKET).ok();
+        LogPlan { level, file, agent: agent.map(|socket| socket.with_file_name(LOG_SOCKET)), problems }
     }
 
     fn log_level(&self) -> Result<LevelFilter, Error> {
@@ -253,6 +256,8 @@ pub(crate) struct LogPlan {
     pub(crate) level: LevelFilter,
     /// The file besides stderr.
     pub(crate) file: Option<PathBuf>,
+    /// The agent's socket for lines, which need not be there.
+    pub(crate) agent: Option<PathBuf>,
     /// What was wrong with the settings, one sentence each.
     pub(crate) problems: Vec<String>,
 }
@@ -454,11 +459,11 @@ mod tests {
             (r#","logFile":"cni.log""#, "configuration key logFile: \"cni.log\" is not an absolute path"),
             (r#","logFile":false"#, "configuration key logFile:"),
         ] {
-            let LogPlan { level, file, problems } = conf(keys).log();
+            let LogPlan { level, file, problems, .. } = conf(keys).log();
             assert_eq!((level, file), (LevelFilter::INFO, None), "{keys}");
             assert!(problems.len() == 1 && problems[0].contains(named), "{keys}: {problems:?}");
         }
-        let LogPlan { level, file, problems } = conf(r#","logLevel":"warn","logFile":"/x""#).log();
+        let LogPlan { level, file, problems, .. } = conf(r#","logLevel":"warn","logFile":"/x""#).log();
         assert_eq!((level, file), (LevelFilter::WARN, Some(PathBuf::from("/x"))));
         assert!(problems.is_empty());
     }

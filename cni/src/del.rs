@@ -8,6 +8,7 @@ use redirect_user::attach;
 use redirect_user::ids::AttachmentId;
 use redirect_user::node::Node;
 use redirect_user::node::lock::NodeLock;
+use redirect_user::node::timings::Clock;
 
 use crate::error::Error;
 
@@ -18,8 +19,13 @@ pub(crate) fn run(id: &AttachmentId, node: &Node) -> Result<String, Error> {
         tracing::debug!("nothing to remove");
         return Ok(String::new());
     }
+    let mut clock = Clock::start();
     let lock = NodeLock::acquire(node)?;
-    let removed = attach::detach(node, &lock, &id.container_id, Some(&id.ifname))?;
+    clock.lap("lock");
+    let removed = attach::detach(node, &lock, &id.container_id, Some(&id.ifname));
+    clock.lap("detach");
+    clock.stop(node, "DEL", if removed.is_ok() { "done" } else { "failed_105" });
+    let removed = removed?;
     tracing::info!(removed, "removed");
     Ok(String::new())
 }

@@ -23,7 +23,7 @@ pub(crate) fn run() -> Result<String, Error> {
     reply::speak(conf.version);
     check_verb(&call, conf.version)?;
     let log = conf.log();
-    log::start(log.level, log.file.as_deref());
+    log::start(&log);
     let _span = span(&call).entered();
     for problem in &log.problems {
         tracing::warn!("{problem}");

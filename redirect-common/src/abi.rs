@@ -80,8 +80,10 @@ pub mod flags {
     pub const INBOUND_INTERFACES: u32 = 1 << 12;
     /// `excludeInterfaces` names `lo`.
     pub const LO_EXCLUDED: u32 = 1 << 13;
+    /// DNS is captured only to the servers in [`super::list::DNS_SERVERS`].
+    pub const DNS_LISTED: u32 = 1 << 14;
     /// The guard stands on the pod's interfaces.
-    pub const GUARD: u32 = 1 << 14;
+    pub const GUARD: u32 = 1 << 15;
 }
 
 /// Values of [`SetKey::set`] and [`PortsKey::set`].
@@ -108,6 +110,8 @@ pub mod list {
     pub const INCLUDED: u32 = 1;
     /// Where connections leave by the interfaces of `excludeInterfaces`; some prefixes say that they do not.
     pub const INTERFACE: u32 = 2;
+    /// `dnsServers`.
+    pub const DNS_SERVERS: u32 = 3;
 }
 
 /// A member of one of a pod's sets of small numbers.

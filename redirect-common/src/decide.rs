@@ -120,6 +120,8 @@ pub trait Facts {
     fn group_excluded(&self, gid: u32) -> bool;
     /// Is DNS captured?
     fn dns_captured(&self) -> bool;
+    /// Is this address in `dnsServers` (true for `*`)? Asked only where DNS is captured.
+    fn dns_server(&self, ip: &Ip) -> bool;
     /// The proxy's uid, as the initial user namespace sees it.
     fn proxy_uid(&self) -> u32;
     /// The proxy's gid, as the initial user namespace sees it.
@@ -183,8 +185,11 @@ pub fn decide<F: Facts>(flow: &Flow, facts: &F) -> Outbound {
     if facts.group_excluded(flow.caller.gid) {
         return Direct(Rule::OwnerGroup);
     }
-    if dns && port == DNS_PORT {
+    if dns && port == DNS_PORT && facts.dns_server(ip) {
         return Redirect(Target::Dns, Rule::Dns);
+    }
+    if !tcp {
+        return Direct(Rule::NoMatch);
     }
     if localhost {
         return Direct(Rule::Localhost);

@@ -65,6 +65,10 @@ impl Facts for PodFacts {
         self.has(flags::DNS)
     }
     #[inline(always)]
+    fn dns_server(&self, ip: &Ip) -> bool {
+        !self.has(flags::DNS_LISTED) || in_ranges(self.cookie, list::DNS_SERVERS, ip)
+    }
+    #[inline(always)]
     fn proxy_uid(&self) -> u32 {
         self.pod.proxy_uid
     }

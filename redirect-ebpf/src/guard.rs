@@ -247,6 +247,10 @@ impl Facts for LeavingFacts {
         self.policy.dns_captured()
     }
     #[inline(always)]
+    fn dns_server(&self, ip: &Ip) -> bool {
+        self.policy.dns_server(ip)
+    }
+    #[inline(always)]
     fn proxy_uid(&self) -> u32 {
         self.proxy_uid
     }

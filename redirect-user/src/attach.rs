@@ -60,6 +60,18 @@ pub fn attach(node: &Node, lock: &NodeLock, request: &Request) -> Result<Attachm
     Ok(begun.finish(node, lock)?.attachment)
 }
 
+/// As [`attach`], for a pod that runs: the listeners that its sidecar has opened already are made known, too.
+/// Returns how many they are.
+///
+/// # Errors
+/// See [`Error`]. When only the listeners fail, the pod stays attached: inbound connections are refused then
+/// until the sidecar listens again.
+pub fn attach_running(node: &Node, lock: &NodeLock, request: &Request) -> Result<(Attachment, usize), Error> {
+    let attachment = attach(node, lock, request)?;
+    let listeners = listeners::register(node, &attachment).map_err(|source| Error::Listeners { source })?;
+    Ok((attachment, listeners))
+}
+
 /// As [`attach`], with the node's lock held for as short a time as possible: returns it with the result.
 ///
 /// # Errors

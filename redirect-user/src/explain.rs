@@ -13,8 +13,9 @@ use serde::Serialize;
 use crate::attach::record::Attachment;
 use crate::pod::routes::leaves_excluded;
 use crate::policy::parameters::{
-    EXCLUDE_INBOUND_PORTS, EXCLUDE_INTERFACES, EXCLUDE_OUTBOUND_IP_RANGES, EXCLUDE_OUTBOUND_PORTS,
-    INCLUDE_INBOUND_PORTS, INCLUDE_OUTBOUND_IP_RANGES, INCLUDE_OUTBOUND_PORTS, Parameter,
+    DNS_SERVERS, EXCLUDE_INBOUND_PORTS, EXCLUDE_INTERFACES, EXCLUDE_OUTBOUND_IP_RANGES,
+    EXCLUDE_OUTBOUND_PORTS, INCLUDE_INBOUND_PORTS, INCLUDE_OUTBOUND_IP_RANGES, INCLUDE_OUTBOUND_PORTS,
+    Parameter,
 };
 use crate::policy::{OwnerGroups, Policy, Ports, Ranges};
 
@@ -106,7 +107,10 @@ fn outbound_cause(rule: Rule, flow: &Flow, policy: &Policy) -> String {
         Rule::ProxyUid => format!("uid {} is the sidecar", proxy.uid),
         Rule::ProxyGid => format!("gid {} is the sidecar's", proxy.gid),
         Rule::OwnerGroup => format!("gid {} is outside the captured owner groups", flow.caller.gid),
-        Rule::Dns => "DNS capture is on".into(),
+        Rule::Dns => match &policy.dns_servers {
+            Ranges::All => "DNS capture is on".into(),
+            Ranges::List(_) => format!("DNS capture is on, and {DNS_SERVERS} has {ip}"),
+        },
         Rule::Localhost => format!("{ip} is localhost"),
         Rule::ExcludedRange => says(
             &EXCLUDE_OUTBOUND_IP_RANGES,
@@ -188,6 +192,12 @@ impl Facts for RecordFacts<'_> {
     }
     fn dns_captured(&self) -> bool {
         self.policy().dns_capture
+    }
+    fn dns_server(&self, ip: &Ip) -> bool {
+        match &self.policy().dns_servers {
+            Ranges::All => true,
+            Ranges::List(servers) => contains(servers, ip),
+        }
     }
     fn proxy_uid(&self) -> u32 {
         self.policy().proxy.uid

@@ -39,6 +39,9 @@ pub struct Policy {
     pub owner_groups: OwnerGroups,
     /// `ISTIO_META_DNS_CAPTURE`: port 53 over TCP and UDP goes to the DNS proxy
     pub dns_capture: bool,
+    /// `dnsServers`: the servers whose DNS is captured, each a range of one address
+    #[serde(default = "Ranges::all")]
+    pub dns_servers: Ranges,
     /// Whether the guard stands on the pod's interfaces.
     #[serde(default)]
     pub guard: Guard,
@@ -83,6 +86,13 @@ pub enum Ranges {
     All,
     /// A list; empty means none.
     List(Vec<IpNet>),
+}
+
+impl Ranges {
+    /// All: what a record says that was written before there was such a list.
+    fn all() -> Ranges {
+        Ranges::All
+    }
 }
 
 /// A list of ports, or all.

@@ -335,3 +335,32 @@ fn detach_takes_back_what_dns_capture_added() {
         assert_eq!(state(&pod), before);
     });
 }
+
+/// The resolver asks its own upstream, which is not listed, as any application would; the proxy asks the
+/// resolver.
+#[test]
+fn a_resolver_in_the_pod_is_no_loop() {
+    kernel_test(|node| {
+        let (pod, upstream) = (node.pod("client"), node.pod("upstream"));
+        node.attach(&pod, &["--dns-capture", "--dns-servers", "127.0.0.1"]);
+        pod.netns().sysctl("net/ipv4/ip_unprivileged_port_start", "0");
+        let mut proxy = DnsProxy::start(&pod);
+        let real = DnsServer::listen(&upstream, &[&upstream.at(false, 53).to_string()]);
+        let mut resolver = DnsProxy::with(&pod, User::APP, &["127.0.0.1:53"]);
+        let local = server("127.0.0.1:53");
+        // The application's question is captured, the proxy's own reaches the resolver, and the resolver's
+        // goes out.
+        let app = pod.app().udp(false);
+        app.send_to(&question(1), local).unwrap();
+        assert_eq!(app.receive(512).unwrap().from, Some(local));
+        assert_eq!((proxy.take_questions().len(), resolver.take_questions().len()), (1, 0));
+        let upwards = pod.proxy().udp(false);
+        upwards.send_to(&question(2), local).unwrap();
+        assert_eq!(upwards.receive(512).unwrap().from, Some(local));
+        assert_eq!((proxy.take_questions().len(), resolver.take_questions().len()), (0, 1));
+        let outwards = pod.app().udp(false);
+        outwards.send_to(&question(3), upstream.at(false, 53)).unwrap();
+        assert_eq!(outwards.receive(512).unwrap().from, Some(upstream.at(false, 53)));
+        assert_eq!((proxy.take_questions().len(), real.take_questions()), (0, 1));
+    });
+}

@@ -100,6 +100,9 @@ fn flags(policy: &Policy) -> Option<Vec<String>> {
         format!("--proxy-uid={}", policy.proxy.uid),
         format!("--proxy-gid={}", policy.proxy.gid),
     ];
+    if let Ranges::List(servers) = &policy.dns_servers {
+        flags.push(format!("--dns-servers={}", joined(servers.iter().map(ipnet::IpNet::addr))));
+    }
     if policy.dns_capture {
         flags.push("--dns-capture".to_owned());
     }

@@ -1,5 +1,4 @@
-//! The truth table of outbound connections. Rows about a list of DNS servers (42, 43) are not here: such a
-//! list cannot be had through CNI.
+//! The truth table of outbound connections.
 
 use redirect_user::policy::{OwnerGroups, Policy};
 
@@ -111,7 +110,7 @@ pub(crate) fn some_included() -> Vec<Row> {
     ]
 }
 
-/// Rows 34 to 41, 44, 45: DNS is captured.
+/// Rows 34 to 45: DNS is captured.
 pub(crate) fn dns() -> Vec<Row> {
     let all = policy(|policy| policy.dns_capture = true);
     let port_excluded = policy(|policy| {
@@ -125,6 +124,10 @@ pub(crate) fn dns() -> Vec<Row> {
     let range = policy(|policy| {
         policy.dns_capture = true;
         policy.exclude_outbound_ip_ranges = ranges(&["192.0.2.0/24", "2001:db8::/32"]);
+    });
+    let listed = policy(|policy| {
+        policy.dns_capture = true;
+        policy.dns_servers = include(&["192.0.2.10/32", "2001:db8::10/128"]);
     });
     let remote = &["192.0.2.10:53", "[2001:db8::10]:53"];
     let local = &["127.0.0.1:53", "127.0.0.53:53", "[::1]:53"];
@@ -145,6 +148,12 @@ pub(crate) fn dns() -> Vec<Row> {
         row("40, over lo", &all, udp(Who::ProxyGid, own), Pod(53)),
         row("41", &port_excluded, [tcp(Who::App, remote), udp(Who::App, remote)].concat(), Peer(53)),
         row("41, over lo", &port_excluded, [tcp(Who::App, own), udp(Who::App, own)].concat(), Pod(53)),
+        row("42", &listed, tcp(Who::App, remote), DnsProxy),
+        row("42, not listed", &listed, tcp(Who::App, &["198.51.100.10:53", "[fd77::3]:53"]), Sidecar(15001)),
+        row("42, not listed, over lo", &listed, tcp(Who::App, &["127.0.0.1:53"]), Pod(53)),
+        row("43", &listed, udp(Who::App, remote), DnsProxy),
+        row("43, not listed", &listed, udp(Who::App, &["198.51.100.10:53", "[fd77::3]:53"]), Peer(53)),
+        row("43, not listed, over lo", &listed, udp(Who::App, &["127.0.0.1:53", "10.77.0.2:53"]), Pod(53)),
         row("44", &group, [tcp(Who::OtherGroup, remote), udp(Who::OtherGroup, remote)].concat(), Peer(53)),
         row("45", &range, [tcp(Who::App, remote), udp(Who::App, remote)].concat(), DnsProxy),
     ]

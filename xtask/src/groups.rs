@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::apt::{Package, deb};
 use crate::workspace::Workspace;
-use crate::{envoy, suites, toolchain};
+use crate::{envoy, kubectl, suites, toolchain};
 
 /// Packages and steps that belong together.
 pub(crate) struct Group {
@@ -79,6 +79,17 @@ pub(crate) const GROUPS: &[Group] = &[
             done: envoy::is_present,
             run: envoy::download,
             otherwise: Some("a small built-in proxy takes Envoy's place"),
+        }],
+    },
+    Group {
+        name: "kubectl",
+        about: "a real client for the API server of the agent's tests",
+        packages: &[],
+        steps: &[Step {
+            name: "kubectl",
+            done: kubectl::is_present,
+            run: kubectl::download,
+            otherwise: Some("the tests that compare with it are skipped, and say so"),
         }],
     },
     Group {

@@ -15,6 +15,7 @@ mod dist;
 mod ebpf;
 mod envoy;
 mod groups;
+mod kubectl;
 mod lint;
 mod setup;
 mod suites;

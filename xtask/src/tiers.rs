@@ -102,6 +102,15 @@ pub(crate) const TIERS: &[Tier] = &[
         &[Job::Tests(&["--test", "guard", "--", ONE_BY_ONE])],
     ),
     tier(
+        "agent",
+        "the node's agent against an API server, and kubectl beside it",
+        &["toolchain", "mesh", "kubectl"],
+        &[
+            Job::Tests(&["--test", "agent", "--", "--test-threads=4", "--skip", "kernel::"]),
+            Job::Tests(&["--test", "agent", "--", ONE_BY_ONE, "kernel::"]),
+        ],
+    ),
+    tier(
         "oracle",
         "the same connections under iptables and under ours",
         &["toolchain", "mesh", "oracle"],

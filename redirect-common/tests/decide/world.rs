@@ -102,6 +102,7 @@ pub(crate) struct Policy {
     pub(crate) exclude_inbound: BTreeSet<u16>,
     pub(crate) groups: Groups,
     pub(crate) dns: bool,
+    pub(crate) dns_servers: Option<Vec<IpAddr>>,
     pub(crate) exclude_lo: bool,
     pub(crate) exclude_eth1: bool,
     pub(crate) proxy_uid: u32,
@@ -160,6 +161,9 @@ impl Facts for Policy {
     }
     fn dns_captured(&self) -> bool {
         self.dns
+    }
+    fn dns_server(&self, ip: &Ip) -> bool {
+        self.dns_servers.as_ref().is_none_or(|servers| servers.contains(&(*ip).into()))
     }
     fn proxy_uid(&self) -> u32 {
         self.proxy_uid
@@ -334,6 +338,7 @@ pub(crate) fn policy() -> impl Strategy<Value = Policy> {
                 exclude_inbound,
                 groups,
                 dns,
+                dns_servers: None,
                 exclude_lo,
                 exclude_eth1,
                 proxy_uid,

@@ -98,6 +98,10 @@ fn compile(policy: &Policy, around: &Surroundings, cgroup_id: u64) -> (PodConfig
         }
     }
     bits |= add_ranges(flags::EXCLUDED_RANGES, list::EXCLUDED, &policy.exclude_outbound_ip_ranges);
+    if let Ranges::List(servers) = &policy.dns_servers {
+        add_ranges(0, list::DNS_SERVERS, servers);
+        bits |= flags::DNS_LISTED;
+    }
     let verdicts = around.interface_routes.iter();
     entries.ranges.extend(verdicts.map(|verdict| (list::INTERFACE, verdict.net, verdict.excluded)));
     if !around.interface_routes.is_empty() {

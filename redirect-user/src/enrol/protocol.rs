@@ -25,6 +25,9 @@ use crate::ids::PodRef;
 
 /// The version spoken here.
 pub const VERSION: u32 = 1;
+/// The name of the socket for log lines, in the folder of the one for questions: one line per datagram, as
+/// the plugin writes it to stderr, and no answer.
+pub const LOG_SOCKET: &str = "log.sock";
 /// The longest line in bytes, line feed included. The API server stores at most 1.5 MiB per object.
 pub const MAX_LINE: u64 = 2 << 20;
 

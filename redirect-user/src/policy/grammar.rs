@@ -19,6 +19,8 @@ const INTERFACE_NAME_MAX: usize = 15;
 /// How many ranges a list may have. Kubernetes keeps at most 256 KiB of annotations for a pod, which is less;
 /// a pod with more would take room in the node's map that belongs to the others.
 pub const MOST_RANGES: usize = 32_768;
+/// How many DNS servers a list may have.
+pub const MOST_SERVERS: usize = 64;
 /// How many interfaces a list may have.
 pub const MOST_INTERFACES: usize = 64;
 
@@ -32,6 +34,12 @@ pub enum Malformed {
         item: String,
         /// What is wrong with it.
         why: &'static str,
+    },
+    /// An item of a list of addresses.
+    #[error("{item:?} is not an address (examples: 10.96.0.10, fd00::a)")]
+    Address {
+        /// The item.
+        item: String,
     },
     /// An item of a list of ports.
     #[error("{item:?} is not a port: {why} (a port is a number from 0 to 65535; there are no port ranges)")]
@@ -83,6 +91,19 @@ pub fn ranges_or_all(text: &str) -> Result<Ranges, Malformed> {
 /// Ranges separated by commas, without spaces; empty means none. Host bits are cleared: they never matter.
 pub fn ranges(text: &str) -> Result<Vec<IpNet>, Malformed> {
     at_most(MOST_RANGES, "ranges", items(text).map(range).collect::<Result<Vec<_>, _>>()?)
+}
+
+/// `*`, or addresses separated by commas, without spaces, as ranges of one address; empty means none.
+pub fn addresses_or_all(text: &str) -> Result<Ranges, Malformed> {
+    if text == "*" {
+        return Ok(Ranges::All);
+    }
+    let address = |item: &str| {
+        let refused = || Malformed::Address { item: shorten(item) };
+        item.parse::<IpAddr>().map(IpNet::from).map_err(|_| refused())
+    };
+    at_most(MOST_SERVERS, "addresses", items(text).map(address).collect::<Result<Vec<_>, _>>()?)
+        .map(Ranges::List)
 }
 
 /// `*`, or ports; empty means none.

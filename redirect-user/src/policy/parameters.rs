@@ -66,7 +66,7 @@ impl std::fmt::Display for Parameter {
 }
 
 /// All parameters, in the order in which they are explained.
-pub static PARAMETERS: [&Parameter; 8] = [
+pub static PARAMETERS: [&Parameter; 9] = [
     &INCLUDE_OUTBOUND_IP_RANGES,
     &EXCLUDE_OUTBOUND_IP_RANGES,
     &INCLUDE_OUTBOUND_PORTS,
@@ -74,6 +74,7 @@ pub static PARAMETERS: [&Parameter; 8] = [
     &INCLUDE_INBOUND_PORTS,
     &EXCLUDE_INBOUND_PORTS,
     &EXCLUDE_INTERFACES,
+    &DNS_SERVERS,
     &GUARD,
 ];
 
@@ -144,6 +145,15 @@ parameter!(
     "Interface names separated by commas",
     |policy, value| store(&mut policy.exclude_interfaces, grammar::interfaces(value))
 );
+/// Servers whose DNS is captured, where DNS is. Istio's plugin has no such list; its init container has.
+pub static DNS_SERVERS: Parameter = Parameter {
+    name: "dnsServers",
+    annotation: "redirect-cni.dev/dnsServers",
+    flag: "dns-servers",
+    default: "*",
+    help: "`*`, or addresses of DNS servers separated by commas; empty for none",
+    read: |policy, value| store(&mut policy.dns_servers, grammar::addresses_or_all(value)),
+};
 
 /// What becomes of a packet that goes around the sidecar. Ours, not Istio's.
 pub static GUARD: Parameter = Parameter {
@@ -173,6 +183,7 @@ impl Default for Policy {
             exclude_interfaces: Vec::new(),
             owner_groups: OwnerGroups::AllBut(BTreeSet::new()),
             dns_capture: false,
+            dns_servers: Ranges::All,
             guard: Guard::Enforce,
             proxy: Proxy::default(),
             node_defaults: BTreeSet::new(),
@@ -192,6 +203,7 @@ mod tests {
             include_inbound_ports: Ports::List(BTreeSet::new()),
             exclude_inbound_ports: BTreeSet::from([1]),
             exclude_interfaces: vec!["x".to_owned()],
+            dns_servers: Ranges::List(Vec::new()),
             ..Policy::default()
         };
         for parameter in PARAMETERS {
@@ -205,7 +217,8 @@ mod tests {
         let record = serde_json::to_value(Policy::default()).unwrap();
         for parameter in PARAMETERS {
             let Parameter { name, annotation, flag, .. } = parameter;
-            let prefix = if *name == GUARD.name { "redirect-cni.dev" } else { "traffic.sidecar.istio.io" };
+            let ours = [GUARD.name, DNS_SERVERS.name].contains(name);
+            let prefix = if ours { "redirect-cni.dev" } else { "traffic.sidecar.istio.io" };
             assert_eq!(*annotation, format!("{prefix}/{name}"));
             let squeezed = flag.replace('-', "");
             assert_eq!(squeezed, name.to_lowercase());

@@ -102,9 +102,13 @@ impl Rules<'_> {
         self.owner_groups();
         if dns {
             self.add("ISTIO_OUTPUT -j ISTIO_OUTPUT_DNS");
-            for protocol in ["tcp", "udp"] {
-                let port = self.policy.proxy.dns_port;
-                self.add(format!("ISTIO_OUTPUT_DNS -p {protocol} --dport 53 -j REDIRECT --to-ports {port}"));
+            let port = self.policy.proxy.dns_port;
+            for server in self.dns_servers("-d") {
+                for protocol in ["tcp", "udp"] {
+                    self.add(format!(
+                        "ISTIO_OUTPUT_DNS -p {protocol} --dport 53 {server}-j REDIRECT --to-ports {port}"
+                    ));
+                }
             }
         }
         self.destinations();
@@ -156,6 +160,17 @@ impl Rules<'_> {
         }
     }
 
+    /// What a rule about captured DNS has to match, once for each listed server; nothing where all are
+    /// captured.
+    fn dns_servers(&self, side: &str) -> Vec<String> {
+        match &self.policy.dns_servers {
+            Ranges::All => vec![String::new()],
+            Ranges::List(servers) => {
+                self.of_family(servers).into_iter().map(|server| format!("{side} {server} ")).collect()
+            }
+        }
+    }
+
     /// Conntrack zones that keep the application's queries and those of the DNS proxy apart.
     fn raw(&mut self) {
         self.text.push_str("*raw\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n");
@@ -166,8 +181,12 @@ impl Rules<'_> {
                 self.add(format!("OUTPUT -p udp --dport 53 -m owner {owner} -j CT --zone 1"));
                 self.add(format!("OUTPUT -p udp --sport {port} -m owner {owner} -j CT --zone 2"));
             }
-            self.add("OUTPUT -p udp --dport 53 -j CT --zone 2");
-            self.add("PREROUTING -p udp --sport 53 -j CT --zone 1");
+            for server in self.dns_servers("-d") {
+                self.add(format!("OUTPUT -p udp --dport 53 {server}-j CT --zone 2"));
+            }
+            for server in self.dns_servers("-s") {
+                self.add(format!("PREROUTING -p udp --sport 53 {server}-j CT --zone 1"));
+            }
         }
         self.text.push_str("COMMIT\n");
     }

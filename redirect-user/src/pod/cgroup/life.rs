@@ -37,7 +37,7 @@ pub fn life(path: &Path, id: u64) -> Life {
 ///
 /// # Errors
 /// The directory cannot be read.
-pub(crate) fn pids(path: &Path) -> io::Result<Vec<i32>> {
+pub fn pids(path: &Path) -> io::Result<Vec<i32>> {
     let mut found: Vec<i32> =
         fs::read_to_string(path.join("cgroup.procs"))?.lines().filter_map(|line| line.parse().ok()).collect();
     for entry in fs::read_dir(path)?.flatten() {

@@ -1,0 +1,119 @@
+//! The server's certificate, and its doors: connections that a test can cut or refuse.
+
+use std::net::{Shutdown, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio_rustls::server::TlsStream;
+
+use super::Shared;
+
+/// A certificate for localhost and its key.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    /// In PEM.
+    pub(crate) certificate: String,
+    der: CertificateDer<'static>,
+    key: Vec<u8>,
+}
+
+impl Identity {
+    pub(crate) fn generate() -> Identity {
+        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let made = rcgen::generate_simple_self_signed(names).expect("make a certificate");
+        Identity {
+            certificate: made.cert.pem(),
+            der: made.cert.der().clone(),
+            key: made.signing_key.serialize_der(),
+        }
+    }
+
+    fn acceptor(&self) -> TlsAcceptor {
+        let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(self.key.clone()));
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("the provider speaks TLS 1.3")
+            .with_no_client_auth()
+            .with_single_cert(vec![self.der.clone()], key)
+            .expect("certificate and key belong together");
+        TlsAcceptor::from(Arc::new(config))
+    }
+}
+
+/// The connections that are open, and whether new ones are taken.
+#[derive(Debug, Default)]
+pub(crate) struct Doors {
+    closed: AtomicBool,
+    open: Mutex<Vec<std::net::TcpStream>>,
+}
+
+impl Doors {
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        self.cut();
+    }
+
+    pub(crate) fn open(&self) {
+        self.closed.store(false, Ordering::SeqCst);
+    }
+
+    pub(crate) fn cut(&self) {
+        for connection in self.open.lock().expect("connections").drain(..) {
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Remembers a connection, or ends it where the door is closed.
+    fn enter(&self, stream: TcpStream) -> Option<TcpStream> {
+        let stream = stream.into_std().ok()?;
+        let mut open = self.open.lock().expect("connections");
+        if self.closed.load(Ordering::SeqCst) {
+            return None;
+        }
+        // Those that ended are dropped here: a peer address cannot be asked of a closed socket.
+        open.retain(|connection| connection.peer_addr().is_ok());
+        open.push(stream.try_clone().ok()?);
+        TcpStream::from_std(stream).ok()
+    }
+}
+
+/// What axum accepts from.
+pub(crate) struct Listener {
+    tcp: TcpListener,
+    acceptor: TlsAcceptor,
+    shared: Arc<Shared>,
+}
+
+impl Listener {
+    pub(crate) fn new(tcp: std::net::TcpListener, identity: &Identity, shared: Arc<Shared>) -> Listener {
+        tcp.set_nonblocking(true).expect("a socket can be non-blocking");
+        let tcp = TcpListener::from_std(tcp).expect("inside tokio");
+        Listener { tcp, acceptor: identity.acceptor(), shared }
+    }
+}
+
+impl axum::serve::Listener for Listener {
+    type Io = TlsStream<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        loop {
+            let Ok((stream, address)) = self.tcp.accept().await else { continue };
+            let Some(stream) = self.shared.doors.enter(stream) else { continue };
+            let handshake = self.acceptor.accept(stream);
+            if let Ok(Ok(stream)) = tokio::time::timeout(Duration::from_secs(2), handshake).await {
+                return (stream, address);
+            }
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.tcp.local_addr()
+    }
+}

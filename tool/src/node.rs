@@ -1,0 +1,164 @@
+//! `redirect node enable | disable`: the plugin's entry in this node's CNI configuration, without an agent.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail};
+use redirect_agent::conflist::files::{self, Done};
+use redirect_agent::conflist::keep::{self, Plan};
+use redirect_agent::conflist::{self, places};
+use redirect_user::gc::{self, Listed};
+use redirect_user::inspect;
+use redirect_user::kernel::install;
+use redirect_user::node::Node;
+use redirect_user::node::lock::NodeLock;
+use serde_json::{Map, Value, json};
+
+use crate::Output;
+use crate::output;
+
+/// Where the plugin belongs on this node.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Place {
+    /// The node's root directory, as this process sees it.
+    #[arg(long, value_name = "PATH", default_value = "/")]
+    host_root: PathBuf,
+    /// Where the runtime reads network configuration; else the runtime's own configuration is asked, and then
+    /// the platform's habit counts.
+    #[arg(long, value_name = "PATH")]
+    cni_conf_dir: Option<PathBuf>,
+    /// Where the runtime looks for plugins; else as with --cni-conf-dir.
+    #[arg(long, value_name = "PATH")]
+    cni_bin_dir: Option<PathBuf>,
+    /// The plugin to install; else the file `redirect-cni` beside this program.
+    #[arg(long, value_name = "FILE")]
+    plugin: Option<PathBuf>,
+    /// Keys of the plugin's configuration, as a JSON object, or the path of a file with one.
+    #[arg(long, value_name = "JSON|FILE")]
+    plugin_conf: Option<String>,
+    /// A file of our own instead of an entry in somebody else's. It follows what the runtime would take
+    /// without it, and its name should sort first, for example 02-redirect-cni.conflist.
+    #[arg(long, value_name = "NAME")]
+    own_conf_file: Option<String>,
+}
+
+/// `redirect node`
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Install the plugin and put its entry last into what the runtime takes.
+    Enable(Place),
+    /// Take the entry out, and put files back that were converted for it. The plugin stays for pods that run.
+    Disable(Place),
+}
+
+/// Runs `redirect uninstall --node`.
+pub(crate) fn uninstall(node: &Node, output: Output, place: &Place) -> Result<ExitCode> {
+    let (conf_dir, bin_dir) = place.dirs();
+    let done = files::disable(&conf_dir)?;
+    let lock = NodeLock::acquire(node)?;
+    gc::collect(node, &lock, |_| Listed::Unasked)?;
+    let left = inspect::list(node)?.len();
+    let mut gone = false;
+    if left == 0 {
+        install::remove(node, &lock)?;
+        files::remove_binary(&bin_dir)?;
+        gone = true;
+    }
+    match output {
+        Output::Json => output::json(&json!({ "changed": done.changed, "pods": left, "removed": gone }))?,
+        Output::Text => {
+            done.changed.iter().for_each(|file| println!("changed {}", file.display()));
+            match left {
+                0 => println!("the plugin and its programs are off this node"),
+                _ => println!(
+                    "new pods are not redirected; {left} running ones still are, and the plugin stays to delete them: \
+                     run this again when they are gone"
+                ),
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs the verb.
+pub(crate) fn run(output: Output, command: &Command) -> Result<ExitCode> {
+    match command {
+        Command::Enable(place) => {
+            let plan = place.plan()?;
+            let done = keep::once(&plan)?;
+            if done.primary.is_none() {
+                let skipped = done.skipped.join("; ");
+                bail!("no valid network configuration in {}: {skipped}", plan.conf_dir.display());
+            }
+            tell(output, &done)
+        }
+        Command::Disable(place) => tell(output, &files::disable(&place.dirs().0)?),
+    }
+}
+
+fn tell(output: Output, done: &Done) -> Result<ExitCode> {
+    match output {
+        Output::Json => {
+            output::json(&json!({ "file": done.primary, "changed": done.changed, "skipped": done.skipped }))?;
+        }
+        Output::Text => {
+            done.changed.iter().for_each(|file| println!("changed {}", file.display()));
+            done.skipped.iter().for_each(|file| println!("skipped {file}"));
+            if done.changed.is_empty() {
+                println!("nothing to change");
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Place {
+    /// Configuration and plugins.
+    pub(crate) fn dirs(&self) -> (PathBuf, PathBuf) {
+        let found = places::find(&self.host_root);
+        let conf = self.cni_conf_dir.clone().unwrap_or(found.conf_dir);
+        (conf, self.cni_bin_dir.clone().unwrap_or(found.bin_dir))
+    }
+
+    /// The text of the entry.
+    pub(crate) fn entry(&self) -> Result<String> {
+        let keys: Map<String, Value> = match self.plugin_conf.as_deref() {
+            None => Map::new(),
+            Some(text) if text.trim_start().starts_with('{') => {
+                serde_json::from_str(text).context("--plugin-conf is not a JSON object")?
+            }
+            Some(file) => {
+                let text = std::fs::read_to_string(file)
+                    .with_context(|| format!("--plugin-conf: cannot read {file}"))?;
+                serde_json::from_str(&text).with_context(|| format!("{file} is not a JSON object"))?
+            }
+        };
+        Ok(conflist::entry(&keys))
+    }
+
+    /// What to keep where.
+    pub(crate) fn plan(&self) -> Result<Plan> {
+        let (conf_dir, bin_dir) = self.dirs();
+        let plugin = self.plugin.clone().map_or_else(beside, Ok)?;
+        let own_file = self.own_conf_file.clone();
+        if let Some(name) = own_file.as_deref()
+            && (Path::new(name).components().count() != 1
+                || !name.ends_with(".conflist")
+                || !name.contains("redirect-cni"))
+        {
+            bail!(
+                "--own-conf-file {name:?} must be a file name with redirect-cni in it that ends with .conflist"
+            );
+        }
+        Ok(Plan { conf_dir, bin_dir, plugin, entry: self.entry()?, own_file })
+    }
+}
+
+/// The plugin beside this program.
+fn beside() -> Result<PathBuf> {
+    let plugin = std::env::current_exe().context("find this program")?.with_file_name("redirect-cni");
+    if !plugin.is_file() {
+        bail!("there is no {}: name the plugin with --plugin", plugin.display());
+    }
+    Ok(plugin)
+}
