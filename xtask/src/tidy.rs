@@ -3,6 +3,7 @@
 mod links;
 mod plugin;
 mod prose;
+mod targets;
 mod width;
 mod words;
 
@@ -40,6 +41,8 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         let name = path.strip_prefix(&workspace.root).unwrap_or(path);
         faults.extend(faults_of(name, &text));
+        let untargeted = targets::fault(&workspace.root, name);
+        faults.extend(untargeted.map(|fault| format!("{}: {fault}", name.display())));
         let lost = tree.faults(name, &text)?.into_iter();
         faults.extend(lost.map(|(number, fault)| format!("{}:{number}: {fault}", name.display())));
     }
