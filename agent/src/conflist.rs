@@ -7,6 +7,7 @@
 pub mod files;
 pub mod keep;
 pub mod list;
+pub mod multus;
 pub mod places;
 
 use serde_json::{Map, Value, json};

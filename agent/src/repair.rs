@@ -88,6 +88,9 @@ pub struct Repairer {
     told: HashSet<String>,
 }
 
+/// Pods, and what is wrong with each.
+type Findings = Vec<(Arc<Pod>, Finding)>;
+
 /// What is wrong with a pod.
 enum Finding {
     /// It should be attached, and is not, or not as it should be.
@@ -286,7 +289,7 @@ fn find_all(
     rules: &Rules,
     modes: &Modes,
     pods: &[Arc<Pod>],
-) -> Option<(Vec<Attachment>, Vec<(Arc<Pod>, Finding)>)> {
+) -> Option<(Vec<Attachment>, Findings)> {
     let attachments = match inspect::list(&state.node) {
         Ok(attachments) => attachments,
         Err(error) => {

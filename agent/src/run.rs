@@ -22,6 +22,7 @@ use tokio::time::sleep;
 
 use crate::api::{self, Access};
 use crate::conflist::keep::{self, Plan};
+use crate::conflist::multus;
 use crate::http;
 use crate::logs::Logs;
 use crate::manifests::Manifests;
@@ -48,6 +49,8 @@ pub struct Options {
     pub listen: Option<SocketAddr>,
     /// The plugin's place on the node, where the agent keeps it.
     pub install: Option<Plan>,
+    /// The text of the entry, where Multus gets it as a network of its own.
+    pub multus: Option<String>,
     /// What is done about broken pods, and by which rules a pod is ours.
     pub repair: Option<(Modes, Rules)>,
 }
@@ -112,6 +115,9 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
     }
     if let (Some(plan), Some(installed)) = (options.install, state.installed.clone()) {
         tasks.spawn(keep::keep(plan, installed));
+    }
+    if let (Some(entry), Some(pods)) = (options.multus, &stores.pods) {
+        tasks.spawn(multus::keep(Arc::clone(pods), entry));
     }
     if let (Some((modes, rules)), Some(pods)) = (options.repair, &stores.pods) {
         tasks.spawn(Repairer::new(Arc::clone(&state), Arc::clone(pods), rules, modes).run());

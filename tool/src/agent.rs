@@ -40,6 +40,9 @@ pub(crate) struct Args {
     /// Keep the plugin and its entry in their places on this node.
     #[arg(long)]
     install: bool,
+    /// Keep the network istio-cni in the namespace default, which Istio's injector asks Multus for.
+    #[arg(long)]
+    multus: bool,
     #[command(flatten)]
     place: Place,
     /// Redirect pods that should be and are not, while they run.
@@ -121,6 +124,7 @@ impl Args {
             pods: self.source()?,
             listen: self.listen,
             install: self.install.then(|| self.place.plan()).transpose()?,
+            multus: self.multus.then_some(entry),
             repair: Some((modes, rules)),
         })
     }

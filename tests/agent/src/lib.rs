@@ -1,6 +1,6 @@
 //! An API server for tests, over TLS: discovery, list, watch with bookmarks and resource versions, 410 Gone,
 //! patch, events, bearer tokens. It keeps to what the Kubernetes API conventions promise, so that a real
-//! kubectl takes it for one, and it can be unkind on request: cut its connections, fall silent, throttle,
+//! kubectl takes it for one, and it can be unkind on request: cut its connections, throttle,
 //! forget history.
 
 mod http;

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use apiserver::Kind;
 use harness::binary;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -333,4 +334,29 @@ fn four_players_lose_twenty_rounds_each() {
     let ours =
         log.lines().filter(|line| line.contains("05-cilium") && line.contains("changed so that")).count();
     assert!((20..=45).contains(&ours), "{ours} rewrites in 20 rounds of 4");
+}
+
+#[test]
+fn the_network_that_istios_injector_asks_multus_for_is_kept() {
+    let cluster = Cluster::start();
+    let _agent = cluster.agent(&["--multus", "--plugin-conf", r#"{"podSource":"annotations"}"#]);
+    let network = || cluster.api.store().get(Kind::NETWORKS, "default", "istio-cni");
+    let config = || {
+        let network = network()?;
+        serde_json::from_str::<Value>(network["spec"]["config"].as_str()?).ok()
+    };
+    let right = || {
+        config().is_some_and(|config| {
+            config["type"] == "redirect-cni"
+                && config["name"] == "istio-cni"
+                && config["podSource"] == "annotations"
+        })
+    };
+    until("the network is there", right);
+    cluster.api.store().change(Kind::NETWORKS, "default", "istio-cni", |network| {
+        network["spec"]["config"] = json!("{}");
+    });
+    until("it is put right", right);
+    cluster.api.store().remove(Kind::NETWORKS, "default", "istio-cni");
+    until("it is made again", right);
 }

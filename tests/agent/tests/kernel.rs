@@ -1,5 +1,8 @@
 //! Pods that run: redirected although no plugin was called for them, and kept so.
 
+mod endurance;
+mod privileges;
+
 use std::fs;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -124,7 +127,7 @@ fn links_that_are_lost_come_back_within_seconds() {
             until("the link is dead", || !other.captures(&app, false, 8080) || lost.elapsed().as_secs() > 1);
             until(&format!("it is captured again in round {round}"), || other.captures(&app, false, 8080));
         }
-        until("each repair is told", || world.reasons(&pod).len() >= 1);
+        until("each repair is told", || !world.reasons(&pod).is_empty());
     });
 }
 

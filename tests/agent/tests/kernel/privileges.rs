@@ -1,0 +1,58 @@
+//! The capabilities that the agent needs: with these a running pod is repaired, and with one of them less it
+//! is not.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use harness::{Node, kernel_test};
+
+use super::{Other, World};
+use crate::driver::Agent;
+
+/// What `--repair-pods` needs. CAP_SYS_ADMIN, which setns(2) asks for, stands for CAP_BPF as well
+/// (`bpf_capable()` since Linux 5.8).
+const NEEDED: [&str; 3] = ["net_admin", "sys_admin", "sys_ptrace"];
+
+/// `redirect` with these capabilities and no others.
+fn with(node: &Node, capabilities: &[&str]) -> Command {
+    let mut set = "-all".to_owned();
+    for capability in capabilities {
+        set += &format!(",+{capability}");
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--inh-caps=-all", &format!("--bounding-set={set}"), "--"]);
+    command.arg(harness::binary("redirect")).arg("--bpffs").arg(node.bpffs());
+    command.arg("--state-dir").arg(node.state_dir());
+    command
+}
+
+/// Whether an agent with these capabilities redirects a running pod in both directions.
+fn repairs(node: &Node, name: &str, capabilities: &[&str]) -> bool {
+    let world = World::new(node);
+    let (pod, other) = (node.pod(name), Other::new(node));
+    let (_sidecar, app) = (pod.sidecar(), pod.app());
+    world.tell(&pod, |_| {});
+    let kubeconfig = world.api.kubeconfig(node.dir());
+    let _agent = Agent::start_on(with(node, capabilities), node.dir(), &kubeconfig, &["--repair-pods"]);
+    let deadline = Instant::now() + Duration::from_secs(8);
+    let both = || {
+        other.captures(&app, false, 8080)
+            && other.app.connect(pod.at(false, 8080)).is_ok_and(|socket| socket.seen().listener == 15006)
+    };
+    while Instant::now() < deadline {
+        if both() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    false
+}
+
+#[test]
+fn a_running_pod_is_repaired_with_exactly_these_capabilities() {
+    kernel_test(|node| assert!(repairs(node, "all", &NEEDED), "{NEEDED:?} are not enough"));
+    for missing in NEEDED {
+        let rest: Vec<&str> = NEEDED.into_iter().filter(|capability| *capability != missing).collect();
+        kernel_test(|node| assert!(!repairs(node, "less", &rest), "{missing} is not needed"));
+    }
+}
