@@ -31,6 +31,7 @@ use crate::attach::record::{Attachment, NetnsChanges};
 use crate::attach::tables::Tables;
 use crate::kernel::hook::Hook;
 use crate::kernel::install::{self, Ensured};
+use crate::kernel::pins;
 use crate::node::Node;
 use crate::node::fault;
 use crate::node::lock::NodeLock;
@@ -113,6 +114,8 @@ struct Begun {
     planned: Planned,
     /// It is attached already, by an earlier call.
     repeated: bool,
+    /// What this call adds to the namespace.
+    wanted: NetnsChanges,
 }
 
 impl Begun {
@@ -123,8 +126,8 @@ impl Begun {
         let repeated = keep_known_changes(node, &mut planned.attachment)?;
         fault::point("attach-record");
         planned.attachment.store(node)?;
-        let mut begun = Begun { planned, repeated };
-        if let Err(error) = change_netns(&mut begun.planned.netns, &wanted) {
+        let mut begun = Begun { planned, repeated, wanted };
+        if let Err(error) = change_netns(&mut begun.planned.netns, &begun.wanted) {
             begun.abandon(node);
             return Err(error);
         }
@@ -134,10 +137,12 @@ impl Begun {
 
     /// The rest, under the lock.
     fn finish(mut self, node: &Node, lock: &NodeLock) -> Result<Attached, Error> {
-        if !self.planned.attachment.is_stored(node) {
-            // DEL came while this call waited for the lock.
-            self.abandon(node);
-            return Err(Error::Deleted { id: self.planned.attachment.id });
+        // Another ADD or a DEL of the same attachment may have come in between; this call is the later one.
+        self.repeated |= self.is_pinned(node);
+        if record::of(node, &self.planned.attachment.id)?.as_ref() != Some(&self.planned.attachment) {
+            keep_known_changes(node, &mut self.planned.attachment)?;
+            self.planned.attachment.store(node)?;
+            change_netns(&mut self.planned.netns, &self.wanted)?;
         }
         match carry_out(node, lock, &mut self.planned) {
             Ok(programs) => {
@@ -156,9 +161,14 @@ impl Begun {
         }
     }
 
+    /// Whether an ADD of the same attachment has come as far as its pins.
+    fn is_pinned(&self, node: &Node) -> bool {
+        pins::current(node).attachment(&self.planned.attachment.id).path().exists()
+    }
+
     /// Takes back what was done without the lock.
     fn abandon(&self, node: &Node) {
-        if !self.repeated {
+        if !self.repeated && !self.is_pinned(node) {
             detach::forget_namespace(&self.planned.attachment);
             let _ = self.planned.attachment.forget(node);
         }

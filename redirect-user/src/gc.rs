@@ -68,6 +68,7 @@ pub fn collect(
     listed: impl Fn(Option<&Attachment>) -> Listed,
 ) -> Result<Collected, Error> {
     record::set_aside(node, lock, None)?;
+    record::remove_unfinished(node, lock);
     let mut collected = Collected::default();
     let mut recorded = BTreeSet::new();
     for attachment in record::all(node)? {

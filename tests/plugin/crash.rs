@@ -17,13 +17,14 @@ const INSTALL: [&str; 2] = ["install-maps", "install-rename"];
 pub(crate) fn add_steps() -> Vec<String> {
     let before = ["add-cgroup", "attach-record", "attach-netns", "attach-tables", "attach-folder"];
     let links = Hook::ALL.iter().map(|hook| format!("attach-{hook}"));
-    before.map(str::to_owned).into_iter().chain(links).chain(["add-attached".to_owned()]).collect()
+    let after = ["attach-guard", "attach-filters", "add-attached"];
+    before.map(str::to_owned).into_iter().chain(links).chain(after.map(str::to_owned)).collect()
 }
 
 /// Steps of every DEL.
 fn del_steps() -> Vec<String> {
     let links = Hook::ALL.iter().rev().map(|hook| format!("detach-{hook}"));
-    links.chain(["detach-links".to_owned(), "detach-tables".to_owned()]).collect()
+    links.chain(["detach-links", "detach-filters", "detach-tables"].map(str::to_owned)).collect()
 }
 
 /// A sandbox whose policy needs every hook.

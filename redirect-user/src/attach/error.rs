@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use crate::attach::survey::MOST_ADDRESSES;
 use crate::attach::{record, tables};
-use crate::ids::AttachmentId;
 use crate::kernel::filter::Filter;
 use crate::kernel::hook::Hook;
 use crate::kernel::install;
@@ -82,12 +81,6 @@ pub enum Error {
     /// The node's lock could not be had.
     #[error(transparent)]
     Lock(#[from] lock::Error),
-    /// DEL came for it while ADD waited for the node's lock.
-    #[error("container {}, interface {}, was deleted while its ADD was under way", id.container_id, id.ifname)]
-    Deleted {
-        /// Which.
-        id: AttachmentId,
-    },
     /// A filter's program is not pinned.
     #[error("cannot open the program {filter}: {source}; `redirect install` puts it on the node")]
     Filter {

@@ -115,7 +115,8 @@ impl Attachment {
     /// The state directory is not writable.
     pub(crate) fn store(&self, node: &Node) -> Result<(), Error> {
         let path = node.attachment(&self.id);
-        let unfinished = path.with_extension("new");
+        // Two calls for the same attachment may write at once.
+        let unfinished = path.with_extension(format!("{}.new", std::process::id()));
         let text = serde_json::to_vec(self).map_err(|source| Error::Decode { path: path.clone(), source })?;
         let write = || {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(node.attachments())?;
@@ -127,11 +128,6 @@ impl Attachment {
             fs::File::open(node.attachments())?.sync_all()
         };
         Ok(write().map_err(PathError::at("write", &path))?)
-    }
-
-    /// Whether the file is still there.
-    pub(crate) fn is_stored(&self, node: &Node) -> bool {
-        node.attachment(&self.id).exists()
     }
 
     /// Removes the file; fine when it is gone.
@@ -205,6 +201,17 @@ pub(crate) fn set_aside(node: &Node, _lock: &NodeLock, container_id: Option<&str
         tracing::warn!(record = %record, aside = %aside.display(), "set a record aside");
     }
     Ok(())
+}
+
+/// Removes what calls that died while they wrote have left.
+pub(crate) fn remove_unfinished(node: &Node, _lock: &NodeLock) {
+    for path in fs::read_dir(node.attachments()).into_iter().flatten().flatten().map(|entry| entry.path()) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let pid = name.strip_suffix(".new").and_then(|name| name.rsplit_once('.')).map(|(_, pid)| pid);
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            let _ = fs::remove_file(path);
+        }
+    }
 }
 
 /// A record that cannot be understood.
