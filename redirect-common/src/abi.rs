@@ -5,6 +5,7 @@
 //! `tests/abi.rs` holds the layouts against the file of that version.
 
 use crate::addr::{Family, Ip};
+use crate::flow::Caller;
 
 /// Version of the map layouts; pins live under `redirect-cni/v<ABI_VERSION>`.
 pub const ABI_VERSION: u32 = 2;
@@ -14,6 +15,11 @@ pub const ABI_VERSION: u32 = 2;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PodConfig {
+    /// The key once more. A freed element of a hash map is handed to the next insertion at once, so a pointer
+    /// to it may turn into another pod's configuration; who has read what it needs compares this last.
+    pub cookie: u64,
+    /// The id of the pod's cgroup, by which a configuration can be found again when all state is lost.
+    pub cgroup_id: u64,
     /// Bits of [`flags`].
     pub flags: u32,
     /// The proxy's uid in the initial user namespace.
@@ -26,10 +32,10 @@ pub struct PodConfig {
     pub inbound_port: u32,
     /// The DNS proxy, host byte order.
     pub dns_port: u32,
-    /// Until when a `redirect trace` reader wants records, in `CLOCK_MONOTONIC` nanoseconds; 0 for never.
-    pub trace_until: u64,
-    /// The id of the pod's cgroup, by which a configuration can be found again when all state is lost.
-    pub cgroup_id: u64,
+    /// First port of the namespace's `net.ipv4.ip_local_port_range`, host byte order.
+    pub ephemeral_first: u32,
+    /// Last port of that range.
+    pub ephemeral_last: u32,
     /// The pod's IPv4 address, and preferred source of its local route to [`crate::prefix::PREFIX4`];
     /// [`Ip::NONE`] without IPv4.
     pub source4: Ip,
@@ -47,6 +53,29 @@ impl PodConfig {
             Family::V4 => self.source4,
             Family::V6 => self.source6,
         }
+    }
+
+    /// Whether a port is one of Envoy's two listeners or, where DNS is captured, the DNS proxy's.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_listener(&self, port: u32) -> bool {
+        port == self.outbound_port
+            || port == self.inbound_port
+            || (self.flags & flags::DNS != 0 && port == self.dns_port)
+    }
+
+    /// Whether a user or group is the proxy's.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_proxy(&self, caller: &Caller) -> bool {
+        caller.uid == self.proxy_uid || caller.gid == self.proxy_gid
+    }
+
+    /// Whether the kernel takes the ports of outgoing connections from a range with this one.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_ephemeral(&self, port: u32) -> bool {
+        self.ephemeral_first <= port && port <= self.ephemeral_last
     }
 }
 
@@ -84,6 +113,8 @@ pub mod flags {
     pub const DNS_LISTED: u32 = 1 << 14;
     /// The guard stands on the pod's interfaces.
     pub const GUARD: u32 = 1 << 15;
+    /// OWN has addresses besides source4, source6 and link-local ones.
+    pub const MORE_ADDRESSES: u32 = 1 << 16;
 }
 
 /// Values of [`SetKey::set`] and [`PortsKey::set`].
@@ -195,6 +226,19 @@ pub struct AddrKey {
     pub ip: Ip,
 }
 
+/// A place for a socket that listens on a port of a pod; several, as for the sidecar's listeners
+/// ([`LISTENER_PLACES`](crate::socket::LISTENER_PLACES)).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ListeningKey {
+    /// The pod: cookie of its network namespace.
+    pub cookie: u64,
+    /// The port, host byte order.
+    pub port: u32,
+    /// Number of the place.
+    pub place: u32,
+}
+
 /// A range of a pod's policy, the data part of a longest-prefix key: the first 96 bits (pod and list) always
 /// match whole, the rest as far as the range's prefix says. IPv4 ranges are stored in IPv4-mapped form, 96
 /// bits longer.
@@ -220,7 +264,14 @@ impl RangeKey {
     #[must_use]
     #[inline(always)]
     pub const fn new(cookie: u64, list: u32, ip: Ip) -> RangeKey {
-        let family = match ip.family() {
+        RangeKey::of(cookie, list, ip, ip.family())
+    }
+
+    /// As [`RangeKey::new`], for an address whose family is known.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of(cookie: u64, list: u32, ip: Ip, family: Family) -> RangeKey {
+        let family = match family {
             Family::V4 => 0,
             Family::V6 => 1,
         };

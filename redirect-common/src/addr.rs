@@ -100,11 +100,24 @@ impl Ip {
     #[must_use]
     #[inline(always)]
     pub const fn is_loopback(&self) -> bool {
-        if self.is_v4() {
-            u32::from_be(self.words[3]) >> 24 == 127
-        } else {
-            self.same(&Ip::LOCALHOST6) || self.same(&Ip::PASSTHROUGH6)
+        self.is_loopback_of(self.family())
+    }
+
+    /// As [`Ip::is_loopback`], for an address whose family is known.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_loopback_of(&self, family: Family) -> bool {
+        match family {
+            Family::V4 => u32::from_be(self.words[3]) >> 24 == 127,
+            Family::V6 => self.same(&Ip::LOCALHOST6) || self.same(&Ip::PASSTHROUGH6),
         }
+    }
+
+    /// Whether this is an IPv6 link-local address, fe80::/10.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_link_local(&self) -> bool {
+        u32::from_be(self.words[0]) >> 22 == 0xfe80 >> 6
     }
 
     /// Equality without a call (`==` on arrays becomes `memcmp`) and with one branch: the verifier follows
@@ -113,11 +126,16 @@ impl Ip {
     #[must_use]
     #[inline(always)]
     pub const fn same(&self, other: &Ip) -> bool {
+        self.difference(other) == 0
+    }
+
+    /// The bits in which two addresses differ, folded; 0 when they are the same.
+    #[inline(always)]
+    const fn difference(&self, other: &Ip) -> u32 {
         (self.words[0] ^ other.words[0])
             | (self.words[1] ^ other.words[1])
             | (self.words[2] ^ other.words[2])
             | (self.words[3] ^ other.words[3])
-            == 0
     }
 
     /// The 16 bytes in network order.
@@ -164,6 +182,13 @@ pub struct Endpoint {
 impl Endpoint {
     /// No endpoint.
     pub const NONE: Endpoint = Endpoint { ip: Ip::NONE, port: 0 };
+
+    /// Equality without a call and with one branch, as [`Ip::same`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn same(&self, other: &Endpoint) -> bool {
+        self.ip.difference(&other.ip) | (self.port ^ other.port) == 0
+    }
 }
 
 impl From<core::net::SocketAddr> for Endpoint {

@@ -142,14 +142,14 @@ pub fn decide<F: Facts>(flow: &Flow, facts: &F) -> Outbound {
     if !may_be_captured {
         return Direct(Rule::NoMatch);
     }
-    let over_lo = ip.is_loopback() || facts.own_address(ip);
+    let over_lo = ip.is_loopback_of(flow.family) || facts.own_address(ip);
     if if over_lo { facts.lo_excluded() } else { facts.interface_excluded(ip) } {
         return Direct(Rule::ExcludedInterface);
     }
     if facts.port_excluded(port) {
         return Direct(Rule::ExcludedPort);
     }
-    let localhost = ip.same(&Ip::LOCALHOST4) || ip.same(&Ip::LOCALHOST6);
+    let localhost = ip.same(&flow.family.localhost());
     let by_uid = flow.caller.uid == facts.proxy_uid();
     let by_gid = flow.caller.gid == facts.proxy_gid();
     if over_lo {

@@ -13,8 +13,8 @@
 use crate::addr::{Endpoint, Family, Ip};
 use crate::prefix::{PREFIX6, SLOTS, SlotKey, in_prefix6, slot_address, slot_of};
 
-/// `127.73.0.0/16`: slots of servers that the application dials at a loopback address.
-pub const LOCAL_SERVERS4: u32 = 0x7f49_0000;
+/// `127.63.0.0/16`: slots of servers that the application dials at a loopback address.
+pub const LOCAL_SERVERS4: u32 = 0x7f3f_0000;
 /// The third word of the addresses of IPv6 servers, `fd72:6564:6972:0:0:53::/96`.
 const SERVERS6: u32 = 0x53;
 /// How many addresses attach puts on `lo` for IPv6 servers. The first is for `[::1]:53`.
@@ -35,10 +35,10 @@ pub const fn address6(number: u32) -> Ip {
 #[must_use]
 #[inline(always)]
 pub fn candidate(server: &Endpoint, attempt: u32) -> Ip {
-    let slot = slot_of(server).wrapping_add(attempt);
+    let slot = slot_of(server, 0).wrapping_add(attempt);
     match server.ip.family() {
         Family::V4 if server.ip.is_loopback() => Ip::v4(LOCAL_SERVERS4 | (slot & 0xffff)),
-        Family::V4 => slot_address(slot & (SLOTS - 1), Family::V4),
+        Family::V4 => slot_address(slot % SLOTS, Family::V4),
         Family::V6 if server.ip.is_loopback() => address6(0),
         Family::V6 => address6(1 + slot % (ADDRESSES6 - 1)),
     }
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn other_addresses_are_no_slots() {
-        for text in ["10.0.0.1", "127.0.0.1", "::1", "fd72:6564:6972:0:0:53:0:8", "127.72.128.1"] {
+        for text in ["10.0.0.1", "127.0.0.1", "::1", "fd72:6564:6972:0:0:53:0:8", "127.127.128.1"] {
             assert_eq!(slot_key(7, &server(text).ip), None, "{text}");
         }
     }

@@ -1,8 +1,9 @@
 //! What a hook knows about a connection before it decides.
 
-use crate::addr::{Endpoint, Ip};
+use crate::addr::{Endpoint, Family, Ip};
 
 /// The transport protocols that can be captured. Others never reach a decision.
+#[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// TCP, and MPTCP where the kernel runs the connect hooks for it.
@@ -13,6 +14,7 @@ pub enum Protocol {
 
 /// Who opens the connection: ids as the *initial* user namespace sees them, which is what
 /// `bpf_get_current_uid_gid()` returns and what the pod's configuration holds (translated at attach).
+#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller {
     /// User id.
@@ -22,12 +24,15 @@ pub struct Caller {
 }
 
 /// One outbound connection attempt, or one datagram.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
     /// TCP or UDP.
     pub protocol: Protocol,
     /// The address that the application dialled, already passed through [`Flow::new`].
     pub dst: Endpoint,
+    /// The family of `dst`, kept so that a program asks only once.
+    pub family: Family,
     /// The address that the socket is bound to, [`Ip::NONE`] when it is not.
     pub src: Ip,
     /// Who dials.
@@ -55,7 +60,7 @@ impl Flow {
             };
         }
         let src = if src.is_unspecified() && dst.ip.same(&Ip::PASSTHROUGH6) { dst.ip } else { src };
-        Flow { protocol, dst, src, caller }
+        Flow { protocol, dst, family: dst.ip.family(), src, caller }
     }
 }
 

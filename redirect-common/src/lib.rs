@@ -11,17 +11,21 @@
 //! | PORTS | hash | [`PortsKey`] -> [`PortBlock`] |
 //! | SETS | hash | [`SetKey`] -> 1 |
 //! | OWN | hash | [`AddrKey`] -> 1 |
-//! | DESTINATIONS | hash | [`SlotKey`] -> [`Endpoint`] |
+//! | DESTINATIONS | hash | [`SlotKey`] -> [`Kept<SlotKey>`](Kept) |
+//! | CLAIMS | hash | netns cookie -> number of slots |
 //! | ORIGIN | socket storage | socket -> [`Origin`] |
 //! | DNS_PROXIES | hash | netns cookie -> [`DnsProxy`] |
 //! | DNS_ASKED | LRU hash | [`DnsClient`] -> [`DnsAsked`] |
-//! | HANDOFF | hash | [`HandoffKey`] -> [`Endpoint`] |
+//! | HANDOFF | hash | [`HandoffKey`] -> [`Kept<HandoffKey>`](Kept) |
 //! | LISTENERS | sockhash | [`ListenerKey`] -> socket |
+//! | LISTENING | hash | [`ListeningKey`] -> socket cookie |
 //! | ENTERED | per-CPU array | 0 -> netns cookie |
 //! | ASKING | per-CPU array | 0 -> 1 while the guard asks |
 //! | GUARD | array | `classid` of a filter -> [`GuardedPod`] |
 //! | INBOUND | program array | 0 -> `inbound` |
 //! | STATS | per-CPU hash | netns cookie -> [`Counters`] |
+//! | TRACED | array | 0 -> latest deadline of TRACES |
+//! | TRACES | hash | netns cookie -> deadline |
 //!
 //! Reading order: [`addr`], [`flow`], [`mod@decide`], [`stats`], [`abi`], [`prefix`], [`mod@dns`],
 //! [`socket`].
@@ -33,6 +37,7 @@ pub mod decide;
 pub mod dns;
 pub mod flow;
 pub mod guard;
+pub mod kept;
 #[cfg(feature = "user")]
 mod pod;
 pub mod prefix;
@@ -49,6 +54,7 @@ pub use decide::{
 pub use dns::{DnsAsked, DnsClient, DnsProxy};
 pub use flow::{Caller, Flow, Protocol};
 pub use guard::{GUARDED_PODS, GuardedPod};
+pub use kept::{Kept, Key};
 pub use prefix::*;
 pub use socket::*;
 pub use stats::{Counters, Event};

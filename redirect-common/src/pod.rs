@@ -5,7 +5,7 @@
 
 use crate::{
     AddrKey, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, GuardedPod, HandoffKey, Ip, ListenerKey,
-    Origin, PodConfig, PortBlock, PortsKey, RangeKey, SetKey, SlotKey, TraceRecord,
+    ListeningKey, Origin, PodConfig, PortBlock, PortsKey, RangeKey, SetKey, SlotKey, TraceRecord, kept::Kept,
 };
 
 macro_rules! plain_bytes {
@@ -27,6 +27,9 @@ plain_bytes!(
     Ip,
     ListenerKey,
     Origin,
+    Kept<HandoffKey>,
+    Kept<SlotKey>,
+    ListeningKey,
     PodConfig,
     PortBlock,
     PortsKey,

@@ -1,6 +1,7 @@
 //! What is kept about one socket, or about one handshake: it dies with the socket, or within a moment.
 
 use crate::addr::{Endpoint, Family};
+use crate::kept::Key;
 
 /// A socket's own end of its connection. A type of its own, like [`Peer`], because both sides of a handshake
 /// name the same pair of ends, each in its own order.
@@ -37,6 +38,13 @@ impl HandoffKey {
     }
 }
 
+impl Key for HandoffKey {
+    #[inline(always)]
+    fn same(&self, other: &HandoffKey) -> bool {
+        self.cookie == other.cookie && self.client.same(&other.client) && self.sidecar.same(&other.sidecar)
+    }
+}
+
 /// A place for a listening socket of the sidecar. Several per listener, because SO_REUSEPORT workers each
 /// have a socket and closing one must not make the sidecar unknown.
 #[repr(C)]
@@ -50,8 +58,10 @@ pub struct ListenerKey {
     pub place: u32,
 }
 
-/// How many places there are per pod, port and family.
-pub const LISTENER_PLACES: u32 = 4;
+/// How many places there are per pod, port and family. When all are taken the next socket takes one of them
+/// over, so the newest sockets are always known, and with any of a group of SO_REUSEPORT sockets the kernel
+/// finds them all.
+pub const LISTENER_PLACES: u32 = 16;
 
 impl ListenerKey {
     /// The key of a place for the listeners of a family on `port`.
@@ -66,7 +76,7 @@ impl ListenerKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// The true destination. Meaningless for listeners.
+    /// The true destination.
     pub dst: Endpoint,
     /// What the socket is, see [`role`].
     pub role: u32,
@@ -78,8 +88,8 @@ pub mod role {
     pub const NONE: u32 = 0;
     /// A client socket whose `connect()` was rewritten; `dst` is what the application dialled.
     pub const CLIENT: u32 = 1;
-    /// The sidecar's inbound listener; accepted sockets inherit the origin (BPF_F_CLONE).
-    pub const INBOUND_LISTENER: u32 = 2;
+    /// A socket on one of the proxy's ports that the proxy did not bind: never given the pod's traffic.
+    pub const FOREIGN: u32 = 2;
     /// An accepted socket of the sidecar; `dst` is the original destination.
     pub const ACCEPTED: u32 = 3;
     /// A client socket whose connection was left alone for a reason that the guard cannot see in the packet.

@@ -42,22 +42,29 @@ events! {
     DnsAnsweredElsewhere = "dns_answered_elsewhere",
     /// The DNS proxy's `bind()` could not be opened for questions; they are refused.
     DnsProxyRejected = "dns_proxy_rejected",
-    /// Redirected to a listener that the sidecar has not opened (yet): the client is refused.
+    /// Refused: the sidecar has not opened its listener (yet).
     NoListener = "no_listener",
-    /// Refused: the kernel had no memory for the socket's record.
+    /// Refused as unreachable: the pod had no address of the destination's family when it was attached.
+    Unreachable = "unreachable",
+    /// Refused: the kernel had no memory to keep something in the socket.
     NoStorage = "no_storage",
-    /// A connection without a slot of its own: the accepted socket of the sidecar learned its original
-    /// destination in the handshake.
+    /// Refused: an MPTCP connection that would have to take the detour, which its subflows cannot.
+    DetourRefused = "detour_refused",
+    /// Refused: the pod's configuration was replaced at this very moment.
+    ConfigChanged = "config_changed",
+    /// A connection on the detour: the sidecar's accepted socket learned its original destination in the
+    /// handshake.
     HandoffTaken = "handoff_taken",
-    /// A connection to the sidecar's outbound port that was not redirected (dialled directly).
+    /// The sidecar asked for the original destination of a connection to localhost that was not redirected.
     HandoffMissing = "handoff_missing",
     /// The table of handshakes in flight was full: the sidecar does not learn the destination.
     HandoffFull = "handoff_full",
-    /// An inbound connection steered to the sidecar's inbound listener.
+    /// An inbound connection that the sidecar accepted: it asked for the original destination.
     InboundRedirected = "inbound_redirected",
-    /// An inbound connection left to whoever listens on its port.
+    /// An inbound connection left to the socket that listens on its port.
     InboundDirect = "inbound_direct",
-    /// An inbound connection refused: the sidecar does not listen (yet).
+    /// An inbound connection refused: the sidecar does not listen (yet), or no socket listens on an ephemeral
+    /// port.
     InboundRefused = "inbound_refused",
     /// An inbound packet for the prefix that exists only inside the pod, or for the DNS proxy, dropped.
     InboundForeign = "inbound_foreign",
@@ -77,10 +84,11 @@ events! {
     GuardInbound = "guard_inbound",
     /// A listening socket of the sidecar was registered.
     ListenerAdded = "listener_added",
-    /// A listening socket of the sidecar could not be registered (an MPTCP listener, or no free slot).
+    /// A listening socket of the sidecar could not be registered (an MPTCP listener).
     ListenerRejected = "listener_rejected",
-    /// SO_ORIGINAL_DST answered.
-    OriginalDstAnswered = "original_dst_answered",
+    /// A socket that the proxy did not bind listens on one of Envoy's ports; it is given no traffic of the
+    /// pod.
+    ListenerForeign = "listener_foreign",
 }
 
 /// How many events there are.

@@ -8,8 +8,12 @@ use std::path::PathBuf;
 
 use redirect_common::{
     ABI_VERSION, AddrKey, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, Event, GuardedPod, HandoffKey,
-    Ip, ListenerKey, Origin, PodConfig, PortBlock, PortsKey, RangeKey, SetKey, SlotKey, TraceRecord,
+    Ip, Kept, ListenerKey, ListeningKey, Origin, PodConfig, PortBlock, PortsKey, RangeKey, SetKey, SlotKey,
+    TraceRecord,
 };
+
+type Destination = Kept<SlotKey>;
+type Handoff = Kept<HandoffKey>;
 
 /// One line per type and per public field: offset and size in bytes. The fields and the bytes of private ones
 /// must be all that there is: the kernel hashes and compares every byte of a key, so padding would be chance.
@@ -40,16 +44,19 @@ fn layouts() -> String {
         Ip { words };
         Endpoint { ip, port };
         PodConfig {
-            flags, proxy_uid, proxy_gid, outbound_port, inbound_port, dns_port, trace_until, cgroup_id, source4,
-            source6
+            cookie, cgroup_id, flags, proxy_uid, proxy_gid, outbound_port, inbound_port, dns_port, ephemeral_first,
+            ephemeral_last, source4, source6
         };
         SetKey { cookie, set, value };
         PortsKey { cookie, set, block };
         PortBlock { words };
         AddrKey { cookie, ip };
         RangeKey { cookie, list, ip };
+        ListeningKey { cookie, port, place };
         SlotKey { cookie, slot, family };
+        Destination { key, dst } + 4;
         HandoffKey { cookie } + 2 * size_of::<Endpoint>();
+        Handoff { key, dst } + 4;
         ListenerKey { cookie, port, place };
         Origin { dst, role };
         DnsProxy { port, state };

@@ -1,24 +1,38 @@
-//! The DNS proxy binds to localhost. It is given the wildcard address instead, so that it can be asked at the
-//! addresses that stand for servers; `inbound` keeps that socket closed to the outside.
+//! A socket of the pod calls `bind()`. Three things are seen to.
+//!
+//! Only the proxy's own listener gets the pod's traffic: what another user binds to one of the proxy's ports
+//! is marked. What the sidecar has accepted on a port of the application must not keep the application from
+//! binding that port: the kernel compares addresses of sockets that do not listen only where SO_REUSEADDR is
+//! off. And the DNS proxy, which binds to localhost, is given the wildcard address, so that it can be asked
+//! at the addresses that stand for servers; `inbound` keeps that socket closed to the outside.
 
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use redirect_common::{Endpoint, Event, Family, Ip, Protocol, dns, flags};
+use redirect_common::{
+    Endpoint, Event, Family, Inbound, Ip, Origin, PodConfig, Protocol, decide_inbound, dns, flags, role,
+};
 
-use crate::call::PROCEED;
+use crate::call::{PROCEED, REFUSE};
 use crate::ctx::SockAddr;
+use crate::facts::PacketFacts;
 use crate::maps;
 use crate::stats::count;
+
+/// No interface has this index: a `bind()` has none.
+const NO_INTERFACE: u32 = 0;
+/// `asm-generic/errno-base.h`
+const ENOMEM: i32 = 12;
 
 /// `bind()` on an IPv4 socket.
 #[cgroup_sock_addr(bind4)]
 pub(crate) fn bind4(ctx: SockAddrContext) -> i32 {
     let sock = SockAddr::new(&ctx);
     let asked = sock.address4();
-    if opens_dns(&sock, &asked) {
+    let (code, open) = bind(&sock, &asked);
+    if open {
         sock.set_address4(&Endpoint { ip: Ip::v4(0), port: asked.port });
     }
-    PROCEED
+    code
 }
 
 /// `bind()` on an IPv6 socket, IPv4-mapped addresses included.
@@ -26,9 +40,40 @@ pub(crate) fn bind4(ctx: SockAddrContext) -> i32 {
 pub(crate) fn bind6(ctx: SockAddrContext) -> i32 {
     let sock = SockAddr::new(&ctx);
     let asked = sock.address6();
-    if opens_dns(&sock, &asked) {
+    let (code, open) = bind(&sock, &asked);
+    if open {
         let ip = if asked.ip.is_v4() { Ip::v4(0) } else { Ip::NONE };
         sock.set_address6(&Endpoint { ip, port: asked.port });
+    }
+    code
+}
+
+/// What the hook returns, and whether the address becomes the wildcard.
+#[inline(always)]
+fn bind(sock: &SockAddr, asked: &Endpoint) -> (i32, bool) {
+    let cookie = sock.cookie();
+    let Some(pod) = maps::pod(cookie) else { return (PROCEED, false) };
+    match sock.protocol() {
+        Some(Protocol::Tcp) if asked.port != 0 => (listens(sock, cookie, pod, asked.port), false),
+        Some(Protocol::Udp) => (PROCEED, opens_dns(sock, cookie, pod, asked)),
+        _ => (PROCEED, false),
+    }
+}
+
+/// A TCP socket, which may be going to listen.
+#[inline(always)]
+fn listens(sock: &SockAddr, cookie: u64, pod: &'static PodConfig, port: u32) -> i32 {
+    if pod.is_listener(port)
+        && !pod.is_proxy(&sock.caller())
+        && !sock.set_origin(Origin { dst: Endpoint::NONE, role: role::FOREIGN })
+    {
+        count(cookie, Event::NoStorage);
+        sock.fail_with(ENOMEM);
+        return REFUSE;
+    }
+    let facts = PacketFacts { cookie, pod, interface: NO_INTERFACE };
+    if let Inbound::Redirect(_) = decide_inbound(port, &facts) {
+        sock.reuse_address();
     }
     PROCEED
 }
@@ -38,17 +83,11 @@ pub(crate) fn bind6(ctx: SockAddrContext) -> i32 {
 /// Go opens `[::1]:15053` without IPV6_V6ONLY. Made a wildcard, it would collide with the IPv4 one, so both
 /// get SO_REUSEPORT: the kernel then refuses the port only to other users.
 #[inline(always)]
-fn opens_dns(sock: &SockAddr, asked: &Endpoint) -> bool {
-    let cookie = sock.cookie();
-    let Some(pod) = maps::pod(cookie) else { return false };
+fn opens_dns(sock: &SockAddr, cookie: u64, pod: &PodConfig, asked: &Endpoint) -> bool {
     if pod.flags & flags::DNS == 0 || asked.port != pod.dns_port {
         return false;
     }
-    if !matches!(sock.protocol(), Some(Protocol::Udp)) || !asked.ip.same(&asked.ip.family().localhost()) {
-        return false;
-    }
-    let caller = sock.caller();
-    if caller.uid != pod.proxy_uid && caller.gid != pod.proxy_gid {
+    if !asked.ip.same(&asked.ip.family().localhost()) || !pod.is_proxy(&sock.caller()) {
         return false;
     }
     let opened = match asked.ip.family() {

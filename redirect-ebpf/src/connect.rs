@@ -7,91 +7,138 @@
 //!   stands for the destination.
 //!
 //! **The detour** is for a connection without such an address. There are four cases: the destination's slot
-//! is another destination's; the table of destinations is full; the sidecar listens on localhost only; the
-//! application dialled localhost itself. Then the destination is kept in the client's socket (ORIGIN), and
-//! `sock_ops` hands it over in the handshake.
+//! is another destination's; the table of destinations is full; the sidecar listened on localhost before the
+//! pod was attached; the application dialled localhost itself. Then the destination is kept in the client's
+//! socket (ORIGIN), and `sock_ops` hands it over in the handshake.
 
+use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use redirect_common::{
-    Endpoint, Event, Family, Ip, LISTENER_PLACES, ListenerKey, Origin, Outbound, Protocol, Rule, SlotKey,
-    Target, decide, role, shared_address, slot_address, slot_of,
+    Endpoint, Event, Facts as _, Family, Ip, ListenerKey, Origin, PodConfig, Protocol, SlotKey, TRIES,
+    Target, role, shared_address, slot_address, slot_of,
 };
 
-use crate::call::{Call, PROCEED, REFUSE};
+use crate::call::{Asked, Call, Decision, PROCEED, REFUSE, decide_call};
 use crate::ctx::{SockAddr, listener_address};
 use crate::dns::asked_at;
-use crate::maps;
-use crate::stats::{count, direct_event};
+use crate::maps::{self, Claim};
+use crate::stats::{count, count_event};
 use crate::trace;
+
+/// Errors of `connect()`, `asm-generic/errno.h`.
+const ENETUNREACH: i32 = 101;
+const ECONNREFUSED: i32 = 111;
 
 /// `connect()` on an IPv4 socket.
 #[cgroup_sock_addr(connect4)]
 pub(crate) fn connect4(ctx: SockAddrContext) -> i32 {
     let sock = SockAddr::new(&ctx);
-    let Some(call) = Call::new(&sock, sock.address4(), sock.bound4()) else { return PROCEED };
-    let decision = decide(&call.flow, &call.facts);
-    let code = match carry_out(&sock, &call, decision) {
-        Step::Leave => PROCEED,
-        Step::Rewrite(proxy) => {
-            sock.set_address4(&proxy);
-            PROCEED
-        }
-        Step::Refuse => refuse(&sock),
-    };
-    trace::outbound(&call, decision);
-    code
+    let Some((asked, pod)) = Asked::new(&sock, sock.address4(), sock.bound4()) else { return PROCEED };
+    connect(&sock, &asked, pod, |to| sock.set_address4(to))
 }
 
 /// `connect()` on an IPv6 socket, IPv4-mapped destinations included.
 #[cgroup_sock_addr(connect6)]
 pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
     let sock = SockAddr::new(&ctx);
-    let Some(call) = Call::new(&sock, sock.address6(), sock.bound6()) else { return PROCEED };
-    let decision = decide(&call.flow, &call.facts);
-    let code = match carry_out(&sock, &call, decision) {
-        Step::Leave => PROCEED,
-        Step::Rewrite(proxy) => {
-            sock.set_address6(&proxy);
-            PROCEED
-        }
-        Step::Refuse => refuse(&sock),
-    };
-    trace::outbound(&call, decision);
-    code
+    let Some((asked, pod)) = Asked::new(&sock, sock.address6(), sock.bound6()) else { return PROCEED };
+    connect(&sock, &asked, pod, |to| sock.set_address6(to))
 }
 
-#[inline(always)]
-fn refuse(sock: &SockAddr) -> i32 {
-    sock.fail_with_refused();
-    REFUSE
-}
-
-/// What the two hooks do with the call.
+/// What becomes of the call.
 enum Step {
     Leave,
     Rewrite(Endpoint),
-    Refuse,
+    /// With this error.
+    Refuse(i32),
 }
 
+/// The way of both hooks. Its two halves are functions with global linkage, which the verifier walks once
+/// each: behind all branches of `decide()` together it would walk the rest some fifty times.
 #[inline(always)]
-fn carry_out(sock: &SockAddr, call: &Call, decision: Outbound) -> Step {
-    match decision {
-        Outbound::Direct(rule) => {
-            leave_alone(sock, call, rule);
-            count(call.facts.cookie, direct_event(rule));
-            Step::Leave
+fn connect(sock: &SockAddr, asked: &Asked, pod: &'static PodConfig, rewrite: impl Fn(&Endpoint)) -> i32 {
+    let decision = decide_call(asked, pod);
+    let mut to = Endpoint::NONE;
+    let outcome = Outcome(connect_call(sock.context(), asked, pod, decision, &mut to));
+    let code = if !maps::still(pod, asked.cookie) {
+        count(asked.cookie, Event::ConfigChanged);
+        sock.fail_with(ECONNREFUSED);
+        REFUSE
+    } else if outcome.errno() != 0 {
+        sock.fail_with(outcome.errno());
+        REFUSE
+    } else {
+        if outcome.rewritten() {
+            rewrite(&to);
         }
-        Outbound::Redirect(target, _) => redirect(sock, call, target),
+        PROCEED
+    };
+    trace::trace_call(asked, decision);
+    code
+}
+
+/// What [`connect_call`] returns: an error in the low 32 bits, above it whether the address is to be
+/// rewritten.
+struct Outcome(u64);
+
+impl Outcome {
+    #[inline(always)]
+    fn errno(&self) -> i32 {
+        self.0 as u32 as i32
     }
+
+    #[inline(always)]
+    fn rewritten(&self) -> bool {
+        self.0 >> 32 != 0
+    }
+}
+
+/// Carries a decision out, all but the rewriting of the address, which goes to `to`. No pointer is ever null;
+/// the verifier wants to be told.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn connect_call(
+    ctx: *mut bpf_sock_addr,
+    asked: *const Asked,
+    pod: *const PodConfig,
+    decision: u64,
+    to: *mut Endpoint,
+) -> u64 {
+    // SAFETY: the caller passes references, and those outlive the call; `pod` is a value of a map.
+    let (Some(asked), Some(pod), Some(to)) =
+        (unsafe { asked.as_ref() }, unsafe { pod.as_ref() }, unsafe { to.as_mut() })
+    else {
+        return ECONNREFUSED as u64;
+    };
+    let sock = SockAddr::of(ctx);
+    let call = Call::new(asked, pod);
+    let decision = Decision(decision);
+    let (step, event) = match decision.target() {
+        Some(target) => redirect(&sock, &call, target),
+        None => {
+            leave_alone(&sock, &call, decision);
+            (Step::Leave, decision.event())
+        }
+    };
+    let outcome = match step {
+        Step::Leave => 0,
+        Step::Rewrite(endpoint) => {
+            *to = endpoint;
+            1 << 32
+        }
+        Step::Refuse(errno) => errno as u64,
+    };
+    count_event(call.facts.cookie, event);
+    outcome
 }
 
 /// The guard sees the packet, not the caller, and its address perhaps after a service load balancer has
 /// chosen another: what it could not decide again by itself is marked. No memory for the mark: the guard
 /// refuses the connection.
 #[inline(always)]
-fn leave_alone(sock: &SockAddr, call: &Call, rule: Rule) {
-    if !call.marked_for_guard(rule) {
+fn leave_alone(sock: &SockAddr, call: &Call<'_>, decision: Decision) {
+    if !decision.marked() {
         forget_origin(sock);
     } else if !sock.set_origin(Origin { dst: call.flow.dst, role: role::PASSED }) {
         count(call.facts.cookie, Event::NoStorage);
@@ -107,23 +154,17 @@ fn forget_origin(sock: &SockAddr) {
 }
 
 #[inline(always)]
-fn redirect(sock: &SockAddr, call: &Call, target: Target) -> Step {
+fn redirect(sock: &SockAddr, call: &Call<'_>, target: Target) -> (Step, u64) {
     let pod = call.facts.pod;
     match target {
-        Target::Outbound => {
-            count(call.facts.cookie, Event::OutboundRedirected);
-            to_listener(sock, call, pod.outbound_port)
-        }
-        Target::Inbound => {
-            count(call.facts.cookie, Event::SelfCallRedirected);
-            to_listener(sock, call, pod.inbound_port)
-        }
+        Target::Outbound => to_listener(sock, call, pod.outbound_port, Event::OutboundRedirected),
+        Target::Inbound => to_listener(sock, call, pod.inbound_port, Event::SelfCallRedirected),
         Target::Dns => match call.flow.protocol {
-            Protocol::Tcp => {
-                count(call.facts.cookie, Event::DnsRedirected);
-                to_listener(sock, call, pod.dns_port)
-            }
-            Protocol::Udp => asked_at(call).map_or(Step::Refuse, Step::Rewrite),
+            Protocol::Tcp => to_listener(sock, call, pod.dns_port, Event::DnsRedirected),
+            Protocol::Udp => match asked_at(call) {
+                Some(proxy) => (Step::Rewrite(proxy), Event::DnsRedirected as u64),
+                None => (Step::Refuse(ECONNREFUSED), Event::DnsRefused as u64),
+            },
         },
     }
 }
@@ -131,67 +172,123 @@ fn redirect(sock: &SockAddr, call: &Call, target: Target) -> Step {
 /// Dials one of the sidecar's listeners in the pod's private prefix, which keeps the pod's address as the
 /// client's, and at an address that stands for the destination, if there is a slot for it. (`inbound` gives
 /// the connection to a listener on localhost.) A destination on localhost has localhost for its client, so
-/// there the very address of the listener is dialled.
-///
-/// Where it does not listen at all the kernel refuses the connection, which is what the client must see.
+/// there the very address of the listener is dialled; so is a listener on localhost that only the kernel
+/// knows.
 #[inline(always)]
-fn to_listener(sock: &SockAddr, call: &Call, port: u32) -> Step {
-    let (cookie, pod, dst) = (call.facts.cookie, call.facts.pod, &call.flow.dst);
-    let family = dst.ip.family();
-    let bound = bound_to(cookie, port, family);
-    if bound.is_none() {
-        count(cookie, Event::NoListener);
+fn to_listener(sock: &SockAddr, call: &Call<'_>, port: u32, event: Event) -> (Step, u64) {
+    let (cookie, dst) = (call.facts.cookie, &call.flow.dst);
+    let family = call.flow.family;
+    let source = call.facts.pod.source(family);
+    if source.is_unspecified() && unreachable(call) {
+        return (Step::Refuse(ENETUNREACH), Event::Unreachable as u64);
     }
-    if dst.ip.is_loopback() || pod.source(family).is_unspecified() {
-        let ip = match bound {
-            Some(ip) if !ip.is_unspecified() => ip,
-            _ => family.localhost(),
-        };
-        return by_detour(sock, call, role::CLIENT, Endpoint { ip, port });
+    let Some((bound, registered)) = bound_to(sock, cookie, port, family) else {
+        return (Step::Refuse(ECONNREFUSED), Event::NoListener as u64);
+    };
+    let anywhere = registered || bound.is_unspecified();
+    if !anywhere || source.is_unspecified() || dst.ip.is_loopback_of(family) {
+        let ip = if bound.is_unspecified() { family.localhost() } else { bound };
+        return by_detour(sock, call, role::CLIENT, Endpoint { ip, port }, event);
     }
     bind_source(sock, call);
-    let slot = slot_of(dst);
-    if maps::claim_slot(&SlotKey { cookie, slot, family: family.number() }, dst) {
-        forget_origin(sock);
-        return Step::Rewrite(Endpoint { ip: slot_address(slot, family), port });
+    let mut ip = Ip::NONE;
+    if claim_call(call.asked, &mut ip) == 0 {
+        let ip = shared_address(dst, family);
+        return by_detour(sock, call, role::CLIENT, Endpoint { ip, port }, event);
     }
-    by_detour(sock, call, role::CLIENT, Endpoint { ip: shared_address(dst), port })
+    forget_origin(sock);
+    (Step::Rewrite(Endpoint { ip, port }), event as u64)
 }
 
-/// Rewrites to `proxy` and keeps the true destination in the socket.
-#[inline(always)]
-fn by_detour(sock: &SockAddr, call: &Call, role: u32, proxy: Endpoint) -> Step {
-    if !sock.set_origin(Origin { dst: call.flow.dst, role }) {
-        count(call.facts.cookie, Event::NoStorage);
-        return Step::Refuse;
+/// Has a slot's address stand for the destination and puts it into `ip`; 0 when there is no slot for it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn claim_call(asked: *const Asked, ip: *mut Ip) -> u64 {
+    // SAFETY: the caller passes references.
+    let (Some(asked), Some(ip)) = (unsafe { asked.as_ref() }, unsafe { ip.as_mut() }) else { return 0 };
+    let (cookie, dst, family) = (asked.cookie, &asked.flow.dst, asked.flow.family);
+    for attempt in 0..TRIES {
+        let slot = slot_of(dst, attempt);
+        match maps::claim_slot(&SlotKey { cookie, slot, family: family.number() }, dst) {
+            Claim::Done => {
+                *ip = slot_address(slot, family);
+                return 1;
+            }
+            Claim::Taken => {}
+            Claim::Full => return 0,
+        }
     }
-    Step::Rewrite(proxy)
+    0
+}
+
+/// Whether a destination is out of reach in a pod without an address of its family: the kernel would have no
+/// route and no source. What a socket is bound to came after attach; link-local addresses are always there.
+#[inline(always)]
+fn unreachable(call: &Call<'_>) -> bool {
+    let dst = &call.flow.dst.ip;
+    call.flow.src.is_unspecified()
+        && !dst.is_loopback_of(call.flow.family)
+        && !dst.is_link_local()
+        && !call.facts.own_address(dst)
+}
+
+/// Rewrites to `proxy` and keeps the true destination in the socket. An MPTCP socket cannot take the detour:
+/// what meets the sidecar is its subflow, another socket.
+#[inline(always)]
+fn by_detour(sock: &SockAddr, call: &Call<'_>, role: u32, proxy: Endpoint, event: Event) -> (Step, u64) {
+    if sock.is_mptcp() {
+        return (Step::Refuse(ECONNREFUSED), Event::DetourRefused as u64);
+    }
+    if !sock.set_origin(Origin { dst: call.flow.dst, role }) {
+        return (Step::Refuse(ECONNREFUSED), Event::NoStorage as u64);
+    }
+    (Step::Rewrite(proxy), event as u64)
 }
 
 /// Gives the client the address that it would have had without us, where the local route's preferred source
 /// is another: it dials a second address of its own pod.
 #[inline(always)]
-fn bind_source(sock: &SockAddr, call: &Call) {
+fn bind_source(sock: &SockAddr, call: &Call<'_>) {
     let dst = &call.flow.dst.ip;
-    if call.has_own_source() && !dst.same(&call.facts.pod.source(dst.family())) {
+    if call.has_own_source() && !dst.same(&call.facts.pod.source(call.flow.family)) {
         sock.bind(dst);
     }
 }
 
-/// The address of the sidecar's listener; an IPv6 listener may serve IPv4 as well.
+/// The address of the sidecar's listener. The socket that sock_ops has learned is asked first, then the
+/// kernel: the sidecar may have listened before the pod was attached, an IPv6 listener may serve IPv4 as well
+/// (or not, with IPV6_V6ONLY), and of many workers the first may be gone.
 #[inline(always)]
-fn bound_to(cookie: u64, port: u32, family: Family) -> Option<Ip> {
-    for place in 0..LISTENER_PLACES {
-        if let Some(ip) = listener_address(&ListenerKey::new(cookie, port, family, place)) {
-            return Some(ip);
-        }
+fn bound_to(sock: &SockAddr, cookie: u64, port: u32, family: Family) -> Option<(Ip, bool)> {
+    let mut ip = Ip::NONE;
+    let found = listener_call(sock.context(), cookie, port.into(), family.number().into(), &mut ip);
+    (found != 0).then_some((ip, found == REGISTERED))
+}
+
+/// What [`listener_call`] returns for a listener that sock_ops has registered, which `inbound` can give
+/// connections to.
+const REGISTERED: u64 = 1;
+/// For one that only the kernel knows.
+const FOUND: u64 = 2;
+
+/// Puts that address into `ip`; 0 when there is no listener.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn listener_call(
+    ctx: *mut bpf_sock_addr,
+    cookie: u64,
+    port: u64,
+    family: u64,
+    ip: *mut Ip,
+) -> u64 {
+    // SAFETY: the caller passes a reference.
+    let Some(ip) = (unsafe { ip.as_mut() }) else { return 0 };
+    let (port, family) = (port as u32, if family == 4 { Family::V4 } else { Family::V6 });
+    if let Some(bound) = listener_address(&ListenerKey::new(cookie, port, family, 0)) {
+        *ip = bound;
+        return REGISTERED;
     }
-    if let Family::V4 = family {
-        for place in 0..LISTENER_PLACES {
-            if let Some(ip) = listener_address(&ListenerKey::new(cookie, port, Family::V6, place)) {
-                return Some(ip);
-            }
-        }
-    }
-    None
+    let Some(bound) = SockAddr::of(ctx).find_listener(port, family) else { return 0 };
+    *ip = bound;
+    FOUND
 }

@@ -8,8 +8,10 @@
 use core::ffi::c_void;
 
 use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
-use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_release, bpf_sk_storage_get};
-use redirect_common::{Ip, ListenerKey, Origin};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_uid_gid, bpf_map_lookup_elem, bpf_sk_release, bpf_sk_storage_get,
+};
+use redirect_common::{Caller, Ip, ListenerKey, Origin};
 
 use crate::maps;
 
@@ -110,6 +112,14 @@ fn origin(sk: *mut c_void, initial: Option<&mut Origin>) -> Option<&'static mut 
     };
     // SAFETY: the map is a socket storage map of Origin and sk is a socket pointer of the context.
     unsafe { bpf_sk_storage_get(maps::origin(), sk, value, flags).cast::<Origin>().as_mut() }
+}
+
+/// Who calls, as the initial user namespace sees it. For hooks that run in the caller's context.
+#[inline(always)]
+fn caller() -> Caller {
+    // SAFETY: the helper has no argument.
+    let ids = unsafe { bpf_get_current_uid_gid() };
+    Caller { uid: ids as u32, gid: (ids >> 32) as u32 }
 }
 
 /// The address that a registered listener is bound to; `None` when the place is empty.

@@ -7,11 +7,11 @@
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use redirect_common::dns::{DnsClient, slot_key};
-use redirect_common::{Endpoint, Event, Ip, Origin, Outbound, Rule, decide, dns, role};
+use redirect_common::{Endpoint, Event, Ip, Origin, dns, role};
 
-use crate::call::{Call, PROCEED, REFUSE};
+use crate::call::{Asked, Call, Decision, PROCEED, REFUSE, decide_call};
 use crate::ctx::SockAddr;
-use crate::maps;
+use crate::maps::{self, Claim};
 use crate::stats::count;
 use crate::trace;
 
@@ -19,24 +19,29 @@ use crate::trace;
 #[cgroup_sock_addr(sendmsg4)]
 pub(crate) fn sendmsg4(ctx: SockAddrContext) -> i32 {
     let sock = SockAddr::new(&ctx);
-    let Some(call) = Call::new(&sock, sock.address4(), sock.bound4()) else { return PROCEED };
+    let Some((asked, pod)) = Asked::new(&sock, sock.address4(), sock.bound4()) else { return PROCEED };
+    let call = Call::new(&asked, pod);
     if answers(&sock, &call) {
         if let Some(at) = source_of_answer(&call, &sock.source4()) {
             sock.set_source4(&at);
         }
         return PROCEED;
     }
-    let decision = decide(&call.flow, &call.facts);
-    if let Outbound::Direct(rule) = decision {
-        leave_alone(&sock, &call, rule);
+    let decision = decide_call(&asked, pod);
+    if Decision(decision).target().is_none() {
+        leave_alone(&sock, &call, Decision(decision));
         return PROCEED;
     }
-    let Some(at) = asked_at(&call) else { return refuse(&sock) };
+    let Some(at) = asked_at(&call) else {
+        count(asked.cookie, Event::DnsRefused);
+        return refuse(&sock);
+    };
+    count(asked.cookie, Event::DnsRedirected);
     if sock.source4().is_unspecified() && call.has_own_source() {
         sock.set_source4(&call.flow.dst.ip);
     }
     sock.set_address4(&at);
-    trace::outbound(&call, decision);
+    trace::trace_call(&asked, decision);
     PROCEED
 }
 
@@ -44,71 +49,89 @@ pub(crate) fn sendmsg4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(sendmsg6)]
 pub(crate) fn sendmsg6(ctx: SockAddrContext) -> i32 {
     let sock = SockAddr::new(&ctx);
-    let Some(call) = Call::new(&sock, sock.address6(), sock.bound6()) else { return PROCEED };
+    let Some((asked, pod)) = Asked::new(&sock, sock.address6(), sock.bound6()) else { return PROCEED };
+    let call = Call::new(&asked, pod);
     if answers(&sock, &call) {
         if let Some(at) = source_of_answer(&call, &sock.source6()) {
             sock.set_source6(&at);
         }
         return PROCEED;
     }
-    let decision = decide(&call.flow, &call.facts);
-    if let Outbound::Direct(rule) = decision {
-        leave_alone(&sock, &call, rule);
+    let decision = decide_call(&asked, pod);
+    if Decision(decision).target().is_none() {
+        leave_alone(&sock, &call, Decision(decision));
         return PROCEED;
     }
-    let Some(at) = asked_at(&call) else { return refuse(&sock) };
+    let Some(at) = asked_at(&call) else {
+        count(asked.cookie, Event::DnsRefused);
+        return refuse(&sock);
+    };
+    count(asked.cookie, Event::DnsRedirected);
     if sock.source6().is_unspecified() && call.has_own_source() {
         sock.set_source6(&call.flow.dst.ip);
     }
     sock.set_address6(&at);
-    trace::outbound(&call, decision);
+    trace::trace_call(&asked, decision);
     PROCEED
 }
 
+/// `asm-generic/errno.h`
+const ECONNREFUSED: i32 = 111;
+
 #[inline(always)]
 fn refuse(sock: &SockAddr) -> i32 {
-    sock.fail_with_refused();
+    sock.fail_with(ECONNREFUSED);
     REFUSE
 }
 
 /// The guard cannot see by which group a question is let pass: it is told by the socket's origin, unless that
 /// is in use.
 #[inline(always)]
-fn leave_alone(sock: &SockAddr, call: &Call, rule: Rule) {
+fn leave_alone(sock: &SockAddr, call: &Call<'_>, decision: Decision) {
     let free = sock.origin().is_none_or(|origin| origin.role == role::NONE);
-    if free && call.marked_for_guard(rule) {
+    if free && decision.marked() {
         let _ = sock.set_origin(Origin { dst: call.flow.dst, role: role::PASSED });
     }
 }
 
-/// Where a captured question goes: the proxy at the address that stands for the server. `None`, counted: no
-/// address is left for it.
+/// Where a captured question goes: the proxy at the address that stands for the server. `None`: no address is
+/// left for it.
 #[inline(always)]
-pub(crate) fn asked_at(call: &Call) -> Option<Endpoint> {
-    let (cookie, server) = (call.facts.cookie, &call.flow.dst);
+pub(crate) fn asked_at(call: &Call<'_>) -> Option<Endpoint> {
+    let mut ip = Ip::NONE;
+    let found = server_call(call.asked, &mut ip);
+    (found != 0).then_some(Endpoint { ip, port: call.facts.pod.dns_port })
+}
+
+/// Has an address stand for the server and puts it into `at`; 0 when none is left.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn server_call(asked: *const Asked, at: *mut Ip) -> u64 {
+    // SAFETY: the caller passes references.
+    let (Some(asked), Some(at)) = (unsafe { asked.as_ref() }, unsafe { at.as_mut() }) else { return 0 };
+    let server = &asked.flow.dst;
     for attempt in 0..dns::ATTEMPTS {
         let ip = dns::candidate(server, attempt);
-        if let Some(slot) = slot_key(cookie, &ip)
-            && maps::claim_slot(&slot, server)
+        if let Some(slot) = slot_key(asked.cookie, &ip)
+            && matches!(maps::claim_slot(&slot, server), Claim::Done)
         {
-            count(cookie, Event::DnsRedirected);
-            return Some(Endpoint { ip, port: call.facts.pod.dns_port });
+            *at = ip;
+            return 1;
         }
     }
-    count(cookie, Event::DnsRefused);
-    None
+    0
 }
 
 /// Whether this datagram is the DNS proxy's answer to somebody.
 #[inline(always)]
-fn answers(sock: &SockAddr, call: &Call) -> bool {
+fn answers(sock: &SockAddr, call: &Call<'_>) -> bool {
     let (pod, caller) = (call.facts.pod, &call.flow.caller);
-    sock.own_port() == pod.dns_port && (caller.uid == pod.proxy_uid || caller.gid == pod.proxy_gid)
+    sock.own_port() == pod.dns_port && pod.is_proxy(caller)
 }
 
 /// The address from which an answer must come, where the proxy does not say one itself.
 #[inline(always)]
-fn source_of_answer(call: &Call, chosen: &Ip) -> Option<Ip> {
+fn source_of_answer(call: &Call<'_>, chosen: &Ip) -> Option<Ip> {
     let cookie = call.facts.cookie;
     if !chosen.is_unspecified() {
         if slot_key(cookie, chosen).is_some() {
@@ -149,5 +172,5 @@ pub(crate) fn asked_server(sock: &SockAddr, from: &Endpoint) -> Option<Endpoint>
     if from.port != maps::pod(slot.cookie)?.dns_port {
         return None;
     }
-    maps::destination(&slot).copied()
+    maps::destination(&slot)
 }

@@ -1,7 +1,7 @@
 //! The maps' answers to the questions of `decide()` and `decide_inbound()`.
 
 use redirect_common::decide::InboundMode;
-use redirect_common::{Facts, InboundFacts, Ip, PodConfig, flags, list, set};
+use redirect_common::{Facts, Family, InboundFacts, Ip, PodConfig, flags, list, set};
 
 use crate::maps::{in_ports, in_ranges, in_set, own_address};
 
@@ -9,6 +9,8 @@ use crate::maps::{in_ports, in_ranges, in_set, own_address};
 pub(crate) struct PodFacts {
     pub(crate) cookie: u64,
     pub(crate) pod: &'static PodConfig,
+    /// The family of the flow's destination.
+    pub(crate) family: Family,
 }
 
 impl PodFacts {
@@ -29,20 +31,20 @@ impl Facts for PodFacts {
     }
     #[inline(always)]
     fn range_excluded(&self, ip: &Ip) -> bool {
-        self.has(flags::EXCLUDED_RANGES) && in_ranges(self.cookie, list::EXCLUDED, ip)
+        self.has(flags::EXCLUDED_RANGES) && in_ranges(self.cookie, list::EXCLUDED, ip, self.family)
     }
     #[inline(always)]
     fn range_included(&self, ip: &Ip) -> bool {
         self.has(flags::INCLUDE_ALL)
-            || (self.has(flags::INCLUDED_RANGES) && in_ranges(self.cookie, list::INCLUDED, ip))
+            || (self.has(flags::INCLUDED_RANGES) && in_ranges(self.cookie, list::INCLUDED, ip, self.family))
     }
     #[inline(always)]
     fn own_address(&self, ip: &Ip) -> bool {
-        own_address(self.cookie, ip)
+        is_own(self.pod, self.cookie, ip, self.family)
     }
     #[inline(always)]
     fn interface_excluded(&self, ip: &Ip) -> bool {
-        self.has(flags::EXCLUDED_INTERFACES) && in_ranges(self.cookie, list::INTERFACE, ip)
+        self.has(flags::EXCLUDED_INTERFACES) && in_ranges(self.cookie, list::INTERFACE, ip, self.family)
     }
     #[inline(always)]
     fn lo_excluded(&self) -> bool {
@@ -66,7 +68,7 @@ impl Facts for PodFacts {
     }
     #[inline(always)]
     fn dns_server(&self, ip: &Ip) -> bool {
-        !self.has(flags::DNS_LISTED) || in_ranges(self.cookie, list::DNS_SERVERS, ip)
+        !self.has(flags::DNS_LISTED) || in_ranges(self.cookie, list::DNS_SERVERS, ip, self.family)
     }
     #[inline(always)]
     fn proxy_uid(&self) -> u32 {
@@ -76,6 +78,17 @@ impl Facts for PodFacts {
     fn proxy_gid(&self) -> u32 {
         self.pod.proxy_gid
     }
+}
+
+/// Whether an address is one of the pod's own. Most pods have one address of each family, and link-local
+/// ones.
+#[inline(always)]
+pub(crate) fn is_own(pod: &PodConfig, cookie: u64, ip: &Ip, family: Family) -> bool {
+    if ip.same(&pod.source(family)) {
+        return !ip.is_unspecified();
+    }
+    let asked = pod.flags & flags::MORE_ADDRESSES != 0 || matches!(family, Family::V6) && ip.is_link_local();
+    asked && own_address(cookie, ip)
 }
 
 /// The pod's inbound policy as the maps hold it, and the interface of this packet.

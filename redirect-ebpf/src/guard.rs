@@ -50,7 +50,7 @@ fn stopped(packet: &Packet, opening: &Opening, guarded: &GuardedPod, pod: &'stat
     }
     let Some((event, rule, uid)) = leak(packet, opening, guarded, pod) else { return false };
     count(guarded.cookie, event);
-    trace::leaving(pod, guarded, opening, rule, uid);
+    trace::leaving(guarded, opening, rule, uid);
     guarded.audit == 0
 }
 
@@ -80,7 +80,7 @@ fn leak(
     let protocol = if tcp { Protocol::Tcp } else { Protocol::Udp };
     let flow = Flow::new(protocol, opening.dst, Ip::NONE, Caller { uid, gid: UNKNOWN });
     let facts = LeavingFacts {
-        policy: PodFacts { cookie: guarded.cookie, pod },
+        policy: PodFacts { cookie: guarded.cookie, pod, family: flow.family },
         proxy_uid: guarded.proxy_uid,
         interface: packet.interface(),
     };
@@ -138,7 +138,7 @@ fn hidden_on_arrival(guarded: &GuardedPod, pod: &PodConfig, opening: &Opening, f
         return true;
     }
     count(guarded.cookie, Event::GuardHidden);
-    trace::arriving(pod, guarded, opening, Inbound::Redirect(InboundRule::All), false);
+    trace::arriving(guarded, opening, Inbound::Redirect(InboundRule::All), false);
     guarded.audit != 0
 }
 
@@ -150,7 +150,7 @@ fn audit(packet: &Packet, opening: &Opening, guarded: &GuardedPod, pod: &PodConf
     maps::asking(false);
     if past {
         count(guarded.cookie, Event::GuardInbound);
-        trace::arriving(pod, guarded, opening, verdict, false);
+        trace::arriving(guarded, opening, verdict, false);
     }
 }
 
@@ -184,8 +184,11 @@ fn bound(
                     || packet.bind_to_port(opening, pod.inbound_port))
         }
     };
-    count(cookie, if steered { Event::InboundRedirected } else { Event::InboundRefused });
-    trace::arriving(pod, guarded, opening, verdict, steered);
+    if !steered {
+        // What is steered is counted when the sidecar has accepted it.
+        count(cookie, Event::InboundRefused);
+    }
+    trace::arriving(guarded, opening, verdict, steered);
     steered
 }
 

@@ -10,10 +10,10 @@ use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use redirect_common::dns::{DnsClient, proxy};
-use redirect_common::{Event, Family, Inbound, Ip, decide_inbound, in_prefix4, in_prefix6};
+use redirect_common::{Event, Family, Inbound, InboundRule, Ip, PodConfig, decide_inbound, in_prefix};
 
 use crate::ctx::Lookup;
-use crate::facts::PacketFacts;
+use crate::facts::{PacketFacts, is_own};
 use crate::listener::steer;
 use crate::maps;
 use crate::stats::count;
@@ -32,38 +32,42 @@ pub(crate) fn inbound(ctx: SkLookupContext) -> u32 {
     let cookie = maps::entered();
     let Some(pod) = maps::pod(cookie) else { return SK_PASS };
     let (client, dst) = (packet.remote(), packet.local());
-    if from_inside(cookie, &client.ip, &dst.ip) {
+    if from_inside(pod, cookie, &client.ip, &dst.ip, packet.family()) {
         return SK_PASS;
     }
-    if in_prefix6(&dst.ip) {
-        // This prefix is the way from the application to the sidecar; it must not be used from outside.
+    if in_prefix(&dst.ip) {
+        // This prefix is the way from the application to the sidecar; nothing from outside may use it. (127/8
+        // arrives where net.ipv4.conf.*.route_localnet is on.)
         count(cookie, Event::InboundForeign);
         return SK_DROP;
     }
     let facts = PacketFacts { cookie, pod, interface: packet.interface() };
     let verdict = decide_inbound(dst.port, &facts);
-    let steered =
-        matches!(verdict, Inbound::Redirect(_)) && steer(&packet, cookie, pod.inbound_port, packet.family());
+    let steered = match verdict {
+        Inbound::Direct(_) => false,
+        Inbound::Redirect(rule) => {
+            wanted(pod, cookie, dst.port, rule) && steer(&packet, cookie, pod.inbound_port, packet.family())
+        }
+    };
+    let valid = maps::still(pod, cookie);
     if maps::asked() {
         // The guard wants to know who would get the packet, and counts what becomes of it.
         return if steered || matches!(verdict, Inbound::Direct(_)) { SK_PASS } else { SK_DROP };
     }
     let action = match verdict {
-        Inbound::Direct(_) => {
+        Inbound::Direct(_) if valid => {
             count(cookie, Event::InboundDirect);
             SK_PASS
         }
-        Inbound::Redirect(_) if steered => {
-            count(cookie, Event::InboundRedirected);
-            SK_PASS
-        }
-        Inbound::Redirect(_) => {
-            // The client gets a reset, as from a REDIRECT to a port without a listener.
-            count(cookie, Event::InboundRefused);
+        // Counted when the sidecar has accepted it, in `original_dst`: a look-up is not yet a connection.
+        Inbound::Redirect(_) if valid && steered => SK_PASS,
+        Inbound::Direct(_) | Inbound::Redirect(_) => {
+            // The client gets a reset, as from a REDIRECT to a port on which no socket listens.
+            count(cookie, if valid { Event::InboundRefused } else { Event::ConfigChanged });
             SK_DROP
         }
     };
-    trace::inbound(pod, cookie, (packet.remote(), dst), verdict, steered);
+    trace::inbound(cookie, (packet.remote(), dst), verdict, steered);
     action
 }
 
@@ -72,7 +76,7 @@ pub(crate) fn inbound(ctx: SkLookupContext) -> u32 {
 #[inline(always)]
 fn from_application(packet: &Lookup) -> u32 {
     let dst = packet.local();
-    if in_prefix4(&dst.ip) || in_prefix6(&dst.ip) {
+    if in_prefix(&dst.ip) {
         steer(packet, maps::entered(), dst.port, packet.family());
     }
     SK_PASS
@@ -88,7 +92,8 @@ fn datagram(packet: &Lookup) -> u32 {
     if at.port != proxy.port {
         return SK_PASS;
     }
-    if !packet.over_lo() && !from_inside(cookie, &client.ip, &at.ip) {
+    let inside = |pod| from_inside(pod, cookie, &client.ip, &at.ip, packet.family());
+    if !packet.over_lo() && !maps::pod(cookie).is_some_and(inside) {
         let opened = match packet.family() {
             Family::V4 => proxy::OPENED4,
             Family::V6 => proxy::OPENED6,
@@ -110,6 +115,15 @@ fn datagram(packet: &Lookup) -> u32 {
 /// `ipv6_rcv()`; seen on Linux 6.18). The source tells: from outside the kernel takes no packet with a source
 /// that is loopback or its own.
 #[inline(always)]
-fn from_inside(cookie: u64, client: &Ip, dst: &Ip) -> bool {
-    client.same(dst) || client.is_loopback() || maps::own_address(cookie, client)
+fn from_inside(pod: &PodConfig, cookie: u64, client: &Ip, dst: &Ip, family: Family) -> bool {
+    client.same(dst) || client.is_loopback_of(family) || is_own(pod, cookie, client, family)
+}
+
+/// Whether the sidecar may have the port. While it has accepted connections on one, the kernel does not give
+/// that port to the pod's outgoing connections, and for a minute after; a scanner could use up the ephemeral
+/// range. So a port of that range is the sidecar's only while an application listens on it, or where the
+/// policy lists it.
+#[inline(always)]
+fn wanted(pod: &PodConfig, cookie: u64, port: u32, rule: InboundRule) -> bool {
+    matches!(rule, InboundRule::Listed) || !pod.is_ephemeral(port) || maps::is_listening(cookie, port)
 }

@@ -1,16 +1,19 @@
 //! The legend: what is kept where. `redirect_common`'s first page has the same list with keys and values.
 
-use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
-use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_NOEXIST};
-use aya_ebpf::macros::map;
-use aya_ebpf::maps::lpm_trie::Key;
+use core::sync::atomic::{Ordering, compiler_fence};
+
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
+use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::maps::lpm_trie::Key as Prefix;
 use aya_ebpf::maps::{
     Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, ProgramArray, SockHash,
 };
 use redirect_common::dns::proxy;
 use redirect_common::{
-    AddrKey, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, GUARDED_PODS, GuardedPod, HandoffKey, Ip,
-    ListenerKey, Origin, PodConfig, PortBlock, PortsKey, RangeKey, SetKey, SlotKey,
+    AddrKey, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, Family, GUARDED_PODS, GuardedPod, HandoffKey,
+    Ip, Kept, Key, LISTENER_PLACES, ListenerKey, ListeningKey, Origin, PodConfig, PortBlock, PortsKey,
+    RangeKey, SLOTS_PER_POD, SetKey, SlotKey,
 };
 
 /// Enrolled pods. Written by attach and detach, read by every program. Full: attach fails and says so.
@@ -37,23 +40,34 @@ static SETS: HashMap<SetKey, u8> = HashMap::with_max_entries(131_072, BPF_F_NO_P
 static OWN: HashMap<AddrKey, u8> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 
 /// What the addresses of the pods' private prefixes stand for: one entry for each true destination that a pod
-/// has dialled, at most [`redirect_common::SLOTS`] per pod and family. Written on connect, never changed,
-/// removed by detach. Full, or the slot taken by another destination: the connection takes the detour by
-/// ORIGIN and HANDOFF.
+/// has dialled, at most [`SLOTS_PER_POD`] per pod. Written on connect, never changed, removed by detach.
+/// Full, or all slots that were tried taken by other destinations: the connection takes the detour by ORIGIN
+/// and HANDOFF.
 #[map]
-static DESTINATIONS: HashMap<SlotKey, Endpoint> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+static DESTINATIONS: HashMap<SlotKey, Kept<SlotKey>> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+
+/// How many entries of DESTINATIONS each pod has. The entry is made and removed by attach and detach, counted
+/// up on connect.
+#[map]
+static CLAIMS: HashMap<u64, u64> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 
 /// Handshakes under way of connections that take the detour: written at the client's ACTIVE_ESTABLISHED,
 /// taken and deleted at the server's PASSIVE_ESTABLISHED, which on loopback comes later, or deleted when the
 /// client closes before that. Full: the sidecar does not learn the destination, sends the connection to its
 /// black hole, and `handoff_full` counts it.
 #[map]
-static HANDOFF: HashMap<HandoffKey, Endpoint> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+static HANDOFF: HashMap<HandoffKey, Kept<HandoffKey>> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 
 /// Listening sockets of the sidecars. Written at TCP_LISTEN_CB, emptied by the kernel when a socket closes.
 /// Full: the listener is counted as rejected, and inbound connections are refused.
 #[map]
 static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(16_384, 0);
+
+/// The sockets that listen on the ephemeral ports of a pod, by their cookies. Written in sock_ops when a
+/// socket begins to listen, removed when it ends to; attach puts in what listened before, detach removes all
+/// of a pod. Full: the port counts as not listened on, and what comes in for it is refused.
+#[map]
+static LISTENING: HashMap<ListeningKey, u64> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 
 /// The pod whose packet this CPU is looking at. Written by the program in the pod's namespace, read by
 /// `inbound` right after it on the same CPU: look-ups run with bottom halves disabled, so nothing comes in
@@ -79,14 +93,19 @@ static INBOUND: ProgramArray = ProgramArray::with_max_entries(1, 0);
 #[map]
 static STATS: PerCpuHashMap<u64, Counters> = PerCpuHashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 
-/// Each socket's origin, which dies with the socket. Written on connect and in sock_ops. No memory: the
-/// connection is refused.
-///
-/// A socket storage map needs BTF for key and value and, so that accepted sockets inherit their listener's
-/// origin, BPF_F_CLONE; aya's own wrapper fixes the flags, hence this definition.
-#[unsafe(link_section = ".maps")]
-#[unsafe(export_name = "ORIGIN")]
-static ORIGIN: SocketStorage<Origin> = SocketStorage::new();
+/// Until when trace records of any pod are wanted, in `CLOCK_MONOTONIC` nanoseconds; 0 for never. Written by
+/// `redirect trace`.
+#[map]
+static TRACED: Array<u64> = Array::with_max_entries(1, 0);
+
+/// Until when trace records of a pod are wanted. Written by `redirect trace`, removed by it or by detach.
+#[map]
+static TRACES: HashMap<u64, u64> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+
+/// Each socket's origin, which dies with the socket. Written on bind, on connect and in sock_ops. No memory:
+/// the call is refused.
+#[btf_map]
+static ORIGIN: SkStorage<Origin> = SkStorage::new();
 
 /// The pods' DNS proxies. Written at their bind() and when they answer, read by `inbound`, removed by detach.
 /// Full: the proxy stays on localhost, questions are refused, and `dns_proxy_rejected` counts it.
@@ -99,55 +118,79 @@ static DNS_PROXIES: HashMap<u64, DnsProxy> = HashMap::with_max_entries(4096, BPF
 #[map]
 static DNS_ASKED: LruHashMap<DnsClient, DnsAsked> = LruHashMap::with_max_entries(4096, 0);
 
-/// The shape in BTF that tells the loader to make a socket storage map with inheritance.
-#[repr(C)]
-pub(crate) struct SocketStorage<T> {
-    r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
-    key: *const i32,
-    value: *const T,
-    max_entries: *const [i32; 0],
-    map_flags: *const [i32; (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize],
-}
-
-// SAFETY: the pointers are placeholders that only the loader looks at, through BTF; no code follows them.
-unsafe impl<T> Sync for SocketStorage<T> {}
-
-impl<T> SocketStorage<T> {
-    const fn new() -> Self {
-        use core::ptr::null;
-        Self { r#type: null(), key: null(), value: null(), max_entries: null(), map_flags: null() }
-    }
-}
-
 /// The map of the sockets' origins, as the helpers want it.
 #[inline(always)]
 pub(crate) fn origin() -> *mut core::ffi::c_void {
     (&raw const ORIGIN).cast_mut().cast()
 }
 
-/// The pod's configuration; `None` means: not enrolled, leave alone.
+/// The pod's configuration; `None` means: not enrolled, leave alone. What was read of it holds only if
+/// [`still`] says so afterwards.
 #[inline(always)]
 pub(crate) fn pod(cookie: u64) -> Option<&'static PodConfig> {
-    // SAFETY: entries are replaced as a whole by attach, and freed no earlier than a grace period after their
-    // removal.
+    // SAFETY: the memory stays a PodConfig while the program runs, but another pod's once detach or attach
+    // has replaced the entry and the kernel has handed the element to the next insertion. A mixture has no
+    // invalid bytes.
     unsafe { PODS.get(cookie) }
 }
 
-/// The slot's address stands for this destination; false when it stands for another one, or there is no room.
+/// Whether the configuration is still this pod's. Asked last, when everything has been read.
 #[inline(always)]
-pub(crate) fn claim_slot(key: &SlotKey, dst: &Endpoint) -> bool {
+pub(crate) fn still(pod: &'static PodConfig, cookie: u64) -> bool {
+    compiler_fence(Ordering::SeqCst);
+    // SAFETY: a read of valid memory; volatile, so that it is made here and not with the first one.
+    unsafe { core::ptr::read_volatile(&raw const pod.cookie) == cookie }
+}
+
+/// A copy of a destination, if the element was its key's all the time. For the kernel's reuse of elements see
+/// [`Kept`].
+#[inline(always)]
+fn copied<K: Key>(found: Option<&'static Kept<K>>, key: &K) -> Option<Endpoint> {
+    let found = found?;
+    // SAFETY: reads of valid memory; volatile, so that the key is compared after the destination was copied.
+    let (dst, of) = unsafe {
+        (core::ptr::read_volatile(&raw const found.dst), core::ptr::read_volatile(&raw const found.key))
+    };
+    of.same(key).then_some(dst)
+}
+
+/// What becomes of a try to have a slot stand for a destination.
+pub(crate) enum Claim {
+    /// The slot's address stands for it.
+    Done,
+    /// The slot is another destination's.
+    Taken,
+    /// No slot can be had: the pod has its share, or the table is full.
+    Full,
+}
+
+/// Makes the slot's address stand for a destination.
+#[inline(always)]
+pub(crate) fn claim_slot(key: &SlotKey, dst: &Endpoint) -> Claim {
     if let Some(owner) = destination(key) {
-        return owner.port == dst.port && owner.ip.same(&dst.ip);
+        return if owner.same(dst) { Claim::Done } else { Claim::Taken };
     }
-    // Another connection may claim it at the same moment; who comes second finds it taken the next time.
-    DESTINATIONS.insert(key, dst, BPF_NOEXIST.into()).is_ok()
+    let Some(claims) = CLAIMS.get_ptr_mut(key.cookie) else { return Claim::Full };
+    // SAFETY: the entry is there until detach, and then its memory another pod's count. Two connections at
+    // the same moment may count as one: the limit need not be exact.
+    if unsafe { *claims } >= u64::from(SLOTS_PER_POD) {
+        return Claim::Full;
+    }
+    // Another connection may claim it at the same moment; the one that comes second finds it taken the next
+    // time.
+    if DESTINATIONS.insert(key, Kept::new(*key, *dst), BPF_NOEXIST.into()).is_err() {
+        return Claim::Full;
+    }
+    // SAFETY: as above.
+    unsafe { *claims += 1 };
+    Claim::Done
 }
 
 /// What a slot's address stands for.
 #[inline(always)]
-pub(crate) fn destination(key: &SlotKey) -> Option<&'static Endpoint> {
-    // SAFETY: an entry is written once and freed no earlier than a grace period after detach removed it.
-    unsafe { DESTINATIONS.get(key) }
+pub(crate) fn destination(key: &SlotKey) -> Option<Endpoint> {
+    // SAFETY: the memory stays a Kept<SlotKey> while the program runs; `copied` makes sure whose.
+    copied(unsafe { DESTINATIONS.get(key) }, key)
 }
 
 /// Notes that a pod's DNS proxy has opened a socket, which is a new one: how it answers is to be seen. False
@@ -202,17 +245,17 @@ pub(crate) fn dns_asked(client: &DnsClient) -> Option<&'static mut DnsAsked> {
     DNS_ASKED.get_ptr_mut(client).map(|asked| unsafe { &mut *asked })
 }
 
-/// Remembers the true destination for the time of one loopback handshake; false when the table is full.
+/// Keeps the true destination for the time of one loopback handshake; false when the table is full.
 #[inline(always)]
 pub(crate) fn handoff_put(key: &HandoffKey, dst: &Endpoint) -> bool {
-    HANDOFF.insert(key, dst, 0).is_ok()
+    HANDOFF.insert(key, Kept::new(*key, *dst), 0).is_ok()
 }
 
 /// Takes a true destination out of the handshake table.
 #[inline(always)]
 pub(crate) fn handoff_take(key: &HandoffKey) -> Option<Endpoint> {
-    // SAFETY: this key belongs to one handshake, whose only consumer is this call.
-    let dst = unsafe { HANDOFF.get(key) }.copied()?;
+    // SAFETY: as in `destination`; the client may close, and thereby remove the entry, in the same moment.
+    let dst = copied(unsafe { HANDOFF.get(key) }, key)?;
     let _ = HANDOFF.remove(key);
     Some(dst)
 }
@@ -221,6 +264,56 @@ pub(crate) fn handoff_take(key: &HandoffKey) -> Option<Endpoint> {
 #[inline(always)]
 pub(crate) fn handoff_remove(key: &HandoffKey) {
     let _ = HANDOFF.remove(key);
+}
+
+/// Notes a socket that begins to listen on an ephemeral port, in the place of another one when all are taken;
+/// false when there is no room.
+#[inline(always)]
+pub(crate) fn listening(cookie: u64, port: u32, socket: u64) -> bool {
+    for place in 0..LISTENER_PLACES {
+        if LISTENING.insert(ListeningKey { cookie, port, place }, socket, BPF_NOEXIST.into()).is_ok() {
+            return true;
+        }
+    }
+    LISTENING.insert(ListeningKey { cookie, port, place: 0 }, socket, 0).is_ok()
+}
+
+/// Forgets a socket that ends to listen.
+#[inline(always)]
+pub(crate) fn listened(cookie: u64, port: u32, socket: u64) {
+    for place in 0..LISTENER_PLACES {
+        let key = ListeningKey { cookie, port, place };
+        // SAFETY: 8 bytes, read at once. Another port's socket, read in its place, is not this one.
+        if unsafe { LISTENING.get(key) }.is_some_and(|noted| *noted == socket) {
+            let _ = LISTENING.remove(key);
+            return;
+        }
+    }
+}
+
+/// Whether a socket listens on an ephemeral port.
+#[inline(always)]
+pub(crate) fn is_listening(cookie: u64, port: u32) -> bool {
+    for place in 0..LISTENER_PLACES {
+        // SAFETY: the value is not read, only whether there is one.
+        if unsafe { LISTENING.get(ListeningKey { cookie, port, place }) }.is_some() {
+            return true;
+        }
+    }
+    false
+}
+
+/// Until when trace records of any pod are wanted.
+#[inline(always)]
+pub(crate) fn traced() -> u64 {
+    TRACED.get(0).copied().unwrap_or(0)
+}
+
+/// Until when trace records of a pod are wanted.
+#[inline(always)]
+pub(crate) fn traced_pod(cookie: u64) -> u64 {
+    // SAFETY: 8 bytes, read at once; another pod's deadline, read in its place, does no harm.
+    unsafe { TRACES.get(cookie) }.copied().unwrap_or(0)
 }
 
 /// The sidecar's listeners.
@@ -293,6 +386,6 @@ pub(crate) fn own_address(cookie: u64, ip: &Ip) -> bool {
 /// Whether an address is in one of a pod's lists of ranges: whether the longest prefix that contains it says
 /// so.
 #[inline(always)]
-pub(crate) fn in_ranges(cookie: u64, list: u32, ip: &Ip) -> bool {
-    matches!(RANGES.get(Key::new(RangeKey::BITS, RangeKey::new(cookie, list, *ip))), Some(1))
+pub(crate) fn in_ranges(cookie: u64, list: u32, ip: &Ip, family: Family) -> bool {
+    matches!(RANGES.get(Prefix::new(RangeKey::BITS, RangeKey::of(cookie, list, *ip, family))), Some(1))
 }

@@ -7,7 +7,9 @@
 
 use aya_ebpf::macros::cgroup_sockopt;
 use aya_ebpf::programs::SockoptContext;
-use redirect_common::{Endpoint, Event, Family, HandoffKey, Origin, Own, SlotKey, is_handoff_address, role};
+use redirect_common::{
+    Endpoint, Event, Family, HandoffKey, Origin, Own, Peer, SlotKey, is_handoff_address, role,
+};
 
 use crate::ctx::{AF_INET, AF_INET6, SockaddrIn, SockaddrIn6, Sockopt};
 use crate::maps;
@@ -18,8 +20,6 @@ use crate::stats::count;
 const ORIGINAL_DST: i32 = 80;
 const SOL_IP: i32 = 0;
 const SOL_IPV6: i32 = 41;
-/// Of a larger buffer the program sees only this much.
-const PAGE_SIZE: i32 = 4096;
 
 /// Always: what the caller gets is what the context says.
 const DONE: i32 = 1;
@@ -44,66 +44,76 @@ pub(crate) fn original_dst(ctx: SockoptContext) -> i32 {
 /// What a connection accepted by the sidecar was meant for.
 #[inline(always)]
 fn destination(call: &Sockopt) -> Option<Endpoint> {
+    let cookie = call.cookie();
+    let pod = maps::pod(cookie)?;
     let (own, peer) = call.ends()?;
     let Own(at) = own;
-    if let Some(slot) = SlotKey::new(call.cookie(), &at.ip) {
-        return maps::destination(&slot).copied();
+    let listener = pod.is_listener(at.port);
+    if let Some(slot) = SlotKey::new(cookie, &at.ip) {
+        // Other ports of the prefix are the application's own business.
+        return if listener { maps::destination(&slot) } else { None };
     }
+    if is_handoff_address(&at.ip) {
+        return after_detour(call, cookie, own, peer, listener);
+    }
+    // `inbound` rewrites nothing: the socket's own address is the original destination. For connections that
+    // were not redirected connection tracking would say the same.
+    if !pod.is_proxy(&call.caller()) || !call.is_connection() || !maps::still(pod, cookie) {
+        return None;
+    }
+    count(cookie, Event::InboundRedirected);
+    Some(at)
+}
+
+/// What is kept in the socket. With TCP Fast Open the client's side of the handshake comes after the
+/// server's: then the destination is still in HANDOFF.
+#[inline(always)]
+fn after_detour(call: &Sockopt, cookie: u64, own: Own, peer: Peer, listener: bool) -> Option<Endpoint> {
     if let Some(origin) = call.origin()
         && origin.role == role::ACCEPTED
     {
         return Some(origin.dst);
     }
-    if !is_handoff_address(&at.ip) {
+    let Some(dst) = maps::handoff_take(&HandoffKey::of_sidecar(cookie, own, peer)) else {
+        if listener {
+            // Somebody in the pod dialled the sidecar's port itself.
+            count(cookie, Event::HandoffMissing);
+        }
         return None;
-    }
-    // With TCP Fast Open the client's side of the handshake comes after the server's: look again now.
-    let dst = maps::handoff_take(&HandoffKey::of_sidecar(call.cookie(), own, peer))?;
+    };
+    count(cookie, Event::HandoffTaken);
     call.set_origin(Origin { dst, role: role::ACCEPTED });
     Some(dst)
 }
 
-#[inline(always)]
-fn answer(call: &Sockopt, dst: &Endpoint) {
-    match dst.ip.family() {
-        Family::V4 => answer4(call, dst),
-        Family::V6 => answer6(call, dst),
-    }
-}
-
+/// The kernel's own answer stands.
 #[inline(always)]
 fn untouched(call: &Sockopt) -> i32 {
-    if call.len() > PAGE_SIZE {
-        call.leave_untouched();
-    }
+    call.leave_untouched();
     DONE
 }
 
 #[inline(always)]
-fn answer4(call: &Sockopt, dst: &Endpoint) {
-    if call.len() < size_of::<SockaddrIn>() as i32 {
-        return call.fail_with_invalid();
+fn answer(call: &Sockopt, dst: &Endpoint) {
+    let port = (dst.port as u16).to_be();
+    match dst.ip.family() {
+        Family::V4 => {
+            let address = SockaddrIn { family: AF_INET as u16, port, address: dst.ip.words[3], zero: 0 };
+            put(call, address);
+        }
+        Family::V6 => {
+            let (family, address) = (AF_INET6 as u16, dst.ip.words);
+            put(call, SockaddrIn6 { family, port, flowinfo: 0, address, scope_id: 0 });
+        }
     }
-    count(call.cookie(), Event::OriginalDstAnswered);
-    call.answer(SockaddrIn {
-        family: AF_INET as u16,
-        port: (dst.port as u16).to_be(),
-        address: dst.ip.words[3],
-        zero: 0,
-    });
 }
 
+/// Answers with a value, or with the kernel's error for a buffer that is too small.
 #[inline(always)]
-fn answer6(call: &Sockopt, dst: &Endpoint) {
-    if call.len() < size_of::<SockaddrIn6>() as i32 {
-        return call.fail_with_invalid();
+fn put<T: Copy>(call: &Sockopt, value: T) {
+    if call.len() < size_of::<T>() as i32 {
+        call.fail_with_invalid();
+    } else {
+        call.answer(value);
     }
-    count(call.cookie(), Event::OriginalDstAnswered);
-    call.answer(SockaddrIn6 {
-        family: AF_INET6 as u16,
-        port: (dst.port as u16).to_be(),
-        flowinfo: 0,
-        address: dst.ip.words,
-        scope_id: 0,
-    });
 }

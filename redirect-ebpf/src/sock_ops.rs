@@ -7,14 +7,14 @@
 //! arrives, before the ACK is sent that brings about the server's PASSIVE_ESTABLISHED.
 
 use aya_ebpf::bindings::{
-    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
-    BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE,
+    BPF_NOEXIST, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
+    BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE, BPF_TCP_LISTEN,
 };
+use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::macros::sock_ops as hook;
 use aya_ebpf::programs::SockOpsContext;
 use redirect_common::{
-    Endpoint, Event, HandoffKey, LISTENER_PLACES, ListenerKey, Origin, Own, Peer, flags, is_handoff_address,
-    role,
+    Event, HandoffKey, LISTENER_PLACES, ListenerKey, Origin, Own, is_handoff_address, role,
 };
 
 use crate::ctx::SockOps;
@@ -50,80 +50,67 @@ fn connected(sock: &SockOps) {
     }
 }
 
-/// A redirected client's socket changed state. When it is closed, no other socket will take its destination
-/// any more: the sidecar's accept queue may have been full all the time.
+/// A socket that is watched changed state: a client on the detour, or an ephemeral port's listener. (What the
+/// listener accepts is watched as well; it inherits the wish.)
 #[inline(always)]
 fn changed(sock: &SockOps) {
-    if sock.new_state() == BPF_TCP_CLOSE {
+    let (before, now) = sock.states();
+    if before == BPF_TCP_LISTEN {
+        return maps::listened(sock.cookie(), sock.own().0.port, sock.socket());
+    }
+    // When the client is closed, its destination will not be taken any more: the sidecar's accept queue may
+    // have been full all the time.
+    if now == BPF_TCP_CLOSE && sock.origin().is_some_and(|origin| origin.role == role::CLIENT) {
         maps::handoff_remove(&HandoffKey::of_client(sock.cookie(), sock.own(), sock.peer()));
     }
 }
 
-/// The server's side. A slot's address says by itself what the connection is meant for; localhost and the
-/// shared half of the prefix do not; everything else has an origin only if it was inherited from the
-/// sidecar's inbound listener.
+/// The server's side. Only localhost and the addresses behind the slots have anything to take; every other
+/// address says by itself what the connection is meant for.
 #[inline(always)]
 fn accepted(sock: &SockOps) {
     let own = sock.own();
-    if is_handoff_address(&own.0.ip) {
-        return take(sock, own);
+    if !is_handoff_address(&own.0.ip) {
+        return;
     }
-    let Some(origin) = sock.origin() else { return };
-    if origin.role == role::INBOUND_LISTENER {
-        // Steered by `inbound`, which rewrites nothing: the local address is the original destination.
-        // Dialled from inside, the sidecar's port was meant: not redirected, the kernel's own answer stands.
-        let steered = !within_the_pod(sock.peer(), own);
-        *origin = Origin { dst: own.0, role: if steered { role::ACCEPTED } else { role::NONE } };
-    }
-}
-
-/// Takes the destination that the client's side left.
-#[inline(always)]
-fn take(sock: &SockOps, own: Own) {
     let cookie = sock.cookie();
     if let Some(dst) = maps::handoff_take(&HandoffKey::of_sidecar(cookie, own, sock.peer())) {
         let stored = sock.set_origin(Origin { dst, role: role::ACCEPTED });
         count(cookie, if stored { Event::HandoffTaken } else { Event::NoStorage });
-        return;
-    }
-    if let Some(origin) = sock.origin() {
-        origin.role = role::NONE;
-    }
-    let port = own.0.port;
-    if maps::pod(cookie).is_some_and(|pod| port == pod.outbound_port || port == pod.inbound_port) {
-        // Somebody in the pod dialled the sidecar's port itself, or the client used TCP Fast Open and its
-        // side comes later.
-        count(cookie, Event::HandoffMissing);
     }
 }
 
-/// Whether both ends are in the pod.
-#[inline(always)]
-fn within_the_pod(peer: Peer, own: Own) -> bool {
-    own.0.ip.is_loopback() || peer.0.ip.same(&own.0.ip)
-}
-
-/// A socket starts to listen: if it is one of the sidecar's, register it.
+/// A socket starts to listen. One of the sidecar's is registered, one on an ephemeral port is noted.
 #[inline(always)]
 fn listening(sock: &SockOps) {
     let cookie = sock.cookie();
     let Some(pod) = maps::pod(cookie) else { return };
-    let Own(local) = sock.own();
-    let dns = pod.flags & flags::DNS != 0 && local.port == pod.dns_port;
-    if local.port != pod.outbound_port && local.port != pod.inbound_port && !dns {
+    let Own(own) = sock.own();
+    let (listener, ephemeral) = (pod.is_listener(own.port), pod.is_ephemeral(own.port));
+    if !maps::still(pod, cookie) {
         return;
     }
-    // Only connections that `inbound` steers have nothing else by which to be known.
-    let inbound = local.port == pod.inbound_port;
-    if inbound && !sock.set_origin(Origin { dst: Endpoint::NONE, role: role::INBOUND_LISTENER }) {
-        count(cookie, Event::ListenerRejected);
-        return;
+    if listener {
+        register(sock, cookie, own.port);
+    } else if ephemeral && maps::listening(cookie, own.port, sock.socket()) {
+        sock.watch_state();
     }
+}
+
+/// Registers a listener of the sidecar, in the place of another one when all are taken.
+#[inline(always)]
+fn register(sock: &SockOps, cookie: u64, port: u32) {
+    if sock.origin().is_some_and(|origin| origin.role == role::FOREIGN) {
+        return count(cookie, Event::ListenerForeign);
+    }
+    let family = sock.family();
     for place in 0..LISTENER_PLACES {
-        if sock.register(ListenerKey::new(cookie, local.port, sock.family(), place)) {
-            count(cookie, Event::ListenerAdded);
-            return;
+        if sock.register(ListenerKey::new(cookie, port, family, place), BPF_NOEXIST.into()) {
+            return count(cookie, Event::ListenerAdded);
         }
     }
-    count(cookie, Event::ListenerRejected);
+    // SAFETY: the helper has no argument.
+    let place = unsafe { bpf_get_prandom_u32() } % LISTENER_PLACES;
+    let replaced = sock.register(ListenerKey::new(cookie, port, family, place), 0);
+    count(cookie, if replaced { Event::ListenerAdded } else { Event::ListenerRejected });
 }

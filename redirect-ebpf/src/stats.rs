@@ -1,5 +1,6 @@
 //! Counting: one per-CPU entry per pod.
 
+use redirect_common::stats::EVENTS;
 use redirect_common::{Event, Rule};
 
 use crate::maps;
@@ -7,11 +8,22 @@ use crate::maps;
 /// Adds one to a pod's counter.
 #[inline(always)]
 pub(crate) fn count(cookie: u64, event: Event) {
-    if let Some(counters) = maps::counters(cookie) {
-        // SAFETY: the entry is this CPU's own; a program is not preempted by another of its kind on the same
-        // CPU in a way that could do more harm than lose a count.
-        unsafe { (*counters).counts[event as usize] += 1 };
+    count_event(cookie, event as u64);
+}
+
+/// The verifier walks a function with global linkage once, and not again behind every branch that leads to
+/// it. The event is a whole register wide, so that what is compared is what is added to the address.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn count_event(cookie: u64, event: u64) -> i32 {
+    if event < EVENTS as u64
+        && let Some(counters) = maps::counters(cookie)
+    {
+        // SAFETY: within the array. The entry is this CPU's own; a program is not preempted by another of its
+        // kind on the same CPU in a way that could do more harm than lose a count.
+        unsafe { *counters.cast::<u64>().add(event as usize) += 1 };
     }
+    0
 }
 
 /// What to count for a flow that is left alone.

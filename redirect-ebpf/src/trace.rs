@@ -6,17 +6,21 @@ use aya_ebpf::helpers::generated::bpf_get_current_pid_tgid;
 use aya_log_common::{ArgumentKind, DisplayHint, Level, RecordFieldKind};
 use aya_log_ebpf::macro_support::AYA_LOGS;
 use redirect_common::trace::{RECORD_BYTES, kind, verdict};
-use redirect_common::{
-    Endpoint, GuardedPod, Inbound, Outbound, PodConfig, Protocol, Rule, Target, TraceRecord,
-};
+use redirect_common::{Endpoint, GuardedPod, Inbound, Protocol, Rule, TraceRecord};
 
-use crate::call::Call;
+use crate::call::{Asked, Decision};
 use crate::ctx::Opening;
+use crate::maps;
 
 #[inline(always)]
-fn wanted(pod: &PodConfig) -> bool {
+fn wanted(cookie: u64) -> bool {
+    let until = maps::traced();
+    if until == 0 {
+        return false;
+    }
     // SAFETY: the helper has no argument.
-    pod.trace_until != 0 && unsafe { bpf_ktime_get_ns() } < pod.trace_until
+    let now = unsafe { bpf_ktime_get_ns() };
+    now < until && now < maps::traced_pod(cookie)
 }
 
 /// A record as a line of aya-log, `info!("{:x}", record)`, laid out beforehand.
@@ -79,20 +83,26 @@ fn send(record: TraceRecord) {
     let _ = AYA_LOGS.output::<Line>(&Line { head: HEAD_BYTES, record }, 0);
 }
 
+/// An outbound decision, see [`outbound`]. A function with global linkage, so that its line is not on the
+/// hook's stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn trace_call(asked: *const Asked, decision: u64) -> u64 {
+    // SAFETY: the caller passes a reference.
+    if let Some(asked) = unsafe { asked.as_ref() } {
+        outbound(asked, Decision(decision));
+    }
+    0
+}
+
 /// An outbound decision. Called last, when nothing else is left to do: otherwise the verifier walks the rest
 /// of the hook twice.
 #[inline(always)]
-pub(crate) fn outbound(call: &Call, decision: Outbound) {
-    let (flow, cookie) = (&call.flow, call.facts.cookie);
-    if !wanted(call.facts.pod) {
+fn outbound(asked: &Asked, decision: Decision) {
+    let (flow, cookie) = (&asked.flow, asked.cookie);
+    if !wanted(cookie) {
         return;
     }
-    let (verdict, rule) = match decision {
-        Outbound::Direct(rule) => (verdict::DIRECT, rule),
-        Outbound::Redirect(Target::Outbound, rule) => (verdict::OUTBOUND, rule),
-        Outbound::Redirect(Target::Inbound, rule) => (verdict::INBOUND, rule),
-        Outbound::Redirect(Target::Dns, rule) => (verdict::DNS, rule),
-    };
     send(TraceRecord {
         cookie,
         // SAFETY: the helper has no argument; connect and sendmsg run in the caller's context.
@@ -103,8 +113,8 @@ pub(crate) fn outbound(call: &Call, decision: Outbound) {
             Protocol::Tcp => kind::CONNECT,
             Protocol::Udp => kind::DATAGRAM,
         },
-        verdict,
-        rule: rule as u32,
+        verdict: decision.verdict(),
+        rule: decision.rule(),
         src: Endpoint { ip: flow.src, port: 0 },
         dst: flow.dst,
     });
@@ -112,14 +122,8 @@ pub(crate) fn outbound(call: &Call, decision: Outbound) {
 
 /// An inbound decision; `steered` says whether the sidecar took the connection.
 #[inline(always)]
-pub(crate) fn inbound(
-    pod: &PodConfig,
-    cookie: u64,
-    ends: (Endpoint, Endpoint),
-    decision: Inbound,
-    steered: bool,
-) {
-    if !wanted(pod) {
+pub(crate) fn inbound(cookie: u64, ends: (Endpoint, Endpoint), decision: Inbound, steered: bool) {
+    if !wanted(cookie) {
         return;
     }
     let (verdict, rule) = match decision {
@@ -142,8 +146,8 @@ pub(crate) fn inbound(
 
 /// What the guard found on its way out of the pod.
 #[inline(always)]
-pub(crate) fn leaving(pod: &PodConfig, guarded: &GuardedPod, opening: &Opening, rule: Rule, uid: u32) {
-    if !wanted(pod) {
+pub(crate) fn leaving(guarded: &GuardedPod, opening: &Opening, rule: Rule, uid: u32) {
+    if !wanted(guarded.cookie) {
         return;
     }
     send(TraceRecord {
@@ -161,14 +165,8 @@ pub(crate) fn leaving(pod: &PodConfig, guarded: &GuardedPod, opening: &Opening, 
 
 /// What the guard did with an arriving SYN that is the sidecar's.
 #[inline(always)]
-pub(crate) fn arriving(
-    pod: &PodConfig,
-    guarded: &GuardedPod,
-    opening: &Opening,
-    decision: Inbound,
-    steered: bool,
-) {
-    if !wanted(pod) {
+pub(crate) fn arriving(guarded: &GuardedPod, opening: &Opening, decision: Inbound, steered: bool) {
+    if !wanted(guarded.cookie) {
         return;
     }
     let (Inbound::Direct(rule) | Inbound::Redirect(rule)) = decision;

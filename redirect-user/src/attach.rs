@@ -22,6 +22,8 @@ pub mod replan;
 mod survey;
 pub mod tables;
 
+use std::collections::BTreeSet;
+
 pub use self::detach::{detach, has_anything};
 pub use self::error::Error;
 pub use self::plan::Request;
@@ -35,7 +37,8 @@ use crate::kernel::pins;
 use crate::node::Node;
 use crate::node::fault;
 use crate::node::lock::NodeLock;
-use crate::pod::netns::Netns;
+use crate::pod::cgroup;
+use crate::pod::netns::{Netns, TcpSocket};
 
 /// What [`attach`] made.
 #[derive(Debug)]
@@ -199,7 +202,6 @@ fn keep_known_changes(node: &Node, attachment: &mut Attachment) -> Result<bool, 
     let Some(known) = record::of(node, &attachment.id)? else { return Ok(false) };
     let changes = &mut attachment.changes;
     changes.passthrough6 |= known.changes.passthrough6;
-    changes.mptcp_disabled |= known.changes.mptcp_disabled;
     if let Some(dns) = known.changes.dns {
         changes.dns.get_or_insert_default().take_over(&dns);
     }
@@ -223,6 +225,7 @@ fn carry_out(node: &Node, lock: &NodeLock, planned: &mut Planned) -> Result<Ensu
     links::make_folder(node, &planned.attachment)?;
     fault::point("attach-folder");
     write_tables(node, &planned.attachment)?;
+    note_listening(node, planned)?;
     fault::point("attach-tables");
     for hook in Hook::needed(&planned.attachment.policy) {
         links::link(node, planned, hook)?;
@@ -237,9 +240,6 @@ fn change_netns(netns: &mut Netns, changes: &NetnsChanges) -> Result<(), Error> 
     if changes.passthrough6 {
         netns.add_passthrough6()?;
     }
-    if changes.mptcp_disabled {
-        netns.set_mptcp(false)?;
-    }
     for route in &changes.local_routes {
         netns.add_local_route(route)?;
     }
@@ -247,6 +247,19 @@ fn change_netns(netns: &mut Netns, changes: &NetnsChanges) -> Result<(), Error> 
         netns.open_dns(dns)?;
     }
     Ok(())
+}
+
+/// A pod that is running already has sockets that no program has seen begin to listen.
+fn note_listening(node: &Node, planned: &Planned) -> Result<(), Error> {
+    let attachment = &planned.attachment;
+    if !cgroup::populated(&attachment.cgroup) {
+        return Ok(());
+    }
+    let (first, last) = attachment.ephemeral_ports;
+    let listening = planned.netns.tcp_sockets()?.into_iter().filter(TcpSocket::listens);
+    let ports = listening.map(|socket| socket.own.port()).filter(|port| (first..=last).contains(port));
+    let ports: BTreeSet<u16> = ports.collect();
+    Ok(Tables::open(node)?.note_listening(attachment.cookie, &ports)?)
 }
 
 /// Makes the maps hold what this attachment says, and nothing that an earlier one of the same pod said.

@@ -94,8 +94,6 @@ pub enum Drift {
     EntriesDiffer,
     /// The installation lacks pins.
     NotInstalled,
-    /// `net.mptcp.enabled` is on again.
-    MptcpAllowed,
     /// Processes are in the pod's network namespace, and none in the cgroup that has the links.
     OutsideCgroup,
 }
@@ -120,7 +118,6 @@ impl std::fmt::Display for Drift {
             Drift::NotCovered { what } => write!(f, "not covered yet: {what}"),
             Drift::EntriesDiffer => write!(f, "the pod's entries in the maps are not what was attached"),
             Drift::NotInstalled => write!(f, "the node's programs or maps are not installed wholly"),
-            Drift::MptcpAllowed => write!(f, "net.mptcp.enabled is 1 again in the pod"),
             Drift::OutsideCgroup => write!(
                 f,
                 "the pod's processes are not in the cgroup that was attached (a wrong cgroupPath, or a runtime whose \
@@ -270,9 +267,6 @@ pub fn compare(node: &Node, attachment: &Attachment) -> Result<Vec<Drift>, Error
     } else {
         drift.push(Drift::NotInstalled);
     }
-    if allows_mptcp(attachment) {
-        drift.push(Drift::MptcpAllowed);
-    }
     if is_outside_cgroup(attachment) {
         drift.push(Drift::OutsideCgroup);
     }
@@ -286,18 +280,9 @@ fn compare_entries(node: &Node, attachment: &Attachment) -> Result<Option<Drift>
     let (expected, entries) = entries::of(attachment);
     Ok(match tables.config(attachment.cookie)? {
         None => Some(Drift::NotEnrolled),
-        Some(config) if (redirect_common::PodConfig { trace_until: 0, ..config }) != expected => {
-            Some(Drift::ConfigDiffers)
-        }
+        Some(config) if config != expected => Some(Drift::ConfigDiffers),
         Some(_) => (!tables.holds(attachment.cookie, entries)?).then_some(Drift::EntriesDiffer),
     })
-}
-
-/// A namespace that cannot be entered is not compared: it may have another path now, or none.
-fn allows_mptcp(attachment: &Attachment) -> bool {
-    let same = |netns: &Netns| netns.cookie() == attachment.cookie;
-    let netns = Netns::open(&attachment.netns).ok().filter(same);
-    attachment.changes.mptcp_disabled && netns.is_some_and(|netns| netns.mptcp().unwrap_or(false))
 }
 
 /// No process is in the cgroup, and some are in the namespace.

@@ -4,10 +4,11 @@
 //! the house; [`policy`] says what is captured in a pod and reads it from the pod's annotations; [`node`]
 //! says where on this machine things are; [`kernel`] is bpf(2), the programs and their pins; [`pod`] is a
 //! pod's network namespace, user namespace and cgroup; [`enrol`] decides whether a pod is ours; [`attach`] is
-//! the heart of ADD and DEL. [`gc`] collects, [`upgrade`] replaces programs in place, [`inspect`] reports,
-//! [`explain`] answers as the kernel would, [`doctor`] examines the node.
+//! the heart of ADD and DEL. [`gc`] collects, [`upgrade`] replaces programs in place, [`inspect`] and
+//! [`connections`] report, [`explain`] answers as the kernel would, [`doctor`] examines the node.
 
 pub mod attach;
+pub mod connections;
 pub mod doctor;
 pub mod enrol;
 pub mod explain;

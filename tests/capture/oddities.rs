@@ -19,11 +19,12 @@ fn main() -> ExitCode {
     let done = match arguments[..] {
         ["mptcp"] => mptcp(None),
         ["mptcp", to] => mptcp(Some(to)),
+        ["ids", real, effective, to] => with_ids(real, effective, to),
         ["fastopen", to] => fast_open(to),
         ["io-uring", to] => io_uring(to),
         ["pass-socket", to, uid] => pass_socket(to, uid),
         ["sendmmsg", ref servers @ ..] => send_many(servers),
-        _ => Err(anyhow::anyhow!("usage: pod-oddities mptcp|fastopen|io-uring|pass-socket|sendmmsg ...")),
+        _ => Err(anyhow::anyhow!("usage: pod-oddities mptcp|ids|fastopen|io-uring|pass-socket|sendmmsg ...")),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -50,6 +51,13 @@ fn mptcp(to: Option<&str>) -> Result<()> {
         talk(TcpStream::from(socket))?;
     }
     Ok(())
+}
+
+/// Connects with another real and effective user.
+fn with_ids(real: &str, effective: &str, to: &str) -> Result<()> {
+    let [real, effective] = [real, effective].map(|id| id.parse().map(nix::unistd::Uid::from_raw));
+    nix::unistd::setresuid(real?, effective?, nix::unistd::Uid::from_raw(0)).context("setresuid()")?;
+    talk(TcpStream::connect(to).context("connect with other ids")?)
 }
 
 /// `sendto(MSG_FASTOPEN)`: connects and sends in one call. Twice, so that the second has the cookie of the

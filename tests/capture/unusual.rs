@@ -22,34 +22,33 @@ fn meant_for(seen: &[Seen], to: &str) {
 }
 
 #[test]
-fn mptcp_is_not_to_be_had_and_detach_gives_it_back() {
-    kernel_test(|node| {
-        let pod = node.pod("pod");
-        let before = oddity(&pod, User::APP, &["mptcp"]);
-        node.attach(&pod, &[]);
-        let _sidecar = pod.sidecar();
-        // ENOPROTOOPT is what a kernel with MPTCP switched off says; programs fall back to TCP on it.
-        assert_eq!(oddity(&pod, User::APP, &["mptcp"]).trim(), format!("errno {}", libc::ENOPROTOOPT));
-        assert_eq!(oddity(&pod, User::PROXY, &["mptcp"]).trim(), format!("errno {}", libc::ENOPROTOOPT));
-        node.detach(&pod);
-        assert_eq!(oddity(&pod, User::APP, &["mptcp"]), before);
-    });
-}
-
-#[test]
-fn a_kernel_that_allows_mptcp_all_the_same_leaks_nothing() {
+fn mptcp_goes_to_the_sidecar_like_tcp() {
     kernel_test(|node| {
         let (pod, server) = (node.pod("pod"), node.pod("server"));
         node.attach(&pod, &[]);
-        pod.netns().sysctl("net/mptcp/enabled", "1");
         let sidecar = pod.sidecar();
         let real = server.app();
         real.serve(&[server.at(false, 8080)], Service::Tell).unwrap();
         let to = server.at(false, 8080).to_string();
-        let mut command = in_pod(&pod, Path::new(&harness::binary("pod-oddities")), User::APP);
-        let _ = command.args(["mptcp", &to]).output().expect("start pod-oddities");
+        for to in [FAR, &to] {
+            oddity(&pod, User::APP, &["mptcp", to]);
+            meant_for(&sidecar.take_seen(), to);
+        }
         assert_eq!(real.take_seen(), [], "the connection went around the sidecar");
-        drop(sidecar);
+    });
+}
+
+#[test]
+fn mptcp_that_would_have_to_take_the_detour_is_refused() {
+    kernel_test(|node| {
+        let pod = node.pod("pod");
+        node.attach(&pod, &[]);
+        let sidecar = harness::Sidecar::builder(&pod).localhost().start();
+        let mut command = in_pod(&pod, Path::new(&harness::binary("pod-oddities")), User::APP);
+        let output = command.args(["mptcp", FAR]).output().expect("start pod-oddities");
+        assert!(!output.status.success());
+        assert_eq!(sidecar.take_seen(), []);
+        assert_eq!(node.count(&pod, Event::DetourRefused), 1);
     });
 }
 
@@ -107,5 +106,23 @@ fn a_socket_passed_to_another_process_is_judged_by_who_connects() {
         output(command.args(["pass-socket", FAR, "1000"]));
         meant_for(&sidecar.take_seen(), FAR);
         assert_eq!(node.count(&pod, Event::ProxyDirect), 0);
+    });
+}
+
+/// iptables goes by the file system's ids, which follow the effective ones: there it is the other way round.
+#[test]
+fn real_ids_say_who_is_the_proxy() {
+    kernel_test(|node| {
+        let (pod, server) = (node.pod("pod"), node.pod("server"));
+        node.attach(&pod, &[]);
+        let sidecar = pod.sidecar();
+        let real = server.app();
+        real.serve(&[server.at(false, 8080)], Service::Tell).unwrap();
+        let to = server.at(false, 8080).to_string();
+        let root = User { uid: 0, gid: 0 };
+        oddity(&pod, root, &["ids", "0", "1337", &to]);
+        meant_for(&sidecar.take_seen(), &to);
+        oddity(&pod, root, &["ids", "1337", "0", &to]);
+        assert_eq!((sidecar.take_seen().len(), real.take_seen().len()), (0, 1));
     });
 }

@@ -63,7 +63,8 @@ fn another_uid_and_gid_can_be_the_proxy() {
     kernel_test(|node| {
         let (pod, server) = (node.pod("client"), node.pod("server"));
         node.attach(&pod, &["--proxy-uid", "4242", "--proxy-gid", "4343"]);
-        let sidecar = pod.sidecar();
+        let sidecar = pod.process("istio-proxy", User { uid: 4242, gid: 4343 });
+        sidecar.serve(&[any(false, 15001)], Service::Tell).unwrap();
         server.app().serve(&[any(false, 8080)], Service::Tell).unwrap();
         let peer = server.app();
         peer.serve(&[any(false, 8081)], Service::Tell).unwrap();

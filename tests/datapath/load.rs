@@ -16,7 +16,7 @@ fn a_thousand_connections_leave_no_handshake_behind() {
         let app = pod.app();
         for v6 in FAMILIES {
             for _ in 0..10 {
-                // Half of them have a slot, the other half goes by HANDOFF.
+                // Three quarters of them have a slot, the others take the detour.
                 let opened = app.open_many(&crowded(v6), 100);
                 assert_eq!((opened.count, opened.error), (100, None));
                 app.close_many();
@@ -26,7 +26,7 @@ fn a_thousand_connections_leave_no_handshake_behind() {
         assert!(sidecar.take_seen().iter().all(|seen| seen.original_dst.is_ok()));
         assert_eq!(node.handshakes(), []);
         assert_eq!(node.count(&pod, Event::OutboundRedirected), 2000);
-        assert_eq!(node.count(&pod, Event::HandoffTaken), 1000);
+        assert_eq!(node.count(&pod, Event::HandoffTaken), 500);
         assert_eq!(node.count(&pod, Event::HandoffMissing), 0);
     });
 }
@@ -61,7 +61,7 @@ fn handshakes_that_the_sidecar_never_finishes_are_forgotten() {
             listener.bind(crate::any(v6, 15001)).unwrap();
             listener.listen().unwrap();
             assert_eq!(app.open_many(&crowded(v6), 20).error, None);
-            assert_eq!(node.handshakes().len(), 10);
+            assert_eq!(node.handshakes().len(), 5);
             app.close_many();
             assert_eq!(node.handshakes(), []);
         }

@@ -3,7 +3,8 @@
 //!
 //! Modules in reading order: [`plain`] proves the harness and the kernel's own behaviour, without us;
 //! [`outbound`] and [`inbound`] are the main road; [`bypass`] is what must be left alone; [`original_dst`]
-//! asks every question about SO_ORIGINAL_DST; [`absent`] has no sidecar; [`errors`] misuses the tool;
+//! asks every question about SO_ORIGINAL_DST; [`absent`] has no sidecar; [`field`] is what was
+//! reported elsewhere; [`errors`] misuses the tool;
 //! [`load`] and [`cycles`] count in thousands.
 //!
 //! Run as root with `--test-threads=1`; `KEEP=1` keeps the pods of a failed test.
@@ -12,6 +13,7 @@ mod absent;
 mod bypass;
 mod cycles;
 mod errors;
+mod field;
 mod inbound;
 mod interfaces;
 mod load;
@@ -58,21 +60,24 @@ fn mapped(address: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Two destinations for which the pod's private prefix has one slot: the first to be dialled gets it,
-/// connections to the other one go by HANDOFF.
-fn crowded(v6: bool) -> [SocketAddr; 2] {
-    let slot = |to: SocketAddr| redirect_common::slot_of(&to.into());
-    let first = far_away(v6, 8080);
-    let ip = |n: u32| match v6 {
-        false => std::net::IpAddr::from((0xc633_6400 | n).to_be_bytes()),
-        true => std::net::IpAddr::from((0x2001_0db8_u128 << 96 | u128::from(n)).to_be_bytes()),
+/// Destinations of which the last finds no slot when they are dialled in this order: the others have all the
+/// slots of the pod's private prefix that are tried for it. Connections to it take the detour.
+fn crowded(v6: bool) -> Vec<SocketAddr> {
+    use redirect_common::{TRIES, slot_of};
+    let last = far_away(v6, 8080);
+    let destination = |n: u32| {
+        let ip = match v6 {
+            false => std::net::IpAddr::from((0x0b00_0000 + n).to_be_bytes()),
+            true => std::net::IpAddr::from((0x2001_0db8_u128 << 96 | u128::from(n)).to_be_bytes()),
+        };
+        SocketAddr::new(ip, 443)
     };
-    let others = (1..255).flat_map(|n| (1..2000).map(move |port| SocketAddr::new(ip(n), port)));
-    let second = others
-        .into_iter()
-        .find(|to| slot(*to) == slot(first))
-        .expect("16,384 slots for 500,000 destinations");
-    [first, second]
+    let owner = |attempt: u32| {
+        let wanted = slot_of(&last.into(), attempt);
+        let mut all = (1..1 << 26).map(destination);
+        all.find(|to| slot_of(&(*to).into(), 0) == wanted).expect("4 million slots, 64 million destinations")
+    };
+    (0..TRIES).map(owner).chain([last]).collect()
 }
 
 /// A pod that is enrolled with the default policy.

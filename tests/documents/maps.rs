@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use aya_obj::generated::bpf_map_type;
-use object::{Object as _, ObjectSection as _, ObjectSymbol as _, RelocationTarget, SectionKind};
+use object::{Object as _, ObjectSection as _, ObjectSymbol as _, RelocationTarget, SymbolKind};
 use redirect_user::kernel::filter::Filter;
 use redirect_user::kernel::hook::Hook;
 
@@ -67,27 +67,39 @@ fn is_program(name: &str) -> bool {
     Hook::from_name(name).is_some() || Filter::ALL.iter().any(|filter| filter.name() == name)
 }
 
-/// The maps that each program refers to, by the relocations of its section.
-fn used(data: &[u8]) -> BTreeMap<String, BTreeSet<String>> {
+/// What each function refers to, by the relocations of its section: maps, and other functions.
+fn references(data: &[u8]) -> BTreeMap<String, BTreeSet<String>> {
     let file = object::File::parse(data).expect("an ELF file");
-    let mut users: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
-    for section in file.sections().filter(|section| section.kind() == SectionKind::Text) {
-        // A section may hold more than one program.
-        let programs: Vec<_> = file
-            .symbols()
-            .filter(|symbol| symbol.section_index() == Some(section.index()) && symbol.is_definition())
-            .filter_map(|symbol| Some((symbol.address(), symbol.size(), symbol.name().ok()?.to_owned())))
-            .filter(|(_, _, name)| is_program(name))
-            .collect();
-        for (offset, relocation) in section.relocations() {
-            let within = |start: u64, size: u64| (start..start + size).contains(&offset);
-            let Some((_, _, program)) = programs.iter().find(|(start, size, _)| within(*start, *size)) else {
-                continue;
-            };
+    let mut references: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+    for function in
+        file.symbols().filter(|symbol| symbol.kind() == SymbolKind::Text && symbol.is_definition())
+    {
+        let (Some(section), Ok(name)) = (function.section_index(), function.name()) else { continue };
+        let section = file.section_by_index(section).expect("a symbol's section");
+        let place = function.address()..function.address() + function.size();
+        for (_, relocation) in section.relocations().filter(|(offset, _)| place.contains(offset)) {
             let RelocationTarget::Symbol(index) = relocation.target() else { continue };
-            let name =
+            let to =
                 file.symbol_by_index(index).ok().and_then(|symbol| symbol.name().ok().map(str::to_owned));
-            users.entry(name.unwrap_or_default()).or_default().insert(program.clone());
+            references.entry(name.to_owned()).or_default().insert(to.unwrap_or_default());
+        }
+    }
+    references
+}
+
+/// The programs that use each map, by themselves or by a function that they call.
+fn used(data: &[u8]) -> BTreeMap<String, BTreeSet<String>> {
+    let references = references(data);
+    let mut users: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+    for program in references.keys().filter(|name| is_program(name)) {
+        let (mut reached, mut next) = (BTreeSet::new(), vec![program.clone()]);
+        while let Some(name) = next.pop() {
+            if reached.insert(name.clone()) {
+                next.extend(references.get(&name).into_iter().flatten().cloned());
+            }
+        }
+        for name in reached {
+            users.entry(name).or_default().insert(program.clone());
         }
     }
     users

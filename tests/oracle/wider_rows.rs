@@ -103,7 +103,7 @@ fn others() -> Vec<Row> {
 /// prefix that is none of ours.
 fn in_our_prefix() -> Vec<Connection> {
     let destination = Connection::tcp(Who::App, "192.0.2.10:80");
-    let slot = slot_of(&Endpoint::from(destination.to));
+    let slot = slot_of(&Endpoint::from(destination.to), 0);
     let taken = std::net::IpAddr::from(slot_address(slot, Family::V4));
     let own = format!("{taken}:8080");
     vec![

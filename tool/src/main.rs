@@ -10,6 +10,7 @@ use redirect_user::node::Node;
 
 mod agent;
 mod attach;
+mod connections;
 mod doctor;
 mod explain;
 mod lifecycle;
@@ -65,6 +66,11 @@ enum Command {
         /// Only this container (or a unique beginning of its id, or NAMESPACE/POD).
         id: Option<String>,
     },
+    /// Captured connections, with the destinations that the applications dialled.
+    Connections {
+        /// Only this container (or a unique beginning of its id).
+        id: Option<String>,
+    },
     /// How the plugin decided about pods since the boot, by outcome.
     Outcomes,
     /// Answer the plugin's questions about this node's pods, until stopped.
@@ -103,6 +109,7 @@ fn main() -> ExitCode {
         Command::Explain(command) => explain::run(&node, args.output, &command),
         Command::Trace { id } => trace::run(&node, args.output, id.as_deref()),
         Command::Stats { id } => show::stats(&node, args.output, id.as_deref()),
+        Command::Connections { id } => connections::run(&node, args.output, id.as_deref()),
         Command::Outcomes => outcomes::run(&node, args.output),
         Command::Agent(command) => agent::run(&node, &command),
         Command::Node { command } => node::run(args.output, &command),

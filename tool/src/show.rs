@@ -109,6 +109,7 @@ fn print(attachment: &Attachment, drift: &[Drift], links: &[LinkState]) -> Resul
     println!("addresses   {}", addresses(attachment));
     println!("health      {}", health(attachment, drift));
     println!("policy      {}", serde_json::to_string(&attachment.policy)?);
+    println!("sockets     redirect connections {}", attachment.id.container_id);
     let id = |id: Option<u32>| id.map_or("-".into(), |id| id.to_string());
     let rows: Vec<_> = links
         .iter()

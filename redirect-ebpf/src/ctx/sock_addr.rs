@@ -4,10 +4,10 @@ use core::ptr::write_volatile;
 
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{
-    bpf_bind, bpf_get_current_uid_gid, bpf_get_netns_cookie, bpf_set_retval, bpf_setsockopt,
+    bpf_bind, bpf_get_netns_cookie, bpf_set_retval, bpf_setsockopt, bpf_sk_lookup_tcp, bpf_sk_release,
 };
 use aya_ebpf::programs::SockAddrContext;
-use redirect_common::{Caller, Endpoint, Ip, Origin, Protocol};
+use redirect_common::{Caller, Endpoint, Family, Ip, Origin, Protocol, role};
 
 use super::{AF_INET, AF_INET6, MPTCP, SockaddrIn, SockaddrIn6, TCP, UDP, origin};
 
@@ -20,6 +20,18 @@ impl SockAddr {
     #[inline(always)]
     pub(crate) fn new(ctx: &SockAddrContext) -> Self {
         Self { ctx: ctx.sock_addr }
+    }
+
+    /// From the context itself, inside a function with global linkage.
+    #[inline(always)]
+    pub(crate) fn of(ctx: *mut bpf_sock_addr) -> Self {
+        Self { ctx }
+    }
+
+    /// The context itself, to be handed to such a function.
+    #[inline(always)]
+    pub(crate) fn context(&self) -> *mut bpf_sock_addr {
+        self.ctx
     }
 
     /// Which pod: the cookie of the socket's network namespace.
@@ -42,9 +54,7 @@ impl SockAddr {
     /// Who calls, as the initial user namespace sees it.
     #[inline(always)]
     pub(crate) fn caller(&self) -> Caller {
-        // SAFETY: the helper has no argument; these hooks run in the caller's context.
-        let ids = unsafe { bpf_get_current_uid_gid() };
-        Caller { uid: ids as u32, gid: (ids >> 32) as u32 }
+        super::caller()
     }
 
     /// The address in the context of an IPv4 hook.
@@ -178,8 +188,7 @@ impl SockAddr {
         }
     }
 
-    /// Binds the socket to an address of the pod and any port; a failure (the socket has a port already) is
-    /// harmless.
+    /// Binds the socket to an address of the pod and any port. It fails where the socket has a port already.
     #[inline(always)]
     pub(crate) fn bind(&self, ip: &Ip) {
         if ip.is_v4() {
@@ -199,11 +208,94 @@ impl SockAddr {
         }
     }
 
-    /// Makes a refusing hook's `connect()` fail with ECONNREFUSED, as if the sidecar had refused.
+    /// Makes a refusing hook's call fail with this error.
     #[inline(always)]
-    pub(crate) fn fail_with_refused(&self) {
-        const ECONNREFUSED: i32 = 111;
+    pub(crate) fn fail_with(&self, errno: i32) {
         // SAFETY: allowed in these programs since Linux 5.18.
-        let _ = unsafe { bpf_set_retval(-ECONNREFUSED) };
+        let _ = unsafe { bpf_set_retval(-errno) };
     }
+
+    /// Whether the socket is an MPTCP one.
+    #[inline(always)]
+    pub(crate) fn is_mptcp(&self) -> bool {
+        field!(self.ctx, protocol) == MPTCP
+    }
+
+    /// In a bind hook: allows the address to be used while sockets that do not listen have it (SO_REUSEADDR).
+    #[inline(always)]
+    pub(crate) fn reuse_address(&self) {
+        const SOL_SOCKET: i32 = 1;
+        const SO_REUSEADDR: i32 = 2;
+        let mut on = 1_i32;
+        // SAFETY: the option's value is 4 bytes that live across the call; allowed in bind hooks since Linux
+        // 5.12, and this option since 6.1 and before.
+        let _ = unsafe {
+            bpf_setsockopt(
+                self.ctx.cast(),
+                SOL_SOCKET,
+                SO_REUSEADDR,
+                (&raw mut on).cast(),
+                size_of::<i32>() as i32,
+            )
+        };
+    }
+
+    /// The address of the sidecar's listener on a port, found by the kernel's own look-up; `None` when no
+    /// socket listens there or it is not the proxy's.
+    #[inline(always)]
+    pub(crate) fn find_listener(&self, port: u32, family: Family) -> Option<Ip> {
+        let sk = match family {
+            Family::V4 => self.look_up(&Tuple4 {
+                saddr: Ip::LOCALHOST4.words[3],
+                daddr: Ip::LOCALHOST4.words[3],
+                sport: 0,
+                dport: (port as u16).to_be(),
+            }),
+            Family::V6 => self.look_up(&Tuple6 {
+                saddr: Ip::LOCALHOST6.words,
+                daddr: Ip::LOCALHOST6.words,
+                sport: 0,
+                dport: (port as u16).to_be(),
+            }),
+        };
+        if sk.is_null() {
+            return None;
+        }
+        let foreign = origin(sk.cast(), None).is_some_and(|origin| origin.role == role::FOREIGN);
+        let ip = address!(sk, family, src_ip4, src_ip6);
+        // SAFETY: the reference taken by the look-up.
+        unsafe { bpf_sk_release(sk.cast()) };
+        (!foreign).then_some(ip)
+    }
+
+    /// The socket that would take a packet from localhost, if any. (Its way leads through `inbound` too,
+    /// which lets what comes from localhost pass.)
+    #[inline(always)]
+    fn look_up<T>(&self, tuple: &T) -> *mut bpf_sock {
+        const CURRENT_NETNS: u64 = u64::MAX;
+        // SAFETY: the tuple is one of the two shapes that the helper knows by their size; allowed since Linux
+        // 4.20.
+        unsafe {
+            let tuple = core::ptr::from_ref(tuple).cast_mut().cast();
+            bpf_sk_lookup_tcp(self.ctx.cast(), tuple, size_of::<T>() as u32, CURRENT_NETNS, 0)
+        }
+    }
+}
+
+/// `bpf_sock_tuple` for IPv4.
+#[repr(C)]
+struct Tuple4 {
+    saddr: u32,
+    daddr: u32,
+    sport: u16,
+    dport: u16,
+}
+
+/// `bpf_sock_tuple` for IPv6.
+#[repr(C)]
+struct Tuple6 {
+    saddr: [u32; 4],
+    daddr: [u32; 4],
+    sport: u16,
+    dport: u16,
 }

@@ -1,7 +1,7 @@
 //! The context of sock_ops.
 
-use aya_ebpf::bindings::{BPF_NOEXIST, BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sock, bpf_sock_ops};
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sock_ops_cb_flags_set};
+use aya_ebpf::bindings::{BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sock, bpf_sock_ops};
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set};
 use aya_ebpf::programs::SockOpsContext;
 use redirect_common::{Endpoint, Family, ListenerKey, Origin, Own, Peer};
 
@@ -30,6 +30,13 @@ impl SockOps {
     pub(crate) fn cookie(&self) -> u64 {
         // SAFETY: allowed in sock_ops programs since Linux 5.15.
         unsafe { bpf_get_netns_cookie(self.ctx.cast()) }
+    }
+
+    /// The socket's cookie: never reused within a boot.
+    #[inline(always)]
+    pub(crate) fn socket(&self) -> u64 {
+        // SAFETY: allowed in sock_ops programs since Linux 4.12.
+        unsafe { bpf_get_socket_cookie(self.ctx.cast()) }
     }
 
     /// The socket's family.
@@ -80,17 +87,17 @@ impl SockOps {
         let _ = unsafe { bpf_sock_ops_cb_flags_set(self.ctx, flags as i32) };
     }
 
-    /// In `BPF_SOCK_OPS_STATE_CB`, the state that the socket enters.
+    /// In `BPF_SOCK_OPS_STATE_CB`, the state that the socket leaves and the one that it enters.
     #[inline(always)]
-    pub(crate) fn new_state(&self) -> u32 {
-        field!(self.ctx, __bindgen_anon_1.args[1])
+    pub(crate) fn states(&self) -> (u32, u32) {
+        (field!(self.ctx, __bindgen_anon_1.args[0]), field!(self.ctx, __bindgen_anon_1.args[1]))
     }
 
-    /// Puts the listening socket into a place; false when the place is taken or the kernel refuses the
-    /// socket.
+    /// Puts the listening socket into a place, if it is free or `flags` is 0. False when it is not, or when
+    /// the kernel refuses the socket.
     #[inline(always)]
-    pub(crate) fn register(&self, mut key: ListenerKey) -> bool {
+    pub(crate) fn register(&self, mut key: ListenerKey, flags: u64) -> bool {
         // SAFETY: the context is valid, and the kernel locks the socket around TCP_LISTEN_CB.
-        maps::listeners().update(&mut key, unsafe { &mut *self.ctx }, BPF_NOEXIST.into()).is_ok()
+        maps::listeners().update(&mut key, unsafe { &mut *self.ctx }, flags).is_ok()
     }
 }

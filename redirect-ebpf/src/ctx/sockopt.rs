@@ -1,11 +1,11 @@
 //! The context of getsockopt.
 
-use aya_ebpf::bindings::bpf_sockopt;
+use aya_ebpf::bindings::{BPF_TCP_CLOSE, BPF_TCP_LISTEN, bpf_sockopt};
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_set_retval};
 use aya_ebpf::programs::SockoptContext;
-use redirect_common::{Endpoint, Origin, Own, Peer};
+use redirect_common::{Caller, Endpoint, Origin, Own, Peer};
 
-use super::origin;
+use super::{MPTCP, TCP, origin};
 
 /// The context of getsockopt.
 pub(crate) struct Sockopt {
@@ -30,8 +30,9 @@ impl Sockopt {
         field!(self.ctx, optlen)
     }
 
-    /// Tells the kernel that the program did not look at the value. Needed when the buffer is larger than a
-    /// page, of which the program sees the first page only; the kernel's answer would otherwise be cut off.
+    /// Tells the kernel that its answer is not changed; then it copies nothing, however long the answer.
+    /// (Otherwise it refuses an answer longer than the caller's buffer, and one longer than a page is cut
+    /// off.)
     #[inline(always)]
     pub(crate) fn leave_untouched(&self) {
         set_field!(self.ctx, optlen, 0);
@@ -56,6 +57,24 @@ impl Sockopt {
         if let Some(kept) = origin(field!(self.ctx, __bindgen_anon_1.sk).cast(), Some(&mut value)) {
             *kept = value;
         }
+    }
+
+    /// Who calls.
+    #[inline(always)]
+    pub(crate) fn caller(&self) -> Caller {
+        super::caller()
+    }
+
+    /// Whether the socket is a TCP one, neither listening nor closed: accepted, connected, or on its way
+    /// there.
+    #[inline(always)]
+    pub(crate) fn is_connection(&self) -> bool {
+        let sk = field!(self.ctx, __bindgen_anon_1.sk);
+        if sk.is_null() {
+            return false;
+        }
+        let (protocol, state) = (field!(sk, protocol), field!(sk, state));
+        (protocol == TCP || protocol == MPTCP) && state != BPF_TCP_LISTEN && state != BPF_TCP_CLOSE
     }
 
     /// The connection's two ends, as [`super::SockOps`] saw them in the handshake.

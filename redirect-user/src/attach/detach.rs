@@ -165,10 +165,9 @@ pub(crate) fn forget_namespace(attachment: &Attachment) {
     }
     let changes = &attachment.changes;
     let passthrough = if changes.passthrough6 { netns.remove_passthrough6().map(drop) } else { Ok(()) };
-    let mptcp = if changes.mptcp_disabled { netns.set_mptcp(true) } else { Ok(()) };
     let dns = changes.dns.as_ref().map_or(Ok(()), |dns| netns.close_dns(dns));
     let routes = changes.local_routes.iter().try_for_each(|route| netns.remove_local_route(route));
-    for error in [passthrough, mptcp, dns, routes].into_iter().filter_map(Result::err) {
+    for error in [passthrough, dns, routes].into_iter().filter_map(Result::err) {
         tracing::warn!(%error, "left as it is");
     }
 }

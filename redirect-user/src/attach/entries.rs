@@ -12,7 +12,9 @@ use crate::policy::{Guard, OwnerGroups, Policy, Ports, Ranges};
 
 /// What the maps hold for an attachment.
 pub(crate) fn of(attachment: &Attachment) -> (PodConfig, Entries) {
-    compile(&attachment.policy, &surroundings(attachment), attachment.cgroup_id)
+    let (mut config, entries) = compile(&attachment.policy, &surroundings(attachment));
+    (config.cookie, config.cgroup_id) = (attachment.cookie, attachment.cgroup_id);
+    (config, entries)
 }
 
 /// What one pod has in the maps besides its configuration.
@@ -78,10 +80,20 @@ struct Surroundings {
     proxy_ids: (u32, u32),
     /// The owner groups in the initial user namespace.
     groups: BTreeSet<u32>,
+    /// First and last port that the namespace gives to outgoing connections.
+    ephemeral: (u16, u16),
 }
 
-/// The policy as configuration and map entries.
-fn compile(policy: &Policy, around: &Surroundings, cgroup_id: u64) -> (PodConfig, Entries) {
+impl Surroundings {
+    /// Whether the programs do not know an address of the pod without a look-up: its two sources are in the
+    /// configuration, and about link-local addresses they always ask.
+    fn must_be_asked(&self, ip: &IpAddr) -> bool {
+        ![self.source4, self.source6].contains(&Some(*ip)) && !Ip::from(*ip).is_link_local()
+    }
+}
+
+/// The policy as configuration, without the pod's ids, and map entries.
+fn compile(policy: &Policy, around: &Surroundings) -> (PodConfig, Entries) {
     let mut entries = Entries { own: around.own.clone(), ..Entries::default() };
     let mut bits = 0;
     let mut add_ranges = |flag: u32, list: u32, ranges: &[IpNet]| {
@@ -109,20 +121,25 @@ fn compile(policy: &Policy, around: &Surroundings, cgroup_id: u64) -> (PodConfig
     }
     bits |= ports(policy, &mut entries) | groups_and_interfaces(policy, around, &mut entries);
     let guarded = policy.guard != Guard::Off;
-    for (flag, on) in
-        [(flags::DNS, policy.dns_capture), (flags::LO_EXCLUDED, around.lo_excluded), (flags::GUARD, guarded)]
-    {
+    for (flag, on) in [
+        (flags::DNS, policy.dns_capture),
+        (flags::LO_EXCLUDED, around.lo_excluded),
+        (flags::GUARD, guarded),
+        (flags::MORE_ADDRESSES, around.own.iter().any(|ip| around.must_be_asked(ip))),
+    ] {
         bits |= if on { flag } else { 0 };
     }
     let config = PodConfig {
+        cookie: 0,
+        cgroup_id: 0,
         flags: bits,
         proxy_uid: around.proxy_ids.0,
         proxy_gid: around.proxy_ids.1,
         outbound_port: policy.proxy.outbound_port.into(),
         inbound_port: policy.proxy.inbound_port.into(),
         dns_port: policy.proxy.dns_port.into(),
-        trace_until: 0,
-        cgroup_id,
+        ephemeral_first: around.ephemeral.0.into(),
+        ephemeral_last: around.ephemeral.1.into(),
         source4: around.source4.map_or(Ip::NONE, Ip::from),
         source6: around.source6.map_or(Ip::NONE, Ip::from),
     };
@@ -180,6 +197,7 @@ fn surroundings(attachment: &Attachment) -> Surroundings {
         source6: routed(true),
         proxy_ids: (attachment.host_uid, attachment.host_gid),
         groups: attachment.host_groups.clone(),
+        ephemeral: attachment.ephemeral_ports,
     }
 }
 

@@ -7,8 +7,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use nix::sys::socket::{SockaddrStorage, getsockname};
 use redirect_common::addr::Family;
-use redirect_common::socket::role;
-use redirect_common::{Endpoint, LISTENER_PLACES, ListenerKey, Origin};
+use redirect_common::{LISTENER_PLACES, ListenerKey};
 
 use crate::attach::record::Attachment;
 use crate::kernel::pins;
@@ -21,20 +20,13 @@ use crate::pod::cgroup;
 /// # Errors
 /// A map is not pinned or does not take a socket.
 pub(crate) fn register(node: &Node, attachment: &Attachment) -> Result<usize, SyscallError> {
-    let pins = pins::current(node);
-    let (listeners, origins) = (sys::obj_get(&pins.map("LISTENERS"))?, sys::obj_get(&pins.map("ORIGIN"))?);
-    let proxy = &attachment.policy.proxy;
+    let listeners = sys::obj_get(&pins::current(node).map("LISTENERS"))?;
     let mut places: BTreeMap<(u16, i32), u32> = BTreeMap::new();
     let mut count = 0;
     for listener in find(attachment) {
         let place = places.entry((listener.port, listener.domain)).or_default();
         if *place == LISTENER_PLACES {
             continue;
-        }
-        if listener.port == proxy.inbound_port {
-            // Connections that `inbound` steers have nothing else by which to be known.
-            let origin = Origin { dst: Endpoint::NONE, role: role::INBOUND_LISTENER };
-            sys::map_update(&origins, &listener.fd.as_raw_fd(), &origin)?;
         }
         let family = if listener.domain == libc::AF_INET { Family::V4 } else { Family::V6 };
         let key = ListenerKey::new(attachment.cookie, listener.port.into(), family, *place);

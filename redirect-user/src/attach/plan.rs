@@ -110,10 +110,10 @@ fn describe(request: &Request, cgroup: &fs::File, netns: &mut Netns) -> Result<A
         host_uid,
         host_gid,
         host_groups,
+        ephemeral_ports: netns.ephemeral_ports(),
         orphaned: false,
         made_cgroups: request.made_cgroups.clone(),
         changes: NetnsChanges {
-            mptcp_disabled: netns.mptcp()?,
             passthrough6: found.passthrough6,
             local_routes: found.local_routes,
             dns: found.dns,

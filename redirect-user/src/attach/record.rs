@@ -24,10 +24,6 @@ use crate::policy::Policy;
 pub struct NetnsChanges {
     /// `::6/128` was added to `lo`.
     pub passthrough6: bool,
-    /// MPTCP was switched off: its subflows, not its socket, would meet the sidecar, which then could not
-    /// learn the destination. Programs that ask for MPTCP are told that there is none and use TCP.
-    #[serde(default)]
-    pub mptcp_disabled: bool,
     /// The local routes to the sidecar that were added.
     #[serde(default)]
     pub local_routes: Vec<LocalRoute>,
@@ -82,6 +78,8 @@ pub struct Attachment {
     /// Where the guard stands.
     #[serde(default)]
     pub guard: Post,
+    /// First and last port that the namespace gave to outgoing connections when the pod was attached.
+    pub ephemeral_ports: (u16, u16),
     /// What was added to the namespace.
     pub changes: NetnsChanges,
     /// The runtime's GC no longer lists it, but processes run in its cgroup: it goes when they do.

@@ -1,17 +1,17 @@
 //! A pod's entries in the maps: written, compared and taken out again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues};
 use aya::util::nr_cpus;
 use ipnet::IpNet;
 use redirect_common::{
-    AddrKey, Counters, DnsAsked, DnsClient, Endpoint, Event, Ip, PodConfig, PortBlock, PortsKey, RangeKey,
-    SetKey, SlotKey,
+    AddrKey, Counters, DnsAsked, DnsClient, Event, HandoffKey, Ip, Kept, ListeningKey, PodConfig, PortBlock,
+    PortsKey, RangeKey, SetKey, SlotKey,
 };
 
 use crate::attach::entries::Entries;
@@ -71,7 +71,12 @@ pub struct Tables {
     sets: HashMap<MapData, SetKey, u8>,
     own: HashMap<MapData, AddrKey, u8>,
     stats: PerCpuHashMap<MapData, u64, Counters>,
+    claims: HashMap<MapData, u64, u64>,
+    listening: HashMap<MapData, ListeningKey, u64>,
+    traced: Array<MapData, u64>,
+    traces: HashMap<MapData, u64, u64>,
     destinations: OwnedFd,
+    handoff: OwnedFd,
     dns_proxies: OwnedFd,
     dns_asked: OwnedFd,
 }
@@ -82,6 +87,7 @@ impl Tables {
     /// # Errors
     /// A map is not pinned.
     pub fn open(node: &Node) -> Result<Tables, Error> {
+        let raw = |name| sys::obj_get(&pins::current(node).map(name)).map_err(scan(name));
         Ok(Tables {
             node: node.clone(),
             pods: open(node, "PODS")?,
@@ -90,9 +96,14 @@ impl Tables {
             sets: open(node, "SETS")?,
             own: open(node, "OWN")?,
             stats: open(node, "STATS")?,
-            destinations: sys::obj_get(&pins::current(node).map("DESTINATIONS")).map_err(scan)?,
-            dns_proxies: sys::obj_get(&pins::current(node).map("DNS_PROXIES")).map_err(scan)?,
-            dns_asked: sys::obj_get(&pins::current(node).map("DNS_ASKED")).map_err(scan)?,
+            claims: open(node, "CLAIMS")?,
+            listening: open(node, "LISTENING")?,
+            traced: open(node, "TRACED")?,
+            traces: open(node, "TRACES")?,
+            destinations: raw("DESTINATIONS")?,
+            handoff: raw("HANDOFF")?,
+            dns_proxies: raw("DNS_PROXIES")?,
+            dns_asked: raw("DNS_ASKED")?,
         })
     }
 
@@ -146,6 +157,12 @@ impl Tables {
             let added = self.stats.insert(cookie, zero, 0);
             self.added("STATS", added, || self.stats.keys().flatten().collect())?;
         }
+        if change_optional("read", "CLAIMS", self.claims.get(&cookie, 0))?.is_none() {
+            let added = self.claims.insert(cookie, 0, 0);
+            self.added("CLAIMS", added, || cookies(&self.claims, |cookie| *cookie))?;
+        }
+        // A program may be looking at a configuration that is there already: it is replaced only by another
+        // one.
         if self.config(cookie)?.as_ref() == Some(config) {
             return Ok(());
         }
@@ -168,6 +185,19 @@ impl Tables {
         }
     }
 
+    /// Notes ports of a pod on which sockets listened before its programs were there to see it.
+    ///
+    /// # Errors
+    /// The map is full or not writable.
+    pub fn note_listening(&mut self, cookie: u64, ports: &BTreeSet<u16>) -> Result<(), Error> {
+        for port in ports {
+            // 0 is no socket's cookie: the place is given back by detach only.
+            let key = ListeningKey { cookie, port: u32::from(*port), place: 0 };
+            change("add to", "LISTENING", self.listening.insert(key, 0, 0))?;
+        }
+        Ok(())
+    }
+
     /// Takes a pod's entries out, the configuration first. What is not there is fine.
     ///
     /// # Errors
@@ -175,8 +205,11 @@ impl Tables {
     pub(crate) fn remove(&mut self, cookie: u64, entries: &Entries) -> Result<(), Error> {
         change_optional("remove from", "PODS", self.pods.remove(&cookie))?;
         self.remove_entries(cookie, entries)?;
+        self.remove_listening(cookie)?;
         self.remove_destinations(cookie)?;
         self.remove_dns(cookie)?;
+        change_optional("remove from", "TRACES", self.traces.remove(&cookie))?;
+        change_optional("remove from", "CLAIMS", self.claims.remove(&cookie))?;
         change_optional("remove from", "STATS", self.stats.remove(&cookie)).map(drop)
     }
 
@@ -207,22 +240,40 @@ impl Tables {
         )? {
             return Ok(());
         }
-        let keys = sys::map_keys::<SlotKey, Endpoint>(&self.destinations).map_err(scan)?;
+        let failed = scan("DESTINATIONS");
+        let keys = sys::map_keys::<SlotKey, Kept<SlotKey>>(&self.destinations).map_err(&failed)?;
         for key in keys.iter().filter(|key| key.cookie == cookie) {
-            sys::map_delete(&self.destinations, key).map_err(scan)?;
+            sys::map_delete(&self.destinations, key).map_err(&failed)?;
+        }
+        let failed = scan("HANDOFF");
+        let keys = sys::map_keys::<HandoffKey, Kept<HandoffKey>>(&self.handoff).map_err(&failed)?;
+        for key in keys.iter().filter(|key| key.cookie == cookie) {
+            sys::map_delete(&self.handoff, key).map_err(&failed)?;
+        }
+        Ok(())
+    }
+
+    /// What sockets of the pod listened on.
+    fn remove_listening(&mut self, cookie: u64) -> Result<(), Error> {
+        for key in self.listening.keys().collect::<Vec<_>>() {
+            let key = change("read", "LISTENING", key)?;
+            if key.cookie == cookie {
+                change_optional("remove from", "LISTENING", self.listening.remove(&key))?;
+            }
         }
         Ok(())
     }
 
     /// What the programs know about a pod's DNS proxy and its clients.
     fn remove_dns(&self, cookie: u64) -> Result<(), Error> {
-        sys::map_delete(&self.dns_proxies, &cookie).map_err(scan)?;
+        sys::map_delete(&self.dns_proxies, &cookie).map_err(scan("DNS_PROXIES"))?;
         if !self.has_counted(cookie, &[Event::DnsRedirected])? {
             return Ok(());
         }
-        let keys = sys::map_keys::<DnsClient, DnsAsked>(&self.dns_asked).map_err(scan)?;
+        let failed = scan("DNS_ASKED");
+        let keys = sys::map_keys::<DnsClient, DnsAsked>(&self.dns_asked).map_err(&failed)?;
         for key in keys.iter().filter(|key| key.cookie == cookie) {
-            sys::map_delete(&self.dns_asked, key).map_err(scan)?;
+            sys::map_delete(&self.dns_asked, key).map_err(&failed)?;
         }
         Ok(())
     }
@@ -292,10 +343,32 @@ impl Tables {
     /// Sets until when a reader wants trace records of a pod (`CLOCK_MONOTONIC`, nanoseconds; 0 for off).
     ///
     /// # Errors
-    /// The map is not writable.
+    /// The maps are not writable.
     pub fn set_trace(&mut self, cookie: u64, until: u64) -> Result<(), Error> {
-        let Some(config) = self.config(cookie)? else { return Ok(()) };
-        change("change", "PODS", self.pods.insert(cookie, PodConfig { trace_until: until, ..config }, 0))
+        if until == 0 {
+            change_optional("remove from", "TRACES", self.traces.remove(&cookie))?;
+            if self.traces.keys().next().is_none() {
+                change("change", "TRACED", self.traced.set(0, 0, 0))?;
+            }
+            return Ok(());
+        }
+        if self.config(cookie)?.is_none() {
+            return Ok(());
+        }
+        change("add to", "TRACES", self.traces.insert(cookie, until, 0))?;
+        let latest = change("read", "TRACED", self.traced.get(&0, 0))?.max(until);
+        change("change", "TRACED", self.traced.set(0, latest, 0))
+    }
+
+    /// What the slots of a pod's private prefix stand for: the slot's address and the true destination.
+    ///
+    /// # Errors
+    /// The map is not readable.
+    pub fn destinations(&self, cookie: u64) -> Result<Vec<(IpAddr, SocketAddr)>, Error> {
+        let entries =
+            sys::map_entries::<SlotKey, Kept<SlotKey>>(&self.destinations).map_err(scan("DESTINATIONS"))?;
+        let of_pod = entries.into_iter().filter(|(key, _)| key.cookie == cookie);
+        Ok(of_pod.filter_map(|(key, kept)| Some((key.address()?.into(), kept.dst.into()))).collect())
     }
 
     /// A pod's counters, summed over all CPUs, in the order of [`Event::ALL`].
@@ -344,8 +417,8 @@ where
     map.map_err(|source| Error::Open { path, source: Box::new(source) })
 }
 
-fn scan(source: SyscallError) -> Error {
-    Error::Scan { map: "DESTINATIONS", source }
+fn scan(map: &'static str) -> impl Fn(SyscallError) -> Error {
+    move |source| Error::Scan { map, source }
 }
 
 pub(crate) fn change<T>(

@@ -25,9 +25,9 @@ pub enum Hook {
     Recvmsg4,
     /// The source of DNS answers, IPv6 sockets.
     Recvmsg6,
-    /// The DNS proxy's `bind()`, IPv4 sockets.
+    /// `bind()`, IPv4 sockets.
     Bind4,
-    /// The DNS proxy's `bind()`, IPv6 sockets.
+    /// `bind()`, IPv6 sockets.
     Bind6,
     /// DNS questions over unconnected UDP, IPv4 destinations.
     Sendmsg4,
@@ -63,10 +63,7 @@ impl Hook {
     }
 
     const fn is_for_datagrams(self) -> bool {
-        matches!(
-            self,
-            Hook::Recvmsg4 | Hook::Recvmsg6 | Hook::Bind4 | Hook::Bind6 | Hook::Sendmsg4 | Hook::Sendmsg6
-        )
+        matches!(self, Hook::Recvmsg4 | Hook::Recvmsg6 | Hook::Sendmsg4 | Hook::Sendmsg6)
     }
 
     /// The name of program and pin.

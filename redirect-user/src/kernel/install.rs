@@ -257,7 +257,7 @@ pub(crate) fn prepare_programs(node: &Node, _lock: &NodeLock, folder: &Path) -> 
     }
     let mut object = loader.load(OBJECT).map_err(|source| Error::Load { source: Box::new(source) })?;
     for (name, map) in object.maps().filter(|(name, _)| name.starts_with('.')) {
-        let path = folder.join(name.trim_start_matches('.'));
+        let path = folder.join(pins::constants_file(name));
         map.pin(&path).map_err(|source| Error::Pin { path, source: Box::new(source) })?;
     }
     load_all(&mut object, folder)?;

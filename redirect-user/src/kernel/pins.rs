@@ -137,13 +137,19 @@ impl Generation {
 }
 
 /// Where in a version's folder a map is pinned. The compiler's read-only data belongs to the programs and is
-/// replaced with them; its name has a dot, which bpffs refuses.
+/// replaced with them; its name has dots, which bpffs refuses.
 #[must_use]
 pub fn map_file(name: &str) -> PathBuf {
     match name.strip_prefix('.') {
-        Some(constants) => PathBuf::from("progs").join(constants),
+        Some(_) => PathBuf::from("progs").join(constants_file(name)),
         None => PathBuf::from("maps").join(name),
     }
+}
+
+/// The file name of a map of constants, such as `.rodata.cst16`, beside the programs.
+#[must_use]
+pub fn constants_file(name: &str) -> String {
+    name.trim_start_matches('.').replace('.', "_")
 }
 
 /// The folder of one attachment: its links, and the name of its pod's network namespace.

@@ -21,6 +21,7 @@ use std::path::{Component, Path, PathBuf};
 use thiserror::Error;
 
 pub use self::check::alive;
+pub(crate) use self::check::populated;
 pub use self::life::pids;
 pub use self::life::{Life, life};
 pub use self::mount::root;

@@ -3,19 +3,19 @@
 //! Changed, and taken back by detach:
 //! * `::6/128` on `lo` where the pod has IPv6 on, an address or not: the source address of Envoy's
 //!   connections to the application (127.0.0.6, its IPv4 counterpart, is local anyway);
-//! * `local 127.72.0.0/16 dev lo src <pod IPv4>` and `local fd72:6564:6972::/64 dev lo src <pod IPv6>`: the
+//! * `local 127.64.0.0/10 dev lo src <pod IPv4>` and `local fd72:6564:6972::/64 dev lo src <pod IPv6>`: the
 //!   addresses at which the application's connections meet the sidecar. The preferred source makes the kernel
 //!   choose the pod's address as the client's without a bind, and every destination has a port range of its
 //!   own;
 //! * `local <pod IPv4> dev lo`, in front of the kernel's own route to that address: see
 //!   `messages::local_routes`;
-//! * where DNS is captured, what `dns` says;
-//! * `net.mptcp.enabled=0`: an MPTCP socket's subflows would meet the sidecar without their socket's origin.
+//! * where DNS is captured, what `dns` says.
 
 mod channel;
 mod dns;
 mod messages;
 mod settings;
+mod tcp;
 
 use std::fs::File;
 use std::io;
@@ -39,6 +39,7 @@ use self::channel::Channel;
 pub use self::dns::DnsChanges;
 pub use self::settings::Ipv6;
 use self::settings::Settings;
+pub use self::tcp::TcpSocket;
 use crate::kernel::sys::{self, SyscallError};
 use crate::pod::routes::{PolicyRule, Route};
 
@@ -268,20 +269,20 @@ impl Netns {
         Ok(())
     }
 
-    /// Whether sockets of the namespace may use MPTCP; `false` also where the kernel does not know it.
-    ///
-    /// # Errors
-    /// The setting cannot be read.
-    pub fn mptcp(&self) -> Result<bool, Error> {
-        self.settings.mptcp().map_err(|source| self.failed("read whether MPTCP is on", source))
+    /// First and last port that it gave to outgoing connections when it was opened
+    /// (`net.ipv4.ip_local_port_range`, for IPv6 as well).
+    #[must_use]
+    pub fn ephemeral_ports(&self) -> (u16, u16) {
+        self.settings.ephemeral_ports
     }
 
-    /// Allows or forbids MPTCP in the namespace.
+    /// The TCP sockets of the namespace.
     ///
     /// # Errors
-    /// The setting cannot be written.
-    pub fn set_mptcp(&self, allowed: bool) -> Result<(), Error> {
-        self.settings.set_mptcp(allowed).map_err(|source| self.failed("switch MPTCP off or on", source))
+    /// The list cannot be read.
+    pub fn tcp_sockets(&self) -> Result<Vec<TcpSocket>, Error> {
+        let sockets = inside(&self.file, tcp::sockets).and_then(|sockets| sockets);
+        sockets.map_err(|source| self.failed("list TCP sockets", source))
     }
 
     /// Several requests in one message to the kernel; an answer for each.

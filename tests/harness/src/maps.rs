@@ -3,7 +3,8 @@
 use aya::Pod;
 use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuHashMap};
 use redirect_common::{
-    AddrKey, Counters, Endpoint, HandoffKey, Ip, PodConfig, PortBlock, PortsKey, RangeKey, SetKey, SlotKey,
+    AddrKey, Counters, Endpoint, HandoffKey, Ip, Kept, ListeningKey, PodConfig, PortBlock, PortsKey,
+    RangeKey, SetKey, SlotKey,
 };
 
 use crate::node::Node;
@@ -12,8 +13,8 @@ impl Node {
     /// The loopback handshakes that are under way, or stuck, on the node: the content of the map HANDOFF.
     #[must_use]
     pub fn handshakes(&self) -> Vec<(HandoffKey, Endpoint)> {
-        let map: HashMap<_, HandoffKey, Endpoint> = self.pinned_map("HANDOFF");
-        map.iter().collect::<Result<_, _>>().expect("read HANDOFF")
+        let map: HashMap<_, HandoffKey, Kept<HandoffKey>> = self.pinned_map("HANDOFF");
+        map.iter().map(|entry| entry.map(|(key, kept)| (key, kept.dst)).expect("read HANDOFF")).collect()
     }
 
     /// How many entries each map has that detach empties.
@@ -25,7 +26,14 @@ impl Node {
             ("PORTS", self.pinned_map::<HashMap<_, PortsKey, PortBlock>>("PORTS").keys().count()),
             ("SETS", self.pinned_map::<HashMap<_, SetKey, u8>>("SETS").keys().count()),
             ("OWN", self.pinned_map::<HashMap<_, AddrKey, u8>>("OWN").keys().count()),
-            ("DESTINATIONS", self.pinned_map::<HashMap<_, SlotKey, Endpoint>>("DESTINATIONS").keys().count()),
+            (
+                "DESTINATIONS",
+                self.pinned_map::<HashMap<_, SlotKey, Kept<SlotKey>>>("DESTINATIONS").keys().count(),
+            ),
+            ("CLAIMS", self.pinned_map::<HashMap<_, u64, u64>>("CLAIMS").keys().count()),
+            ("HANDOFF", self.handshakes().len()),
+            ("LISTENING", self.pinned_map::<HashMap<_, ListeningKey, u64>>("LISTENING").keys().count()),
+            ("TRACES", self.pinned_map::<HashMap<_, u64, u64>>("TRACES").keys().count()),
             ("STATS", self.pinned_map::<PerCpuHashMap<_, u64, Counters>>("STATS").keys().count()),
         ]
     }

@@ -14,6 +14,14 @@ use super::{Result, attr, bpf, obj_get, owned, raw};
 /// # Errors
 /// `BPF_MAP_LOOKUP_BATCH` (Linux 5.6 for hash maps).
 pub fn map_keys<K: aya::Pod, V: aya::Pod>(map: impl AsFd) -> Result<Vec<K>> {
+    Ok(map_entries::<K, V>(map)?.into_iter().map(|(key, _)| key).collect())
+}
+
+/// All entries of a hash map.
+///
+/// # Errors
+/// As [`map_keys`].
+pub fn map_entries<K: aya::Pod, V: aya::Pod>(map: impl AsFd) -> Result<Vec<(K, V)>> {
     // More than a bucket of the map will ever hold, or the kernel answers ENOSPC.
     const AT_ONCE: usize = 4096;
     const CALL: &str = "BPF_MAP_LOOKUP_BATCH";
@@ -37,8 +45,12 @@ pub fn map_keys<K: aya::Pod, V: aya::Pod>(map: impl AsFd) -> Result<Vec<K>> {
         }
         // SAFETY: the kernel has written `count` keys, no more than the capacity; any bytes are a valid
         // `Pod`. `batch` is the member of the union that this command uses.
-        unsafe { keys.set_len((attr.batch.count as usize).min(AT_ONCE)) };
-        found.extend_from_slice(&keys);
+        unsafe {
+            let count = (attr.batch.count as usize).min(AT_ONCE);
+            keys.set_len(count);
+            values.set_len(count);
+        }
+        found.extend(keys.iter().copied().zip(values.iter().copied()));
         if end {
             return Ok(found);
         }

@@ -86,3 +86,9 @@ fn allowed(root: &Path, path: &Path, hook: Hook) -> Result<(), Error> {
 fn failed(what: &'static str, path: &Path, source: io::Error) -> Error {
     PathError { what, path: path.to_owned(), source }.into()
 }
+
+/// Whether a cgroup has a process in it or below.
+pub(crate) fn populated(path: &Path) -> bool {
+    let events = std::fs::read_to_string(path.join("cgroup.events")).unwrap_or_default();
+    events.lines().any(|line| line == "populated 1")
+}

@@ -1,6 +1,6 @@
 //! What DNS capture changes in the pod's network namespace.
 //!
-//! * `local 127.73.0.0/16 dev lo`: the addresses of servers that the application dials on localhost. Their
+//! * `local 127.63.0.0/16 dev lo`: the addresses of servers that the application dials on localhost. Their
 //!   client is 127.0.0.1.
 //! * The prefixes of both families once more for every interface, with a larger metric, so that a socket that
 //!   has chosen an interface (IP_UNICAST_IF, IP_PKTINFO) finds its way to the proxy as well. Behind them

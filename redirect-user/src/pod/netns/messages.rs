@@ -13,7 +13,7 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use redirect_common::{PREFIX4, PREFIX6};
+use redirect_common::{PREFIX4, PREFIX4_BITS, PREFIX6, PREFIX6_BITS};
 
 use super::{Address, Interface, LocalRoute};
 use crate::pod::routes::{PolicyRule, Route, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN};
@@ -57,10 +57,10 @@ pub(super) fn local_routes(route: &LocalRoute) -> Vec<RouteMessage> {
 /// The pod's private prefix of a family, and its length.
 pub(super) fn prefix(v4: bool) -> (RouteAddress, u8) {
     if v4 {
-        return (RouteAddress::Inet(Ipv4Addr::from(PREFIX4)), 16);
+        return (RouteAddress::Inet(Ipv4Addr::from(PREFIX4)), PREFIX4_BITS);
     }
     let bits = u128::from(PREFIX6[0]) << 96 | u128::from(PREFIX6[1]) << 64;
-    (RouteAddress::Inet6(Ipv6Addr::from(bits)), 64)
+    (RouteAddress::Inet6(Ipv6Addr::from(bits)), PREFIX6_BITS)
 }
 
 /// `local <destination>/<length> dev lo src <source>`, or `local <destination>/<length> dev <interface>`

@@ -1,13 +1,13 @@
-//! The sysctls of a network namespace that attach looks at: MPTCP, and where IPv6 is on.
+//! What /proc says about a network namespace: its ephemeral ports, and where IPv6 is on.
 //!
-//! A file below /proc/sys/net belongs to the namespace of the thread that opens it, so all are opened on
-//! entering.
+//! A file below /proc/sys/net belongs to the namespace of the thread that opens it,
+//! so everything here is to be called inside.
 
-use std::fs::{self, File};
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::fs;
+use std::io;
 use std::path::Path;
 
-const MPTCP: &str = "/proc/sys/net/mptcp/enabled";
+const PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 const IPV6: &str = "/proc/sys/net/ipv6/conf";
 
 /// How far a namespace has IPv6.
@@ -22,43 +22,25 @@ pub enum Ipv6 {
     On,
 }
 
-/// The settings, opened or read in the namespace.
+/// The settings, read in the namespace.
 pub(super) struct Settings {
-    mptcp: Option<File>,
+    pub(super) ephemeral_ports: (u16, u16),
     pub(super) ipv6: Ipv6,
 }
 
 impl Settings {
-    /// Opens them in the calling thread's namespace.
+    /// Reads them in the calling thread's namespace.
     pub(super) fn open() -> io::Result<Settings> {
-        Ok(Settings { mptcp: open_setting(MPTCP)?, ipv6: ipv6(Path::new(IPV6))? })
-    }
-
-    /// Whether sockets may use MPTCP; `false` also where the kernel does not know it.
-    pub(super) fn mptcp(&self) -> io::Result<bool> {
-        let Some(mut setting) = self.mptcp.as_ref() else { return Ok(false) };
-        let mut text = String::new();
-        setting.seek(SeekFrom::Start(0))?;
-        setting.read_to_string(&mut text)?;
-        Ok(text.trim() == "1")
-    }
-
-    /// Allows or forbids MPTCP.
-    pub(super) fn set_mptcp(&self, allowed: bool) -> io::Result<()> {
-        let Some(mut setting) = self.mptcp.as_ref() else { return Ok(()) };
-        let value: &[u8] = if allowed { b"1" } else { b"0" };
-        setting.seek(SeekFrom::Start(0))?;
-        setting.write_all(value)
+        Ok(Settings { ephemeral_ports: port_range()?, ipv6: ipv6(Path::new(IPV6))? })
     }
 }
 
-/// Opens a setting to be read and written; `None` when the kernel does not have it.
-fn open_setting(path: &str) -> io::Result<Option<File>> {
-    match File::options().read(true).write(true).open(path) {
-        Ok(file) => Ok(Some(file)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        // Where /proc/sys is read-only it can still be known that nothing has to be written.
-        Err(_) => File::open(path).map(Some),
+fn port_range() -> io::Result<(u16, u16)> {
+    let text = fs::read_to_string(PORT_RANGE)?;
+    let mut ports = text.split_whitespace().map(str::parse);
+    match (ports.next(), ports.next()) {
+        (Some(Ok(first)), Some(Ok(last))) => Ok((first, last)),
+        _ => Err(io::Error::other(format!("{PORT_RANGE} is not a range of ports: {text:?}"))),
     }
 }
 
