@@ -125,7 +125,7 @@ const CONNECTIONS: usize = 5;
 
 #[test]
 fn random_policies_and_connections() {
-    random(|setup, connection| random::tame(setup, connection));
+    random(random::tame);
 }
 
 #[test]

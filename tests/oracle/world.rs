@@ -185,7 +185,7 @@ impl<'n> World<'n> {
                     }
                 }
             }
-            Late::Interface => drop(self.pod.netns().ip("link del eth2")),
+            Late::Interface => self.pod.netns().ip("link del eth2"),
         }
     }
 

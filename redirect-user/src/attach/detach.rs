@@ -103,7 +103,7 @@ pub(crate) fn undo(node: &Node, _lock: &NodeLock, attachment: &Attachment) -> Re
 enum Namespace {
     Ours,
     /// Another attachment's, too: another interface, or another container in the same namespace.
-    Shared(Option<Attachment>),
+    Shared(Option<Box<Attachment>>),
 }
 
 fn others_of_namespace(node: &Node, attachment: &Attachment) -> Result<Namespace, Error> {
@@ -116,7 +116,7 @@ fn others_of_namespace(node: &Node, attachment: &Attachment) -> Result<Namespace
     let other = record::all(node)?
         .into_iter()
         .find(|other| other.id != attachment.id && other.cookie == attachment.cookie && other.of_this_boot());
-    Ok(if other.is_some() || owners > 1 { Namespace::Shared(other) } else { Namespace::Ours })
+    Ok(if other.is_some() || owners > 1 { Namespace::Shared(other.map(Box::new)) } else { Namespace::Ours })
 }
 
 fn remove_if_empty(folder: &Path) {

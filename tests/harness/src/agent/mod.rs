@@ -102,7 +102,8 @@ impl Agent {
                 json(self.server.serve(&listen, service, dual_stack)?)
             }
             Request::DialEvery { to, pause_ms } => {
-                json(self.dialer.start(to, Duration::from_millis(pause_ms)))
+                self.dialer.start(to, Duration::from_millis(pause_ms));
+                json(())
             }
             Request::TakeDialled => json(self.dialer.take()),
             Request::TakeSeen => json(self.server.take_seen()),
