@@ -257,7 +257,8 @@ fn every_entry_and_route_is_compared_and_repaired() {
         sandbox.add();
         let (_sidecar, app) = (pod.sidecar(), pod.app());
         let entries = node.map_entries();
-        let faults: [(&str, fn(&Node, &Pod)); 4] = [
+        type Fault = fn(&Node, &Pod);
+        let faults: [(&str, Fault); 4] = [
             ("entries", |node, _| {
                 let path = pins::current(&here(node)).map("RANGES");
                 let map = sys::RawMap::open(&path).unwrap().unwrap();

@@ -220,7 +220,7 @@ pub(super) fn repeated(ended: Ended) -> Vec<String> {
 /// A runtime sends DEL after an ADD that failed; a kubelet may also try once more first.
 fn repeat_add_or_del(scene: &Scene<'_>, number: usize) -> Vec<String> {
     let mut problems = Vec::new();
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         problems.extend(repeated(Ended::of_call(&scene.sandbox.call("ADD"))));
         problems.extend(repeated(Ended::of_call(&scene.sandbox.call("CHECK"))));
     }
