@@ -316,8 +316,8 @@ fn detach_takes_back_what_dns_capture_added() {
             ["-4 route show table all", "-6 route show table all", "addr show"].map(|arguments| {
                 let mut command = Command::new("ip");
                 let text = pod.netns().output_of(command.args(arguments.split(' ')));
-                // When the test begins the link-local address is still tentative, and the kernel may not have made
-                // the route of the other one yet.
+                // When the test begins the link-local address is still tentative, and the kernel may not have
+                // made the route of the other one yet.
                 let early = |line: &&str| line.contains("fe80") || line.starts_with("local fd77::2 ");
                 let lines = text.lines().filter(|line| !early(line));
                 lines.map(str::to_owned).collect::<BTreeSet<_>>()
