@@ -48,8 +48,6 @@ events! {
     Unreachable = "unreachable",
     /// Refused: the kernel had no memory to keep something in the socket.
     NoStorage = "no_storage",
-    /// Refused: an MPTCP connection that would have to take the detour, which its subflows cannot.
-    DetourRefused = "detour_refused",
     /// Refused: the pod's configuration was replaced at this very moment.
     ConfigChanged = "config_changed",
     /// A connection on the detour: the sidecar's accepted socket learned its original destination in the

@@ -15,8 +15,8 @@ use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use redirect_common::{
-    Endpoint, Event, Facts as _, Family, Ip, ListenerKey, Origin, PodConfig, Protocol, SlotKey, TRIES,
-    Target, role, shared_address, slot_address, slot_of,
+    Endpoint, Event, Facts as _, Family, Ip, LISTENER_PLACES, ListenerKey, Origin, PodConfig, Protocol,
+    SlotKey, TRIES, Target, role, shared_address, slot_address, slot_of,
 };
 
 use crate::call::{Asked, Call, Decision, PROCEED, REFUSE, decide_call};
@@ -188,6 +188,9 @@ fn to_listener(sock: &SockAddr, call: &Call<'_>, port: u32, event: Event) -> (St
     let anywhere = registered || bound.is_unspecified();
     if !anywhere || source.is_unspecified() || dst.ip.is_loopback_of(family) {
         let ip = if bound.is_unspecified() { family.localhost() } else { bound };
+        if !anywhere {
+            bind_anyhow(sock, call, &source);
+        }
         return by_detour(sock, call, role::CLIENT, Endpoint { ip, port }, event);
     }
     bind_source(sock, call);
@@ -232,13 +235,10 @@ fn unreachable(call: &Call<'_>) -> bool {
         && !call.facts.own_address(dst)
 }
 
-/// Rewrites to `proxy` and keeps the true destination in the socket. An MPTCP socket cannot take the detour:
-/// what meets the sidecar is its subflow, another socket.
+/// Rewrites to `proxy` and keeps the true destination in the socket. (Of an MPTCP socket the hook sees the
+/// first subflow, which is what meets the sidecar.)
 #[inline(always)]
 fn by_detour(sock: &SockAddr, call: &Call<'_>, role: u32, proxy: Endpoint, event: Event) -> (Step, u64) {
-    if sock.is_mptcp() {
-        return (Step::Refuse(ECONNREFUSED), Event::DetourRefused as u64);
-    }
     if !sock.set_origin(Origin { dst: call.flow.dst, role }) {
         return (Step::Refuse(ECONNREFUSED), Event::NoStorage as u64);
     }
@@ -255,9 +255,20 @@ fn bind_source(sock: &SockAddr, call: &Call<'_>) {
     }
 }
 
-/// The address of the sidecar's listener. The socket that sock_ops has learned is asked first, then the
+/// On the way to localhost the kernel would choose localhost: gives the client the pod's address, or the very
+/// one that it dials. A socket that has a port already keeps what it has; then `peername` tells the sidecar
+/// the right address.
+#[inline(always)]
+fn bind_anyhow(sock: &SockAddr, call: &Call<'_>, source: &Ip) {
+    let dst = &call.flow.dst.ip;
+    if call.flow.src.is_unspecified() && !dst.is_loopback_of(call.flow.family) {
+        sock.bind(if call.facts.own_address(dst) { dst } else { source });
+    }
+}
+
+/// The address of the sidecar's listener. The sockets that sock_ops has learned are asked first, then the
 /// kernel: the sidecar may have listened before the pod was attached, an IPv6 listener may serve IPv4 as well
-/// (or not, with IPV6_V6ONLY), and of many workers the first may be gone.
+/// (or not, with IPV6_V6ONLY).
 #[inline(always)]
 fn bound_to(sock: &SockAddr, cookie: u64, port: u32, family: Family) -> Option<(Ip, bool)> {
     let mut ip = Ip::NONE;
@@ -284,9 +295,11 @@ extern "C" fn listener_call(
     // SAFETY: the caller passes a reference.
     let Some(ip) = (unsafe { ip.as_mut() }) else { return 0 };
     let (port, family) = (port as u32, if family == 4 { Family::V4 } else { Family::V6 });
-    if let Some(bound) = listener_address(&ListenerKey::new(cookie, port, family, 0)) {
-        *ip = bound;
-        return REGISTERED;
+    for place in 0..LISTENER_PLACES {
+        if let Some(bound) = listener_address(&ListenerKey::new(cookie, port, family, place)) {
+            *ip = bound;
+            return REGISTERED;
+        }
     }
     let Some(bound) = SockAddr::of(ctx).find_listener(port, family) else { return 0 };
     *ip = bound;

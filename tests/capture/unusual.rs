@@ -38,17 +38,17 @@ fn mptcp_goes_to_the_sidecar_like_tcp() {
     });
 }
 
+/// The sidecar listened before the pod was attached: only the kernel knows where.
 #[test]
-fn mptcp_that_would_have_to_take_the_detour_is_refused() {
+fn mptcp_takes_the_detour_like_tcp() {
     kernel_test(|node| {
         let pod = node.pod("pod");
-        node.attach(&pod, &[]);
         let sidecar = harness::Sidecar::builder(&pod).localhost().start();
-        let mut command = in_pod(&pod, Path::new(&harness::binary("pod-oddities")), User::APP);
-        let output = command.args(["mptcp", FAR]).output().expect("start pod-oddities");
-        assert!(!output.status.success());
-        assert_eq!(sidecar.take_seen(), []);
-        assert_eq!(node.count(&pod, Event::DetourRefused), 1);
+        node.attach(&pod, &[]);
+        oddity(&pod, User::APP, &["mptcp", FAR]);
+        let seen = sidecar.take_seen();
+        meant_for(&seen, FAR);
+        assert_eq!(seen[0].client.ip(), pod.ip(false));
     });
 }
 
@@ -119,10 +119,15 @@ fn real_ids_say_who_is_the_proxy() {
         let real = server.app();
         real.serve(&[server.at(false, 8080)], Service::Tell).unwrap();
         let to = server.at(false, 8080).to_string();
-        let root = User { uid: 0, gid: 0 };
-        oddity(&pod, root, &["ids", "0", "1337", &to]);
+        let dial = |real: &str, effective: &str| {
+            let mut command = Command::new(harness::binary("pod-oddities"));
+            pod.netns().enter(command.args(["ids", real, effective, &to]), Some(pod.cgroup()));
+            let output = command.output().expect("start pod-oddities");
+            assert!(output.status.success(), "{output:?}");
+        };
+        dial("0", "1337");
         meant_for(&sidecar.take_seen(), &to);
-        oddity(&pod, root, &["ids", "1337", "0", &to]);
+        dial("1337", "0");
         assert_eq!((sidecar.take_seen().len(), real.take_seen().len()), (0, 1));
     });
 }

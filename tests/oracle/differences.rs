@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use harness::Errno;
 
 use crate::outcome::{Field, Outcome, Reached, Server};
-use crate::scenario::{Connection, Listens, Setup, Who};
+use crate::scenario::{Connection, Kind, Listens, Setup, Who};
 
 /// The pod's addresses on its two interfaces, and on one that comes later.
 const ETH0: (Ipv4Addr, Ipv6Addr) = (Ipv4Addr::new(10, 77, 0, 2), Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2));
@@ -101,12 +101,27 @@ pub(crate) const DIFFERENCES: &[Difference] = &[
         },
     },
     Difference {
+        id: "in-the-prefix",
+        fields: &[Field::Client, Field::Own, Field::Local, Field::OriginalDst],
+        holds: |case| {
+            redirect_common::in_prefix(&case.connection.to.ip().into())
+                && case.reached().is_some_and(|(iptables, ours)| iptables.server == ours.server)
+        },
+    },
+    Difference {
         id: "nat-port",
         fields: &[Field::Client],
         holds: |case| {
             case.reached().is_some_and(|(iptables, ours)| {
                 !iptables.port_kept && ours.port_kept && iptables.client == ours.client
             })
+        },
+    },
+    Difference {
+        id: "mptcp-peername",
+        fields: &[Field::PeerName],
+        holds: |case| {
+            case.connection.kind == Kind::Mptcp && case.connection.to.ip().is_loopback() && case.redirected()
         },
     },
     Difference {
@@ -121,6 +136,14 @@ pub(crate) const DIFFERENCES: &[Difference] = &[
                         && [IpAddr::from(ETH0.0), ETH0.1.into()].contains(&ours.client)
                         && ours.port_kept
                 })
+        },
+    },
+    Difference {
+        id: "unreachable-route",
+        fields: &[Field::Ending],
+        holds: |case| {
+            matches!(case.iptables, Outcome::Failed(Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EACCES))
+                && matches!(case.ours, Outcome::Reached(Reached { server: Server::Sidecar(15001), .. }))
         },
     },
 ];

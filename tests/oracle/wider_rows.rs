@@ -20,7 +20,7 @@ pub(crate) fn agreed() -> Vec<Row> {
     [listeners(), workers(Workers::Eight), later(), sockets()].concat()
 }
 
-/// Those in which they do not agree yet.
+/// Those in which they differed until slots, listeners and MPTCP were mended, and what differs on purpose.
 pub(crate) fn open() -> Vec<Row> {
     [workers(Workers::Renewed), addresses(), others()].concat()
 }

@@ -215,12 +215,6 @@ impl SockAddr {
         let _ = unsafe { bpf_set_retval(-errno) };
     }
 
-    /// Whether the socket is an MPTCP one.
-    #[inline(always)]
-    pub(crate) fn is_mptcp(&self) -> bool {
-        field!(self.ctx, protocol) == MPTCP
-    }
-
     /// In a bind hook: allows the address to be used while sockets that do not listen have it (SO_REUSEADDR).
     #[inline(always)]
     pub(crate) fn reuse_address(&self) {
