@@ -100,6 +100,8 @@ fn an_upgrade_loses_no_connection() {
                 .as_array()
                 .unwrap()
                 .iter()
+                // The program in the pod's namespace leads to the new `inbound` without being replaced.
+                .filter(|link| link["hook"] != "inbound")
                 .map(|link| link["programId"].as_u64().unwrap())
                 .collect()
         };

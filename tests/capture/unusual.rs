@@ -114,7 +114,7 @@ fn a_socket_passed_to_another_process_is_judged_by_who_connects() {
 fn real_ids_say_who_is_the_proxy() {
     kernel_test(|node| {
         let (pod, server) = (node.pod("pod"), node.pod("server"));
-        node.attach(&pod, &[]);
+        node.attach(&pod, &["--guard", "off"]);
         let sidecar = pod.sidecar();
         let real = server.app();
         real.serve(&[server.at(false, 8080)], Service::Tell).unwrap();

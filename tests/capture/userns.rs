@@ -23,12 +23,16 @@ fn of_pod(uid: u32, gid: u32) -> User {
     User { uid: FIRST + uid, gid: FIRST + gid }
 }
 
-/// A namespace and a cgroup for a pod with users of its own. It has no interface but lo: what is not captured
-/// has no way.
+/// A namespace and a cgroup for a pod with users of its own. It has an address and no route to anywhere else:
+/// what is not captured has no way.
 fn pod(node: &Node) -> (NetNs, std::path::PathBuf) {
     let cgroup = node.cgroup().join("users");
     fs::create_dir(&cgroup).expect("make a cgroup");
-    (NetNs::create_for_users(node.dir().join("users"), FIRST), cgroup)
+    let netns = NetNs::create_for_users(node.dir().join("users"), FIRST);
+    netns.ip("link add eth0 type veth peer name other");
+    netns.ip("addr add 10.77.0.2/24 dev eth0");
+    netns.ip("link set eth0 up");
+    (netns, cgroup)
 }
 
 fn captured(process: &Process) -> bool {

@@ -48,7 +48,7 @@ use crate::pod::routes::{PolicyRule, Route};
 #[expect(missing_docs, reason = "the text of a variant says what its fields are")]
 pub enum Error {
     /// The namespace cannot be entered.
-    #[error("cannot enter the network namespace {path}: {source}")]
+    #[error("cannot enter the network namespace {path}: {source}{hint}", hint = root_hint(source))]
     Enter { path: PathBuf, source: io::Error },
     /// The namespace's cookie cannot be read.
     #[error("cannot identify the network namespace {path}: {source}; Linux 5.14 or newer is needed")]
@@ -56,6 +56,14 @@ pub enum Error {
     /// A request to the kernel's routing tables failed.
     #[error("cannot {what} in the network namespace {path}: {source}")]
     Netlink { what: String, path: PathBuf, source: io::Error },
+}
+
+/// What is missing when the kernel does not let us in.
+fn root_hint(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EPERM) => "; run this as root (it needs CAP_SYS_ADMIN)",
+        _ => "",
+    }
 }
 
 /// A pod's network namespace, entered once: sockets and settings that were opened inside keep belonging to
