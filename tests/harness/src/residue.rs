@@ -64,11 +64,12 @@ impl Residue {
     }
 
     /// What is here now and was not at the time of `self`. The kernel frees programs, maps and sockets some
-    /// time after the last reference is gone, so this looks again until nothing is left or five seconds are
-    /// over.
+    /// time after the last reference is gone, so this looks again until nothing is left or the time is
+    /// over. The guard's programs go with the pod's namespace, and the kernel takes namespaces apart one after
+    /// another in the background: after a hundred of them that takes longer than a moment.
     #[must_use]
     pub fn left_over(&self) -> Vec<String> {
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + Duration::from_secs(40);
         loop {
             let left: Vec<_> = Residue::now().things.difference(&self.things).cloned().collect();
             if left.is_empty() || Instant::now() > deadline {
