@@ -23,7 +23,7 @@ use crate::trace;
 
 /// "Ask the next filter": neighbours' filters on the interface keep working.
 const GO_ON: i32 = TC_ACT_UNSPEC;
-const DROP: i32 = TC_ACT_SHOT as i32;
+const DROP: i32 = TC_ACT_SHOT;
 
 /// A gid that a process cannot have: the packet does not show its sender's.
 const UNKNOWN: u32 = u32::MAX;

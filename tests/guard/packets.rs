@@ -190,7 +190,7 @@ fn behind_a_vlan_tag() {
                 assert_eq!(guarded(node, pod), before + 1, "out, {tag:?}");
                 let into = frame(1, raw::syn(theirs.ip(), own), [theirs.ip(), own.ip()]);
                 raw::send_frame(peer.netns(), "eth0", &into);
-                // It is the sidecar's, or no one's: the kernel drops a number for which there is no interface.
+                // It is the sidecar's; or the kernel drops it, when no interface has the number of its tag.
                 std::thread::sleep(4 * A_MOMENT);
                 assert_eq!(scene.app.take_seen(), [], "{tag:?}");
             }

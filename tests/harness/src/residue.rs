@@ -64,9 +64,9 @@ impl Residue {
     }
 
     /// What is here now and was not at the time of `self`. The kernel frees programs, maps and sockets some
-    /// time after the last reference is gone, so this looks again until nothing is left or the time is
-    /// over. The guard's programs go with the pod's namespace, and the kernel takes namespaces apart one after
-    /// another in the background: after a hundred of them that takes longer than a moment.
+    /// time after the last reference is gone, so this looks again until nothing is left or the time is over.
+    /// The guard's programs go with the pod's namespace. The kernel takes namespaces apart one after another
+    /// in the background; after a hundred of them that takes longer than a moment.
     #[must_use]
     pub fn left_over(&self) -> Vec<String> {
         let deadline = Instant::now() + Duration::from_secs(40);
