@@ -126,6 +126,8 @@ fn nothing_that_goes_wrong_opens_a_pod_or_leaves_one_stuck() {
         let mut scene = Scene::new(node);
         scene.sandbox.add();
         scene.sandbox.del();
+        // The kernel makes some routes of IPv6 a while after the addresses that they belong to.
+        std::thread::sleep(std::time::Duration::from_secs(3));
         let fresh = scene.namespace();
         let only = std::env::var("CAMPAIGN_ONLY").ok();
         let wanted = |one: &&Situation| only.as_ref().is_none_or(|name| name == one.name);
