@@ -9,7 +9,7 @@
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use redirect_common::{
-    Endpoint, Event, Family, Inbound, Ip, Origin, PodConfig, Protocol, decide_inbound, dns, flags, role,
+    Endpoint, Event, Family, Inbound, Ip, PodConfig, Protocol, decide_inbound, dns, flags,
 };
 
 use crate::call::{PROCEED, REFUSE};
@@ -63,10 +63,7 @@ fn bind(sock: &SockAddr, asked: &Endpoint) -> (i32, bool) {
 /// A TCP socket, which may be going to listen.
 #[inline(always)]
 fn listens(sock: &SockAddr, cookie: u64, pod: &'static PodConfig, port: u32) -> i32 {
-    if pod.is_listener(port)
-        && !pod.is_proxy(&sock.caller())
-        && !sock.set_origin(Origin { dst: Endpoint::NONE, role: role::FOREIGN })
-    {
+    if pod.is_listener(port) && !pod.is_proxy(&sock.caller()) && !sock.mark_foreign() {
         count(cookie, Event::NoStorage);
         sock.fail_with(ENOMEM);
         return REFUSE;

@@ -6,10 +6,11 @@
 //! * Step 3 is `original_dst`: the sidecar asks its accepted socket, whose local address is the one that
 //!   stands for the destination.
 //!
-//! **The detour** is for a connection without such an address. There are four cases: the destination's slot
-//! is another destination's; the table of destinations is full; the sidecar listened on localhost before the
-//! pod was attached; the application dialled localhost itself. Then the destination is kept in the client's
-//! socket (ORIGIN), and `sock_ops` hands it over in the handshake.
+//! **The detour** is for a connection without such an address. There are five cases: all slots of the
+//! destination are taken; the table of destinations is full; the sidecar listened on localhost before the pod
+//! was attached; the application dialled localhost itself; the pod has no address of the family, and the
+//! socket is bound or the destination is link-local or the pod's own. Then the destination is kept in the
+//! client's socket (ORIGIN), and `sock_ops` hands it over in the handshake.
 
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::macros::cgroup_sock_addr;
@@ -145,10 +146,13 @@ fn leave_alone(sock: &SockAddr, call: &Call<'_>, decision: Decision) {
     }
 }
 
-/// A second connect() on this socket may follow a redirected one: "no origin" means "not redirected".
+/// A second connect() on this socket may follow a redirected one: "no origin" means "not redirected". That the
+/// socket is bound to a port of the proxy's is kept: it may be going to listen.
 #[inline(always)]
 fn forget_origin(sock: &SockAddr) {
-    if let Some(origin) = sock.origin() {
+    if let Some(origin) = sock.origin()
+        && origin.role != role::FOREIGN
+    {
         origin.role = role::NONE;
     }
 }

@@ -137,6 +137,27 @@ fn what_an_application_binds_to_the_sidecars_ports_gets_nothing() {
 }
 
 #[test]
+fn calls_in_between_do_not_make_an_applications_socket_the_sidecars() {
+    kernel_test(|node| {
+        let (pod, other) = (enrolled(node, "pod"), node.pod("other"));
+        let (thief, proxy, client) = (pod.process("thief", User::APP), pod.proxy(), other.app());
+        let _outbound = proxy.listen(SocketAddr::from(([0, 0, 0, 0], 15001))).unwrap();
+        let (direct, far) = (SocketAddr::from(([127, 0, 0, 1], 9)), far_away(false, 80));
+        for calls in [&[direct][..], &[far], &[far, direct], &[direct, far, direct]] {
+            let socket = thief.tcp(false);
+            socket.bind(SocketAddr::from(([0, 0, 0, 0], 15006))).unwrap();
+            for call in calls {
+                let _ = socket.connect(*call);
+                socket.dissolve().unwrap();
+            }
+            socket.listen().unwrap();
+            assert_eq!(client.connect(pod.at(false, 8080)).map(drop), Err(Errno::ECONNREFUSED), "{calls:?}");
+        }
+        assert_eq!(node.count(&pod, Event::ListenerForeign), 4);
+    });
+}
+
+#[test]
 fn a_family_that_the_pod_does_not_have_is_unreachable() {
     kernel_test(|node| {
         let pod = node.pod("pod");

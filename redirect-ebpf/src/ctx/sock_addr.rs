@@ -124,11 +124,25 @@ impl SockAddr {
         origin(self.sk().cast(), None)
     }
 
-    /// Keeps in the socket where its connection was meant to go; false when the kernel has no memory for it.
+    /// Keeps in the socket where its connection was meant to go; false when the kernel has no memory for it, or
+    /// when the socket is another user's on one of the proxy's ports: that mark stays for as long as it does.
     #[inline(always)]
     pub(crate) fn set_origin(&self, mut value: Origin) -> bool {
         let Some(kept) = origin(self.sk().cast(), Some(&mut value)) else { return false };
-        *kept = value;
+        let free = kept.role != role::FOREIGN;
+        if free {
+            *kept = value;
+        }
+        free
+    }
+
+    /// Marks a socket on one of the proxy's ports that the proxy did not bind; false when the kernel has no
+    /// memory for it.
+    #[inline(always)]
+    pub(crate) fn mark_foreign(&self) -> bool {
+        let mut value = Origin { dst: Endpoint::NONE, role: role::FOREIGN };
+        let Some(kept) = origin(self.sk().cast(), Some(&mut value)) else { return false };
+        kept.role = role::FOREIGN;
         true
     }
 
