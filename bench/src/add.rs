@@ -7,11 +7,11 @@ use std::sync::Barrier;
 use anyhow::{Context as _, Result};
 use harness::{Node, Pod, binary};
 
-use crate::Scale;
 use crate::load;
 use crate::plugin::{self, Cost};
 use crate::results::{Measure, Results, Unit};
 use crate::rules::{self, Backend};
+use crate::scale::Scale;
 
 /// A plugin written in Go, of the same size and without work: only its start is measured.
 const GO_PLUGINS: [&str; 2] = ["/usr/lib/cni/loopback", "/opt/cni/bin/loopback"];

@@ -6,11 +6,11 @@ use anyhow::{Context as _, Result};
 use harness::{Node, Pod};
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::Scale;
 use crate::memory::Memory;
 use crate::plugin;
 use crate::results::{Measure, Results, Unit};
 use crate::rules::Backend;
+use crate::scale::Scale;
 use crate::scene::{Direction, Mode, Stage, interleaved};
 use crate::worker::{Order, Timing, Worker};
 

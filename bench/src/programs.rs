@@ -6,7 +6,7 @@ use aya::sys::{Stats, enable_stats};
 use redirect_user::kernel::hook::Hook;
 use serde::Serialize;
 
-use crate::Scale;
+use crate::scale::Scale;
 use crate::scene::{Direction, Mode, Stage};
 
 /// A program's share in one kind of connection. The kernel's clock around a program costs some 20 ns by

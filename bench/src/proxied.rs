@@ -14,10 +14,10 @@ use harness::unprivileged::unprivileged;
 use harness::{Node, Pod, User};
 use serde_json::json;
 
-use crate::Scale;
 use crate::plugin;
 use crate::results::{Measure, Results, Unit};
 use crate::rules;
+use crate::scale::Scale;
 use crate::scene::Mode;
 
 /// Where nginx serves.

@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 
-use crate::Scale;
 use crate::results::{Measure, Results, Unit};
+use crate::scale::Scale;
 use crate::scene::{Direction, Stage, interleaved};
 use crate::worker::Order;
 

@@ -6,9 +6,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use anyhow::Result;
 use harness::Node;
 
-use crate::Scale;
 use crate::plugin;
 use crate::results::{Measure, Results, Unit};
+use crate::scale::Scale;
 use crate::scene::{LOCAL_PORT, listening_worker};
 use crate::worker::{Order, Timing, Worker};
 

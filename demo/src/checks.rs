@@ -9,9 +9,8 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::app::{self, Outcome};
-use crate::pod::{Pod, Sidecar};
+use crate::pod::{Pod, Running, Sidecar};
 pub(crate) use crate::report::Check;
-use crate::scene::Running;
 
 /// Commands that print the packet filter's rules, each with its own view of them.
 const FIREWALLS: [&str; 5] =

@@ -259,3 +259,10 @@ fn seen(process: &Process) -> Result<Vec<Captured>> {
         std::thread::sleep(Duration::from_millis(10));
     }
 }
+
+/// A pod with its containers.
+pub(crate) struct Running {
+    pub(crate) pod: Pod,
+    pub(crate) app: App,
+    pub(crate) sidecar: Option<Sidecar>,
+}

@@ -14,18 +14,11 @@ use serde_json::json;
 
 use crate::app::{Answered, Outcome};
 use crate::checks;
-use crate::pod::{App, Pod, Sidecar};
+use crate::pod::{App, Pod, Running, Sidecar};
 use crate::report::{Exchange, Fact, Report};
 
 /// The pods' addresses.
 const SUBNETS: [&str; 2] = ["10.72.0.0/24", "fd72:1::/64"];
-
-/// A pod with its containers.
-pub(crate) struct Running {
-    pub(crate) pod: Pod,
-    pub(crate) app: App,
-    pub(crate) sidecar: Option<Sidecar>,
-}
 
 /// Plays the demo in the namespaces of the calling process, prints what was found and tells whether it was as
 /// promised.

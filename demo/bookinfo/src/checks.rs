@@ -4,9 +4,10 @@
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
+use crate::check::Check;
 use crate::mesh::Mesh;
 use crate::plan::{self, GATEWAY, LEGACY, PORT, SERVICES, Service, WORKLOADS};
-use crate::report::{Check, PodRow};
+use crate::report::PodRow;
 
 /// Everything that can be looked at while all pods run.
 pub(crate) fn all(mesh: &Mesh, pods: &[PodRow]) -> Result<Vec<Check>> {

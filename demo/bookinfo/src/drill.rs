@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
+use crate::check::Check;
 use crate::mesh::Mesh;
 use crate::plan::{LEGACY, PORT, SERVICES};
-use crate::report::Check;
 use crate::trips::Visit;
 use crate::visit::visit;
 

@@ -8,6 +8,7 @@
 //! what, [`checks`] and [`drill`] are the promises besides ([`got`] is what a single request got); [`door`]
 //! leads into the node; [`report`] prints. The applications are the binary `bookinfo-services`.
 
+mod check;
 mod checks;
 mod counts;
 mod door;
@@ -38,10 +39,12 @@ use harness::runtime::runc;
 use harness::{MachineLock, progress, stage};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
+use crate::scene::Shown;
+
 /// Bookinfo on this one machine: pods, what their sidecars log, and the page
 #[derive(Debug, Parser)]
 #[command(name = "bookinfo")]
-pub(crate) struct Options {
+struct Options {
     /// End when standard input does, at once on a terminal, instead of at Ctrl-C
     #[arg(long, global = true)]
     once: bool,
@@ -115,5 +118,5 @@ fn inside(options: &Options, dir: &Path, cgroup: &Path, door: RawFd) -> Result<E
     // it.
     let door = unsafe { OwnedFd::from_raw_fd(door) };
     fcntl(&door, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).context("keeping the door from containers")?;
-    scene::play(options, dir, cgroup, TcpListener::from(door))
+    scene::play(Shown { once: options.once, json: options.json }, dir, cgroup, TcpListener::from(door))
 }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::check::Check;
 use crate::log::Line;
 use crate::trips::Trip;
 
@@ -66,24 +67,6 @@ pub(crate) struct Count {
     pub(crate) envoy: u64,
     /// As the programs have it.
     pub(crate) kernel: u64,
-}
-
-/// A promise.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Check {
-    /// What was promised.
-    pub(crate) promise: String,
-    /// What was found.
-    pub(crate) found: String,
-    /// Whether the promise was kept.
-    pub(crate) ok: bool,
-}
-
-impl Check {
-    pub(crate) fn new(promise: impl Into<String>, found: impl Into<String>, ok: bool) -> Check {
-        Check { promise: promise.into(), found: found.into(), ok }
-    }
 }
 
 impl Count {

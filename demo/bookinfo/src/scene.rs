@@ -11,22 +11,32 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use harness::progress::step;
 
+use crate::check::Check;
 use crate::counts;
 use crate::door::Door;
 use crate::mesh::Mesh;
 use crate::node::{ADDRESS, GATEWAY_HOST_PORT};
-use crate::report::{Check, Count, Report};
+use crate::report::{Count, Report};
 use crate::trips::{Logs, Trip, Visit};
 use crate::visit::visit;
-use crate::{Options, checks, drill};
+use crate::{checks, drill};
 
 /// How many pages are asked for: each version of reviews comes twice.
 const VISITS: usize = 6;
 /// How long Envoys may take to write their logs.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How what is found is shown.
+#[derive(Clone, Copy)]
+pub(crate) struct Shown {
+    /// End with standard input, at once on a terminal, instead of at Ctrl-C.
+    pub(crate) once: bool,
+    /// As JSON.
+    pub(crate) json: bool,
+}
+
 /// Plays it all; the exit code says whether everything was as promised.
-pub(crate) fn play(options: &Options, dir: &Path, cgroup: &Path, door: TcpListener) -> Result<ExitCode> {
+pub(crate) fn play(shown: Shown, dir: &Path, cgroup: &Path, door: TcpListener) -> Result<ExitCode> {
     let start = Instant::now();
     let mut mesh =
         step("a node: containerd, CNI plugins with redirect-cni as the last", || Mesh::start(dir, cgroup))?;
@@ -58,9 +68,9 @@ pub(crate) fn play(options: &Options, dir: &Path, cgroup: &Path, door: TcpListen
         seconds: start.elapsed().as_secs_f64(),
     };
     let before = mesh.counters()?;
-    print(options, &report)?;
-    stay_open(options)?;
-    if options.json {
+    print(shown, &report)?;
+    stay_open(shown)?;
+    if shown.json {
         let since = counts::compare(&before, &mesh.counters()?, &[]);
         println!("{}", serde_json::to_string(&since)?);
     }
@@ -100,8 +110,8 @@ fn whole(visit: &Visit) -> Check {
     )
 }
 
-fn print(options: &Options, report: &Report) -> Result<()> {
-    match options.json {
+fn print(shown: Shown, report: &Report) -> Result<()> {
+    match shown.json {
         // On one line: what comes after it is another document.
         true => println!("{}", serde_json::to_string(report)?),
         false => print!("{}", report.to_text()),
@@ -110,8 +120,8 @@ fn print(options: &Options, report: &Report) -> Result<()> {
 }
 
 /// Leaves the page open until Ctrl-C, which ends the process that waits for us, and so us.
-fn stay_open(options: &Options) -> Result<()> {
-    if !options.once {
+fn stay_open(shown: Shown) -> Result<()> {
+    if !shown.once {
         eprintln!("  The page stays until Ctrl-C.");
         loop {
             thread::park();

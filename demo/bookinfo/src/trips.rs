@@ -6,10 +6,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde::Serialize;
 
+use crate::check::Check;
 use crate::log::Line;
 use crate::plan::{self, GATEWAY, PORT, SERVICES};
 use crate::proxy::{INBOUND, INGRESS, OUTBOUND};
-use crate::report::Check;
 
 /// Access logs by pod.
 pub(crate) type Logs = BTreeMap<String, Vec<Line>>;
