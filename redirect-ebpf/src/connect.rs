@@ -146,8 +146,8 @@ fn leave_alone(sock: &SockAddr, call: &Call<'_>, decision: Decision) {
     }
 }
 
-/// A second connect() on this socket may follow a redirected one: "no origin" means "not redirected". That the
-/// socket is bound to a port of the proxy's is kept: it may be going to listen.
+/// A second connect() on this socket may follow a redirected one: "no origin" means "not redirected". That
+/// the socket is bound to a port of the proxy's is kept: it may be going to listen.
 #[inline(always)]
 fn forget_origin(sock: &SockAddr) {
     if let Some(origin) = sock.origin()

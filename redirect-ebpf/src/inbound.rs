@@ -3,7 +3,7 @@
 //! address is kept.
 //!
 //! The context of sk_lookup does not say in which network namespace it runs. So what is linked to a pod's
-//! namespace is a program of a dozen instructions of its own (`redirect_user::kernel::object`), which leaves
+//! namespace is a stub of 18 instructions (`redirect_user::kernel::object`), which leaves
 //! the pod's cookie in ENTERED and goes on here by a tail call.
 
 use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};

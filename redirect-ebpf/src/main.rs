@@ -1,8 +1,9 @@
 //! The kernel programs. Reading order: `maps` is the legend. A `connect()` goes through `connect`, then by
 //! the kernel's own route to the sidecar, which asks `original_dst`; `sock_ops` is the detour of the few
-//! connections whose address cannot tell. `peername` keeps up appearances, `dns` is UDP, for which `bind`
-//! opens the DNS proxy, `inbound` is the other direction, and `guard` stands behind all of them. `call` and
-//! `facts` are what a decision depends on; `ctx` is the only file that reads or writes a kernel context.
+//! connections whose address cannot tell. `peername` hides the rewriting from `getpeername()`, `dns` is UDP,
+//! for which `bind` opens the DNS proxy, `inbound` is the other direction, and `guard` stands behind all of
+//! them. `call` and `facts` are what a decision depends on; only `ctx` and its folder read or write a kernel
+//! context.
 //!
 //! House rule for every hook: a pod that has no entry in PODS is left alone; a pod that has one is never let
 //! through in clear because something of ours failed.

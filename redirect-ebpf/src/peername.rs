@@ -1,5 +1,5 @@
-//! Keeps up appearances: `getpeername()` tells the application the address that it dialled, and the sidecar
-//! (which gets it from `accept()` as well) the client's.
+//! Hides the rewriting from `getpeername()`: it tells the application the address that it dialled, and the
+//! sidecar (which gets it from `accept()` as well) the client's.
 
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;

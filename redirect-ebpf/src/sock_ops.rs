@@ -1,4 +1,4 @@
-//! The detour of connections whose address cannot say where they were meant to go (`connect` has the four
+//! The detour of connections whose address cannot say where they were meant to go (`connect` has the five
 //! cases): in the handshake over loopback the client's side puts the true destination where the accepted
 //! socket's side takes it. A connection with a slot has nothing to do here. The sidecar's listeners are
 //! learned here too.

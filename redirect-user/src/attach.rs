@@ -1,4 +1,4 @@
-//! The heart of ADD and DEL.
+//! The steps of ADD and DEL.
 //!
 //! [`attach`] is a list of steps: [`plan`] finds out, [`record`] writes down what is going to be done before
 //! it is done, then come the namespace, the folder of pins, the map entries ([`entries`], [`tables`]) and the

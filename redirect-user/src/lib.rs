@@ -1,10 +1,10 @@
 //! The library behind the plugin, the operator's tool and the agent.
 //!
-//! Nouns are folders, verbs are files. In reading order: [`ids`] and [`path_error`] are the small words of
-//! the house; [`policy`] says what is captured in a pod and reads it from the pod's annotations; [`node`]
-//! says where on this machine things are; [`kernel`] is bpf(2), the programs and their pins; [`pod`] is a
-//! pod's network namespace, user namespace and cgroup; [`enrol`] decides whether a pod is ours; [`attach`] is
-//! the heart of ADD and DEL. [`gc`] collects, [`upgrade`] replaces programs in place, [`inspect`] and
+//! Nouns are folders, verbs are files. In reading order: [`ids`] and [`path_error`] are small shared types;
+//! [`policy`] says what is captured in a pod and reads it from the pod's annotations; [`node`] says where on
+//! this machine things are; [`kernel`] is bpf(2), the programs and their pins; [`pod`] is a pod's network
+//! namespace, user namespace and cgroup; [`enrol`] decides whether a pod is ours; [`attach`] is the steps of
+//! ADD and DEL. [`gc`] collects, [`repair`] attaches again, [`upgrade`] replaces programs, [`inspect`] and
 //! [`connections`] report, [`explain`] answers as the kernel would, [`doctor`] examines the node.
 
 pub mod attach;

@@ -124,8 +124,8 @@ impl SockAddr {
         origin(self.sk().cast(), None)
     }
 
-    /// Keeps in the socket where its connection was meant to go; false when the kernel has no memory for it, or
-    /// when the socket is another user's on one of the proxy's ports: that mark stays for as long as it does.
+    /// Keeps in the socket where its connection was meant to go; false when the kernel has no memory for it,
+    /// or when the socket is another user's on one of the proxy's ports: that mark stays as long as it does.
     #[inline(always)]
     pub(crate) fn set_origin(&self, mut value: Origin) -> bool {
         let Some(kept) = origin(self.sk().cast(), Some(&mut value)) else { return false };
