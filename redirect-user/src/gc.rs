@@ -17,7 +17,8 @@ use crate::kernel::install;
 use crate::kernel::sys;
 use crate::node::lock::NodeLock;
 use crate::node::{Node, names};
-use crate::pod::cgroup::Life;
+use crate::pod::cgroup::{self, Life};
+use crate::verify;
 
 /// What was collected.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -92,12 +93,18 @@ pub fn collect(
     collected.removed.extend(remove_unrecorded(node, lock, &recorded, listed(None))?);
     collected.cookies = sweep_unclaimed(node)?;
     install::remove_unused(node, lock)?;
+    if let Ok(root) = cgroup::root(None) {
+        verify::sweep(&root);
+    }
     Ok(collected)
 }
 
 fn reason_to_remove(node: &Node, attachment: &Attachment, wish: Listed) -> Option<&'static str> {
     if !attachment.of_this_boot() {
         return Some("its record is of an earlier boot");
+    }
+    if verify::is_left_over(attachment) {
+        return Some("it was a scratch pod of `redirect verify`, which is over");
     }
     if life::of(node, attachment) == Life::Gone {
         return Some("its cgroup is gone, and with it its processes");

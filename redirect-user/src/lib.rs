@@ -5,7 +5,8 @@
 //! this machine things are; [`kernel`] is bpf(2), the programs and their pins; [`pod`] is a pod's network
 //! namespace, user namespace and cgroup; [`enrol`] decides whether a pod is ours; [`attach`] is the steps of
 //! ADD and DEL. [`gc`] collects, [`repair`] attaches again, [`upgrade`] replaces programs, [`inspect`] and
-//! [`connections`] report, [`explain`] answers as the kernel would, [`doctor`] examines the node.
+//! [`connections`] report, [`explain`] answers as the kernel would, [`doctor`] examines the node,
+//! [`verify`] tries it in a pod of its own.
 
 pub mod attach;
 pub mod connections;
@@ -22,3 +23,4 @@ pub mod pod;
 pub mod policy;
 pub mod repair;
 pub mod upgrade;
+pub mod verify;

@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 use redirect_user::node::Node;
 
@@ -13,14 +14,16 @@ mod attach;
 mod connections;
 mod doctor;
 mod explain;
+mod generate;
 mod lifecycle;
 mod node;
 mod outcomes;
 mod output;
 mod show;
 mod trace;
+mod verify;
 
-use crate::output::Output;
+use crate::output::Format;
 
 /// Transparent redirection of pod traffic into the sidecar, without iptables.
 #[derive(Debug, Parser)]
@@ -33,8 +36,8 @@ struct Args {
     #[arg(long, global = true, default_value = Node::DEFAULT_STATE_DIR, value_name = "PATH")]
     state_dir: PathBuf,
     /// How to print.
-    #[arg(long, global = true, value_enum, default_value_t = Output::Text)]
-    output: Output,
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
+    output: Format,
     #[command(subcommand)]
     command: Command,
 }
@@ -43,6 +46,11 @@ struct Args {
 enum Command {
     /// Can this node run it? Each requirement, found or missing, and what to do.
     Doctor,
+    /// Try this node in a scratch pod: every verdict once, over IPv4 and IPv6, and closed without a sidecar.
+    Verify(verify::Args),
+    /// A process of the scratch pod.
+    #[command(hide = true)]
+    VerifyActor(verify::ActorArgs),
     /// Redirect a pod by hand, as the plugin's ADD does.
     Attach(Box<attach::Args>),
     /// End the redirection of a pod.
@@ -91,6 +99,17 @@ enum Command {
     Repair(lifecycle::RepairArgs),
     /// Remove what belongs to pods that are gone.
     Gc,
+    /// Print completions for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write manual pages and completions into a folder, for a package.
+    #[command(hide = true)]
+    Generate {
+        /// The folder.
+        folder: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -99,33 +118,56 @@ fn main() -> ExitCode {
     if !matches!(args.command, Command::Agent(_)) {
         end_quietly_on_closed_pipe();
     }
-    let node = Node::new(args.bpffs, args.state_dir);
-    let done = match args.command {
-        Command::Doctor => doctor::run(&node, args.output),
-        Command::Attach(command) => attach::attach(&node, args.output, &command),
-        Command::Detach(command) => attach::detach(&node, args.output, &command),
-        Command::List => show::list(&node, args.output),
-        Command::Show { id } => show::show(&node, args.output, &id),
-        Command::Explain(command) => explain::run(&node, args.output, &command),
-        Command::Trace { id } => trace::run(&node, args.output, id.as_deref()),
-        Command::Stats { id } => show::stats(&node, args.output, id.as_deref()),
-        Command::Connections { id } => connections::run(&node, args.output, id.as_deref()),
-        Command::Outcomes => outcomes::run(&node, args.output),
-        Command::Agent(command) => agent::run(&node, &command),
-        Command::Node { command } => node::run(args.output, &command),
-        Command::Install => lifecycle::install(&node, args.output),
-        Command::Uninstall(command) if command.node => node::uninstall(&node, args.output, &command.place),
-        Command::Uninstall(command) => lifecycle::uninstall(&node, args.output, &command),
-        Command::Upgrade => lifecycle::upgrade(&node, args.output),
-        Command::Repair(command) => lifecycle::repair(&node, args.output, &command),
-        Command::Gc => lifecycle::gc(&node, args.output),
-    };
-    match done {
+    match run(args) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("redirect: {}", output::causes(&error));
             ExitCode::FAILURE
         }
+    }
+}
+
+fn run(args: Args) -> Result<ExitCode> {
+    let node = Node::new(args.bpffs, args.state_dir);
+    match args.command {
+        Command::Verify(command) => return verify::run(&node, args.output, &command),
+        Command::VerifyActor(command) => return verify::act(&command),
+        Command::Completions { shell } => return generate::completions(shell),
+        Command::Generate { folder } => return generate::all(&folder),
+        Command::Agent(command) => return agent::run(&node, &command),
+        _ => {}
+    }
+    let output = match args.output.plain() {
+        Ok(output) => output,
+        Err(error) => {
+            eprintln!("redirect: {error}");
+            return Ok(ExitCode::from(2));
+        }
+    };
+    match args.command {
+        Command::Doctor => doctor::run(&node, output),
+        Command::Attach(command) => attach::attach(&node, output, &command),
+        Command::Detach(command) => attach::detach(&node, output, &command),
+        Command::List => show::list(&node, output),
+        Command::Show { id } => show::show(&node, output, &id),
+        Command::Explain(command) => explain::run(&node, output, &command),
+        Command::Trace { id } => trace::run(&node, output, id.as_deref()),
+        Command::Stats { id } => show::stats(&node, output, id.as_deref()),
+        Command::Connections { id } => connections::run(&node, output, id.as_deref()),
+        Command::Outcomes => outcomes::run(&node, output),
+        Command::Node { command } => node::run(output, &command),
+        Command::Install => lifecycle::install(&node, output),
+        Command::Uninstall(command) if command.node => node::uninstall(&node, output, &command.place),
+        Command::Uninstall(command) => lifecycle::uninstall(&node, output, &command),
+        Command::Upgrade => lifecycle::upgrade(&node, output),
+        Command::Repair(command) => lifecycle::repair(&node, output, &command),
+        Command::Gc => lifecycle::gc(&node, output),
+        // Dealt with above.
+        Command::Verify(_)
+        | Command::VerifyActor(_)
+        | Command::Completions { .. }
+        | Command::Generate { .. }
+        | Command::Agent(_) => Ok(ExitCode::SUCCESS),
     }
 }
 

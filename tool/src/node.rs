@@ -14,8 +14,7 @@ use redirect_user::node::Node;
 use redirect_user::node::lock::NodeLock;
 use serde_json::{Map, Value, json};
 
-use crate::Output;
-use crate::output;
+use crate::output::{self, Output};
 
 /// Where the plugin belongs on this node.
 #[derive(Debug, clap::Args)]

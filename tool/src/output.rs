@@ -9,8 +9,30 @@ use redirect_user::inspect;
 use redirect_user::node::Node;
 use serde::Serialize;
 
-/// How to print.
+/// What `--output` may say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Text,
+    /// For programs: one JSON value, or one per line where records keep coming.
+    Json,
+    /// `verify`: for a CI system.
+    Junit,
+}
+
+impl Format {
+    /// For a command that knows text and JSON only.
+    pub(crate) fn plain(self) -> Result<Output> {
+        match self {
+            Format::Text => Ok(Output::Text),
+            Format::Json => Ok(Output::Json),
+            Format::Junit => bail!("--output junit is for `redirect verify`; here there are text and json"),
+        }
+    }
+}
+
+/// How most commands print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Output {
     /// For people.
     Text,

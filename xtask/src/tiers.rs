@@ -102,6 +102,12 @@ pub(crate) const TIERS: &[Tier] = &[
         &[Job::Tests(&["--test", "guard", "--", ONE_BY_ONE])],
     ),
     tier(
+        "tool",
+        "the operator's tool, as an operator runs it",
+        &["toolchain", "mesh"],
+        &[Job::Tests(&["--test", "tool", "--", ONE_BY_ONE])],
+    ),
+    tier(
         "agent",
         "the node's agent against an API server, and kubectl beside it",
         &["toolchain", "mesh", "kubectl"],

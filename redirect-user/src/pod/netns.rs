@@ -309,7 +309,13 @@ impl Netns {
         self.channel.dump(request).map_err(|source| self.failed(what, source))
     }
 
-    fn change(&mut self, request: RouteNetlinkMessage, flags: u16, what: &str) -> Result<bool, Error> {
+    /// A request that is acknowledged; `false` for "exists" and "does not exist".
+    pub(crate) fn change(
+        &mut self,
+        request: RouteNetlinkMessage,
+        flags: u16,
+        what: &str,
+    ) -> Result<bool, Error> {
         self.channel.change(request, flags).map_err(|source| self.failed(what, source))
     }
 
@@ -330,7 +336,7 @@ fn is_passthrough6(address: &Address) -> bool {
 
 /// Runs `work` with the calling thread in a network namespace, and brings the thread back. (A thread of its
 /// own would cost half a millisecond of every ADD: its stack, and two wake-ups.)
-fn inside<T>(netns: &File, work: impl FnOnce() -> T) -> io::Result<T> {
+pub(crate) fn inside<T>(netns: &File, work: impl FnOnce() -> T) -> io::Result<T> {
     let home = File::open("/proc/thread-self/ns/net")?;
     setns(netns, CloneFlags::CLONE_NEWNET)?;
     let result = work();

@@ -1,0 +1,8 @@
+//! The operator's tool, as an operator runs it.
+//!
+//! Modules in reading order: [`verify`] lets the node try itself, and breaks it.
+//!
+//! Run as root with `--test-threads=1`; `KEEP=1` keeps the pods of a failed test.
+
+mod generate;
+mod verify;
