@@ -2,10 +2,11 @@
 //! that the runtime takes.
 //!
 //! [`list`] changes a text, [`files`] a directory; [`keep`] does it again whenever somebody undoes it;
-//! [`places`] finds out where the runtime looks.
+//! [`places`] finds out where the runtime looks; [`leave`] takes everything away.
 
 pub mod files;
 pub mod keep;
+pub mod leave;
 pub mod list;
 pub mod multus;
 pub mod places;

@@ -1,6 +1,6 @@
 //! `/metrics`, `/healthz` and `/readyz`.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use axum::Router;
@@ -20,12 +20,20 @@ pub struct Error {
     source: std::io::Error,
 }
 
-/// Listens.
+/// Listens. Where the kernel has no IPv6, `[::]` is 0.0.0.0.
 ///
 /// # Errors
 /// The address cannot be used.
 pub async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
-    TcpListener::bind(address).await.map_err(|source| Error { address, source })
+    let bound = TcpListener::bind(address).await;
+    let only_v4 = |error: &std::io::Error| error.raw_os_error() == Some(libc::EAFNOSUPPORT);
+    let bound = match bound {
+        Err(error) if only_v4(&error) && address.ip() == Ipv6Addr::UNSPECIFIED => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        bound => bound,
+    };
+    bound.map_err(|source| Error { address, source })
 }
 
 /// Serves for ever.

@@ -21,7 +21,8 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::api::{self, Access};
-use crate::conflist::keep::{self, Plan};
+use crate::conflist::keep::{self, Plan, Wanted};
+use crate::conflist::leave;
 use crate::conflist::multus;
 use crate::http;
 use crate::logs::Logs;
@@ -58,6 +59,8 @@ pub struct Options {
 /// Where pods come from.
 #[derive(Clone, Debug)]
 pub enum Source {
+    /// None: where the runtime hands annotations over, the plugin asks for none.
+    None,
     /// Files only.
     Manifests(PathBuf),
     /// The API server, and files for what it does not have.
@@ -93,6 +96,7 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
     let server = Server::bind(&options.socket)?;
     let mut tasks = JoinSet::new();
     let stores = match options.pods {
+        Source::None => Stores { pods: None, manifests: None },
         Source::Manifests(path) => Stores { pods: None, manifests: Some(Manifests::new(path)) },
         Source::Api { access, node, manifests } => {
             access.client().await?;
@@ -102,7 +106,9 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
             Stores { pods: Some(pods), manifests: manifests.map(Manifests::new) }
         }
     };
-    let state = Arc::new(State::new(options.node, stores.pods.clone(), options.install.is_some()));
+    let wanted = options.install.as_ref().map(|plan| plan.wanted);
+    let leaving = wanted == Some(Wanted::Nothing);
+    let state = Arc::new(State::new(options.node, stores.pods.clone(), wanted));
     if let Some(address) = options.listen {
         tasks.spawn(http::serve(http::bind(address).await?, Arc::clone(&state)));
     }
@@ -110,16 +116,19 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
         Ok(logs) => drop(tasks.spawn(logs.read(Arc::clone(&state)))),
         Err(error) => tracing::warn!(%error, "the plugin's lines stay with the runtime"),
     }
-    if stores.pods.is_some() {
+    if !leaving && (stores.pods.is_some() || wanted.is_some()) {
         tasks.spawn(tend(Arc::clone(&state)));
     }
     if let (Some(plan), Some(installed)) = (options.install, state.installed.clone()) {
+        if leaving {
+            tasks.spawn(leave(Arc::clone(&state), plan.clone()));
+        }
         tasks.spawn(keep::keep(plan, installed));
     }
     if let (Some(entry), Some(pods)) = (options.multus, &stores.pods) {
         tasks.spawn(multus::keep(Arc::clone(pods), entry));
     }
-    if let (Some((modes, rules)), Some(pods)) = (options.repair, &stores.pods) {
+    if let (Some((modes, rules)), Some(pods), false) = (options.repair, &stores.pods, leaving) {
         tasks.spawn(Repairer::new(Arc::clone(&state), Arc::clone(pods), rules, modes).run());
     }
     tracing::info!(socket = %options.socket.display(), "answering");
@@ -153,6 +162,35 @@ async fn tend(state: Arc<State>) {
                 sleep(AGAIN).await;
             }
         }
+    }
+}
+
+/// Takes programs and plugin away when the last redirected pod is gone.
+async fn leave(state: Arc<State>, plan: Plan) {
+    let mut last = None;
+    loop {
+        let (node, plan) = (state.node.clone(), plan.clone());
+        let done = tokio::task::spawn_blocking(move || {
+            leave::once(&node, &plan.conf_dir, &plan.bin_dir).map_err(|error| error.to_string())
+        });
+        let done = done.await.unwrap_or_else(|panic| Err(panic.to_string()));
+        let said = match &done {
+            Ok(left) if left.gone() => Ok(0),
+            Ok(left) => Ok(left.pods),
+            Err(problem) => Err(problem.clone()),
+        };
+        if last.as_ref() != Some(&said) {
+            match &said {
+                Ok(0) => tracing::info!("the plugin and its programs are off this node"),
+                Ok(pods) => tracing::info!(
+                    pods,
+                    "new pods are not redirected; running ones still are, and the plugin stays to delete them"
+                ),
+                Err(problem) => tracing::warn!(problem, "cannot take the plugin off this node yet"),
+            }
+        }
+        last = Some(said);
+        sleep(AGAIN).await;
     }
 }
 

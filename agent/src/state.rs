@@ -11,7 +11,7 @@ use redirect_user::kernel::install;
 use redirect_user::node::{Node, outcomes, timings};
 use tokio::sync::watch;
 
-use crate::conflist::keep::Installed;
+use crate::conflist::keep::{Installed, Wanted};
 use crate::metrics::Metrics;
 use crate::watch::{Health, Pods};
 
@@ -26,6 +26,7 @@ pub struct State {
     pub pods: Option<Arc<Pods>>,
     /// How the installation stands, where the agent installs.
     pub installed: Option<watch::Sender<Installed>>,
+    wanted: Option<Wanted>,
     last: Mutex<Last>,
 }
 
@@ -37,11 +38,11 @@ struct Last {
 }
 
 impl State {
-    /// A view of `node`.
+    /// A view of `node`, which is to have what is `wanted` where the agent installs.
     #[must_use]
-    pub fn new(node: Node, pods: Option<Arc<Pods>>, installs: bool) -> State {
-        let installed = installs.then(watch::Sender::default);
-        State { node, metrics: Metrics::default(), pods, installed, last: Mutex::default() }
+    pub fn new(node: Node, pods: Option<Arc<Pods>>, wanted: Option<Wanted>) -> State {
+        let installed = wanted.map(|_| watch::Sender::default());
+        State { node, metrics: Metrics::default(), pods, installed, wanted, last: Mutex::default() }
     }
 
     fn health(&self) -> Option<Health> {
@@ -52,7 +53,9 @@ impl State {
     #[must_use]
     pub fn missing(&self) -> Vec<String> {
         let mut missing = Vec::new();
-        if let Err(problem) = inspect::ready(&self.node, None) {
+        if self.wanted == Some(Wanted::Nothing) {
+            // The programs go with the last pod.
+        } else if let Err(problem) = inspect::ready(&self.node, None) {
             missing.push(format!("programs: {problem}"));
         } else if !install::installed(&self.node) {
             missing.push("programs: not on the node yet".to_owned());

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 use redirect_agent::api::Access;
+use redirect_agent::conflist::keep::Plan;
 use redirect_agent::repair::Modes;
 use redirect_agent::rules;
 use redirect_agent::run::{self, Options, Source};
@@ -28,6 +29,9 @@ pub(crate) struct Args {
     /// --kubeconfig).
     #[arg(long, conflicts_with = "kubeconfig")]
     in_cluster: bool,
+    /// Know of no pods and ask no API server. With podSource annotations the plugin asks for none.
+    #[arg(long, conflicts_with_all = ["pods", "kubeconfig", "in_cluster"])]
+    no_pods: bool,
     /// The name of this node; else the variable NODE_NAME.
     #[arg(long, value_name = "NAME")]
     node_name: Option<String>,
@@ -40,6 +44,10 @@ pub(crate) struct Args {
     /// Keep the plugin and its entry in their places on this node.
     #[arg(long)]
     install: bool,
+    /// Keep the plugin's entry out of this node's configuration, and take plugin and programs away when the
+    /// last redirected pod is gone.
+    #[arg(long, conflicts_with_all = ["install", "multus"])]
+    remove_entry: bool,
     /// Keep the network istio-cni in the namespace default, which Istio's injector asks Multus for.
     #[arg(long)]
     multus: bool,
@@ -123,13 +131,24 @@ impl Args {
             socket: self.socket.clone(),
             pods: self.source()?,
             listen: self.listen,
-            install: self.install.then(|| self.place.plan()).transpose()?,
+            install: self.plan()?,
             multus: self.multus.then_some(entry),
             repair: Some((modes, rules)),
         })
     }
 
+    fn plan(&self) -> Result<Option<Plan>> {
+        match (self.install, self.remove_entry) {
+            (true, _) => self.place.plan().map(Some),
+            (_, true) => Ok(Some(self.place.nothing())),
+            _ => Ok(None),
+        }
+    }
+
     fn source(&self) -> Result<Source> {
+        if self.no_pods {
+            return Ok(Source::None);
+        }
         let access = match (&self.kubeconfig, &self.pods) {
             (Some(path), _) => Access::Kubeconfig(path.clone()),
             (None, Some(path)) if !self.in_cluster => return Ok(Source::Manifests(path.clone())),

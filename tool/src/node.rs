@@ -5,13 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 use redirect_agent::conflist::files::{self, Done};
-use redirect_agent::conflist::keep::{self, Plan};
-use redirect_agent::conflist::{self, places};
-use redirect_user::gc::{self, Listed};
-use redirect_user::inspect;
-use redirect_user::kernel::install;
+use redirect_agent::conflist::keep::{self, Plan, Wanted};
+use redirect_agent::conflist::{self, leave, places};
 use redirect_user::node::Node;
-use redirect_user::node::lock::NodeLock;
 use serde_json::{Map, Value, json};
 
 use crate::output::{self, Output};
@@ -39,6 +35,12 @@ pub(crate) struct Place {
     /// without it, and its name should sort first, for example 02-redirect-cni.conflist.
     #[arg(long, value_name = "NAME")]
     own_conf_file: Option<String>,
+    /// The file that gets the entry, instead of the first valid one in lexicographic order.
+    #[arg(long, value_name = "NAME")]
+    cni_conf_file: Option<String>,
+    /// Install the plugin only. With Multus the entry is in a network of its own, not in the node's files.
+    #[arg(long, conflicts_with_all = ["own_conf_file", "cni_conf_file"])]
+    no_entry: bool,
 }
 
 /// `redirect node`
@@ -53,24 +55,17 @@ pub(crate) enum Command {
 /// Runs `redirect uninstall --node`.
 pub(crate) fn uninstall(node: &Node, output: Output, place: &Place) -> Result<ExitCode> {
     let (conf_dir, bin_dir) = place.dirs();
-    let done = files::disable(&conf_dir)?;
-    let lock = NodeLock::acquire(node)?;
-    gc::collect(node, &lock, |_| Listed::Unasked)?;
-    let left = inspect::list(node)?.len();
-    let mut gone = false;
-    if left == 0 {
-        install::remove(node, &lock)?;
-        files::remove_binary(&bin_dir)?;
-        gone = true;
-    }
+    let left = leave::once(node, &conf_dir, &bin_dir)?;
     match output {
-        Output::Json => output::json(&json!({ "changed": done.changed, "pods": left, "removed": gone }))?,
+        Output::Json => {
+            output::json(&json!({ "changed": left.changed, "pods": left.pods, "removed": left.gone() }))?;
+        }
         Output::Text => {
-            done.changed.iter().for_each(|file| println!("changed {}", file.display()));
-            match left {
+            left.changed.iter().for_each(|file| println!("changed {}", file.display()));
+            match left.pods {
                 0 => println!("the plugin and its programs are off this node"),
-                _ => println!(
-                    "new pods are not redirected; {left} running ones still are, and the plugin stays to delete them: \
+                pods => println!(
+                    "new pods are not redirected; {pods} running ones still are, and the plugin stays to delete them: \
                      run this again when they are gone"
                 ),
             }
@@ -149,7 +144,23 @@ impl Place {
                 "--own-conf-file {name:?} must be a file name with redirect-cni in it that ends with .conflist"
             );
         }
-        Ok(Plan { conf_dir, bin_dir, plugin, entry: self.entry()?, own_file })
+        let wanted = if self.no_entry { Wanted::Plugin } else { Wanted::Entry };
+        let (entry, named_file) = (self.entry()?, self.cni_conf_file.clone());
+        Ok(Plan { conf_dir, bin_dir, plugin, entry, own_file, named_file, wanted })
+    }
+
+    /// Where nothing is to be.
+    pub(crate) fn nothing(&self) -> Plan {
+        let (conf_dir, bin_dir) = self.dirs();
+        Plan {
+            conf_dir,
+            bin_dir,
+            plugin: PathBuf::new(),
+            entry: String::new(),
+            own_file: None,
+            named_file: None,
+            wanted: Wanted::Nothing,
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::apt::{Package, deb};
 use crate::workspace::Workspace;
-use crate::{envoy, kubectl, suites, toolchain};
+use crate::{deploy, envoy, kubectl, suites, toolchain};
 
 /// Packages and steps that belong together.
 pub(crate) struct Group {
@@ -116,6 +116,30 @@ pub(crate) const GROUPS: &[Group] = &[
             run: suites::fetch_containerd,
             otherwise: Some("the tests with it fail"),
         }],
+    },
+    Group {
+        name: "deploy",
+        about: "chart and packages: Helm, Prometheus, a small Debian",
+        packages: &[
+            deb("dpkg", "/usr/bin/dpkg-deb"),
+            deb("rpm", "/usr/bin/rpm"),
+            deb("debootstrap", "/usr/sbin/debootstrap"),
+            deb("prometheus", "/usr/bin/promtool"),
+        ],
+        steps: &[
+            Step {
+                name: "Helm's library and the API's schemas",
+                done: deploy::has_helm,
+                run: deploy::fetch_helm,
+                otherwise: Some("the tests of the chart fail"),
+            },
+            Step {
+                name: "a small Debian",
+                done: deploy::has_debian,
+                run: deploy::make_debian,
+                otherwise: Some("the test of the Debian package fails"),
+            },
+        ],
     },
     Group {
         name: "faults",

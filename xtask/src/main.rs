@@ -11,6 +11,7 @@ mod build;
 mod chroot;
 mod cmd;
 mod demo;
+mod deploy;
 mod dist;
 mod ebpf;
 mod envoy;

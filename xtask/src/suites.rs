@@ -60,7 +60,7 @@ pub(crate) fn fetch_containerd(workspace: &Workspace) -> Result<()> {
 }
 
 /// The server of the machine's own Debian sources.
-fn server() -> Result<String> {
+pub(crate) fn server() -> Result<String> {
     let mut command = Command::new("apt-get");
     command.args(["indextargets", "--format", "$(ORIGIN) $(LABEL) $(REPO_URI)", "Created-By: Packages"]);
     first_debian(&cmd::output(&mut command)?)

@@ -117,6 +117,12 @@ pub(crate) const TIERS: &[Tier] = &[
         ],
     ),
     tier(
+        "deploy",
+        "chart, packages and image: rendered, installed, started, removed",
+        &["toolchain", "mesh", "containerd", "kubectl", "deploy"],
+        &[Job::Tests(&["--test", "deploy", "--", "--test-threads=2"])],
+    ),
+    tier(
         "oracle",
         "the same connections under iptables and under ours",
         &["toolchain", "mesh", "oracle"],

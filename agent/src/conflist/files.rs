@@ -46,7 +46,8 @@ impl Error {
 /// What a pass over the directory did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Done {
-    /// The file that the runtime takes; none where the directory has no valid one.
+    /// The file that the runtime takes; none where the directory has no valid one. Where no entry is wanted,
+    /// a directory.
     pub primary: Option<PathBuf>,
     /// Files that were written, made or taken away.
     pub changed: Vec<PathBuf>,
@@ -67,16 +68,19 @@ pub fn files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
 }
 
 /// Puts `entry` last into what the runtime takes, or into the file `own`, which follows what it would take
-/// without.
+/// without. With `named`, a file of this name counts and no other; whether it ends with `.conf` or
+/// `.conflist` makes no difference, as the one becomes the other.
 ///
 /// # Errors
 /// A file cannot be written. What was done stays, and is right.
-pub fn enable(dir: &Path, entry: &str, own: Option<&str>) -> Result<Done, Error> {
+pub fn enable(dir: &Path, entry: &str, own: Option<&str>, named: Option<&str>) -> Result<Done, Error> {
     let mut done = Done::default();
     let own = own.map(|name| dir.join(name));
+    let stem = |file: &Path| file.with_extension("");
+    let named = named.map(|name| stem(&dir.join(name)));
     let mut primary = None;
     for file in files(dir)? {
-        if Some(&file) == own.as_ref() {
+        if Some(&file) == own.as_ref() || named.as_ref().is_some_and(|named| *named != stem(&file)) {
             continue;
         }
         match take(&file) {

@@ -40,6 +40,22 @@ pub struct Plan {
     pub entry: String,
     /// A file of our own instead of an entry in somebody else's; its name should sort first.
     pub own_file: Option<String>,
+    /// The name of the file that gets the entry, instead of the first valid one.
+    pub named_file: Option<String>,
+    /// What the node is to have.
+    pub wanted: Wanted,
+}
+
+/// What the node is to have of the plugin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wanted {
+    /// The plugin, and its entry.
+    #[default]
+    Entry,
+    /// The plugin without an entry in the node's files: Multus has it as a network of its own.
+    Plugin,
+    /// No entry; and no plugin either when the last redirected pod is gone.
+    Nothing,
 }
 
 /// How it stands.
@@ -47,7 +63,7 @@ pub struct Plan {
 pub struct Installed {
     /// Binary and entry are where they belong.
     pub ready: bool,
-    /// The file with the entry.
+    /// The file with the entry; the directory, where there is to be none.
     pub primary: Option<PathBuf>,
     /// What is in the way.
     pub problem: Option<String>,
@@ -60,9 +76,15 @@ pub struct Installed {
 /// # Errors
 /// See [`files::Error`].
 pub fn once(plan: &Plan) -> Result<Done, files::Error> {
+    if plan.wanted == Wanted::Nothing {
+        return Ok(Done { primary: Some(plan.conf_dir.clone()), ..files::disable(&plan.conf_dir)? });
+    }
     // A runtime that reads the entry must find the binary.
     files::install_binary(&plan.plugin, &plan.bin_dir)?;
-    files::enable(&plan.conf_dir, &plan.entry, plan.own_file.as_deref())
+    if plan.wanted == Wanted::Plugin {
+        return Ok(Done { primary: Some(plan.bin_dir.clone()), ..files::disable(&plan.conf_dir)? });
+    }
+    files::enable(&plan.conf_dir, &plan.entry, plan.own_file.as_deref(), plan.named_file.as_deref())
 }
 
 /// Keeps for ever.
@@ -139,7 +161,14 @@ async fn look(plan: &Plan, state: &watch::Sender<Installed>, fights: &mut Fights
         return fail(state, if skipped.is_empty() { none } else { format!("{none} ({skipped})") });
     };
     for file in &done.changed {
-        tracing::info!(file = %file.display(), "changed so that pods with sidecars are redirected");
+        match plan.wanted {
+            Wanted::Entry => {
+                tracing::info!(file = %file.display(), "changed so that pods with sidecars are redirected");
+            }
+            Wanted::Plugin | Wanted::Nothing => {
+                tracing::info!(file = %file.display(), "changed: it has no entry of redirect-cni any more");
+            }
+        }
         fights.note(file);
     }
     report(state, |now| {
