@@ -100,8 +100,7 @@ fn leak(
 pub(crate) fn guard_ingress(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
     let Some(opening) = packet.opening() else { return GO_ON };
-    // A packet with a tag comes by twice; what it is bound to, it stays bound to.
-    if opening.kind == Kind::Question || packet.has_socket() {
+    if opening.kind == Kind::Question {
         return GO_ON;
     }
     let Some(guarded) = maps::guarded(packet.index()) else { return GO_ON };
@@ -114,7 +113,8 @@ pub(crate) fn guard_ingress(ctx: TcContext) -> i32 {
 /// Whether a packet may go on into the pod. What is the sidecar's is bound to its socket then.
 #[inline(always)]
 fn admitted(packet: &Packet, opening: &Opening, guarded: &GuardedPod, pod: &'static PodConfig) -> bool {
-    if left_to_another_interface(packet, pod) {
+    // A packet with a tag comes by twice; what it is bound to, it stays bound to.
+    if left_to_another_interface(packet, pod) || packet.bound_to(pod.inbound_port) {
         return true;
     }
     let facts = PacketFacts { cookie: guarded.cookie, pod, interface: packet.interface() };

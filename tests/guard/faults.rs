@@ -21,6 +21,7 @@ fn without_the_guard_the_same_faults_are_open() {
             assert_eq!(dial(&scene.app, scene.peer.at(v6, PORT)).map(|seen| seen.listener), Ok(PORT));
             assert_eq!(dial(&scene.server, scene.pod.at(v6, PORT)).map(|seen| seen.listener), Ok(PORT));
         }
+        // The recorder gets what is sent before its receiver does: both were answered.
         let wire = scene.tap.take(std::time::Duration::from_millis(50));
         assert!(wire.iter().any(|captured| scene.is_clear(captured) && captured.is_syn()), "{wire:?}");
         assert!(wire.iter().any(|captured| scene.is_clear(captured) && !captured.payload.is_empty()));
@@ -88,6 +89,14 @@ pub(crate) fn links(node: &Node) -> Vec<PathBuf> {
     let mut found = Vec::new();
     files(node.bpffs().join("redirect-cni"), &mut found);
     found
+}
+
+/// Takes the link of `inbound` away.
+pub(crate) fn end_inbound(node: &Node) {
+    let mut pins = links(node);
+    pins.retain(|pin| pin.ends_with("inbound"));
+    assert!(!pins.is_empty(), "inbound is linked");
+    harness::end_inbound(&pins);
 }
 
 #[test]

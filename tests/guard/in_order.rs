@@ -113,12 +113,7 @@ fn a_port_that_comes_back_from_time_wait() {
             }
             assert_eq!(guarded(node, &pod), before);
             // And when the program that steers is gone, the port does not come back to the application.
-            for pin in crate::faults::links(node) {
-                if pin.ends_with("inbound") {
-                    fs::remove_file(pin).unwrap();
-                }
-            }
-            std::thread::sleep(std::time::Duration::from_millis(100));
+            crate::faults::end_inbound(node);
             let (_socket, connected) = once();
             assert_eq!(connected, Err(harness::Errno::ECONNREFUSED));
             assert_eq!(app.take_seen(), []);

@@ -20,7 +20,7 @@ mod raw;
 mod shown;
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use harness::{Captured, Errno, Event, Node, Pod, Process, Seen, Service, Sidecar, Tap};
 
@@ -58,10 +58,33 @@ fn dial(from: &Process, to: SocketAddr) -> Result<Seen, Errno> {
     Ok(socket.seen())
 }
 
+/// A cable between the two: the pod's end is net1 with 10.99.0.2 and fd99::2, the peer has 3.
+fn cable(pod: &Pod, peer: &Pod) {
+    let other = peer.netns().path().display();
+    pod.netns().ip(&format!("link add net1 type veth peer name far\nlink set far netns {other}"));
+    for (end, name, last) in [(pod, "net1", 2), (peer, "far", 3)] {
+        end.netns().ip(&format!(
+            "addr add 10.99.0.{last}/24 dev {name}\n\
+             addr add fd99::{last}/64 dev {name} nodad\n\
+             link set {name} up"
+        ));
+    }
+}
+
 /// How often the guard has counted something.
 fn guarded(node: &Node, pod: &Pod) -> u64 {
     let stats = node.stats(pod);
     GUARD_EVENTS.iter().map(|event| stats[event.label()]).sum()
+}
+
+/// Waits until an event was counted so often: a packet may have to wait for its neighbour's address, and on a
+/// busy machine for its turn. Fails when that takes more than ten seconds, and when it was counted more often.
+fn await_count(node: &Node, pod: &Pod, event: Event, times: u64) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while node.count(pod, event) < times && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(node.count(pod, event), times, "{event:?}");
 }
 
 /// An enrolled pod with a sidecar and an application that serves, and a peer that serves, all on port 8080.

@@ -1,6 +1,5 @@
 //! `enforce`, `audit` and `off`.
 
-use std::fs;
 use std::process::Command;
 
 use harness::{Event, Pod, Process, Service, User, kernel_test};
@@ -28,12 +27,7 @@ fn audit_counts_and_lets_pass() {
             assert_eq!(dial(&stray, scene.peer.at(v6, PORT)).map(|seen| seen.listener), Ok(PORT));
         }
         assert_eq!(node.count(&scene.pod, Event::GuardOutbound), 2);
-        for pin in crate::faults::links(node) {
-            if pin.ends_with("inbound") {
-                fs::remove_file(pin).unwrap();
-            }
-        }
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        crate::faults::end_inbound(node);
         for v6 in FAMILIES {
             assert_eq!(dial(&scene.server, scene.pod.at(v6, PORT)).map(|seen| seen.listener), Ok(PORT));
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use harness::{Captured, Event, kernel_test};
 
 use crate::raw::{self, DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, TCP};
-use crate::{FAMILIES, PORT, Scene, guarded};
+use crate::{FAMILIES, PORT, Scene, await_count, dial};
 
 /// The time that a packet may take.
 const A_MOMENT: Duration = Duration::from_millis(50);
@@ -33,15 +33,11 @@ fn a_raw_syn_is_refused_and_its_sender_told() {
             // A recorder in the pod sees the reset come in.
             let inside = harness::Tap::on(scene.pod.netns());
             raw::send(scene.pod.netns(), peer.ip(), &packet).unwrap();
+            const RST: u8 = 0x04;
+            let is_reset = |captured: &Captured| captured.flags.is_some_and(|flags| flags & RST != 0);
+            assert!(inside.sees(|c| is_reset(c) && c.src == peer && c.dst.ip() == own), "IPv6 {v6}");
             let wire = scene.tap.take(A_MOMENT);
             assert!(!reached(&scene, &wire), "{wire:?}");
-            const RST: u8 = 0x04;
-            let resets: Vec<_> = inside
-                .take(Duration::ZERO)
-                .into_iter()
-                .filter(|captured| captured.flags.is_some_and(|flags| flags & RST != 0))
-                .collect();
-            assert!(resets.iter().any(|reset| reset.src == peer && reset.dst.ip() == own), "{resets:?}");
         }
         assert_eq!(node.count(&scene.pod, Event::GuardRaw), 2);
     });
@@ -60,8 +56,7 @@ fn without_the_guard_a_raw_syn_is_answered() {
                 raw::ipv4(own, peer.ip(), 0, &[], &segment)
             };
             raw::send(scene.pod.netns(), peer.ip(), &packet).unwrap();
-            let wire = scene.tap.take(A_MOMENT);
-            assert!(wire.iter().any(|captured| captured.src == peer && captured.is_syn_ack()), "{wire:?}");
+            assert!(scene.tap.sees(|captured| captured.src == peer && captured.is_syn_ack()), "IPv6 {v6}");
         }
     });
 }
@@ -110,8 +105,8 @@ fn disguised_on_the_way_out() {
                 let before = node.count(&scene.pod, event);
                 let outside = harness::Tap::on(scene.peer.netns());
                 raw::send(scene.pod.netns(), peer.ip(), &packet).unwrap();
+                await_count(node, &scene.pod, event, before + 1);
                 assert_eq!(outside.take(A_MOMENT), [], "{name}");
-                assert_eq!(node.count(&scene.pod, event), before + 1, "{name}");
             }
         }
     });
@@ -121,12 +116,7 @@ fn disguised_on_the_way_out() {
 fn disguised_on_the_way_in() {
     kernel_test(|node| {
         let scene = Scene::new(node, &[]);
-        for pin in crate::faults::links(node) {
-            if pin.ends_with("inbound") {
-                std::fs::remove_file(pin).unwrap();
-            }
-        }
-        std::thread::sleep(2 * A_MOMENT);
+        crate::faults::end_inbound(node);
         for v6 in FAMILIES {
             let own = scene.pod.at(v6, PORT);
             for (name, packet, event) in disguises(scene.peer.ip(v6), own) {
@@ -134,9 +124,8 @@ fn disguised_on_the_way_in() {
                 let event = if event == Event::GuardRaw { Event::GuardInbound } else { event };
                 let before = node.count(&scene.pod, event);
                 raw::send(scene.peer.netns(), own.ip(), &packet).unwrap();
-                std::thread::sleep(A_MOMENT);
+                await_count(node, &scene.pod, event, before + 1);
                 assert_eq!(scene.app.take_seen(), [], "{name}");
-                assert_eq!(node.count(&scene.pod, event), before + 1, "{name}");
             }
         }
     });
@@ -152,49 +141,83 @@ fn station(of: &harness::Pod) -> [u8; 6] {
     bytes.try_into().expect("six bytes")
 }
 
+/// The ends of a wire, to write frames with tags for.
+struct Tagged<'a> {
+    scene: &'a Scene<'a>,
+    v6: bool,
+    tag: &'static [u8],
+}
+
+impl Tagged<'_> {
+    /// A frame with a SYN from one end to the other; the pod is end 0, the peer end 1.
+    fn syn(&self, from: usize) -> Vec<u8> {
+        let ends = [&self.scene.pod, &self.scene.peer];
+        let (src, dst) = (ends[from].ip(self.v6), ends[1 - from].at(self.v6, PORT));
+        let segment = raw::syn(src, dst);
+        let mut frame = station(ends[1 - from]).to_vec();
+        frame.extend(station(ends[from]));
+        frame.extend(self.tag);
+        if self.v6 {
+            frame.extend([0x86, 0xdd]);
+            frame.extend(raw::ipv6(src, dst.ip(), TCP, &segment));
+        } else {
+            frame.extend([0x08, 0x00]);
+            frame.extend(raw::ipv4(src, dst.ip(), 0, &[], &segment));
+        }
+        frame
+    }
+}
+
 #[test]
 fn behind_a_vlan_tag() {
     kernel_test(|node| {
         let scene = Scene::new(node, &[]);
-        for pin in crate::faults::links(node) {
-            if pin.ends_with("inbound") {
-                std::fs::remove_file(pin).unwrap();
-            }
-        }
-        std::thread::sleep(2 * A_MOMENT);
+        crate::faults::end_inbound(node);
         let (pod, peer) = (&scene.pod, &scene.peer);
-        let stations = [pod, peer].map(station);
         // Two tags are what providers' networks use; a number of 0 is a priority only.
-        let tags: [&[u8]; 3] = [&[0x81, 0, 0, 7], &[0x88, 0xa8, 0, 5, 0x81, 0, 0, 7], &[0x81, 0, 0, 0]];
+        let tags: [(&[u8], bool); 3] = [
+            (&[0x81, 0, 0, 7], false),
+            (&[0x88, 0xa8, 0, 5, 0x81, 0, 0, 7], false),
+            (&[0x81, 0, 0, 0], true),
+        ];
         for v6 in FAMILIES {
-            for tag in tags {
-                let frame = |from: usize, segment: Vec<u8>, ends: [IpAddr; 2]| {
-                    let mut frame = stations[1 - from].to_vec();
-                    frame.extend(stations[from]);
-                    frame.extend(tag);
-                    frame.extend(if v6 { [0x86, 0xdd] } else { [0x08, 0x00] });
-                    frame.extend(if v6 {
-                        raw::ipv6(ends[0], ends[1], TCP, &segment)
-                    } else {
-                        raw::ipv4(ends[0], ends[1], 0, &[], &segment)
-                    });
-                    frame
-                };
-                let (own, theirs) = (pod.at(v6, PORT), peer.at(v6, PORT));
-                let before = guarded(node, pod);
+            for (tag, priority_only) in tags {
+                let tagged = Tagged { scene: &scene, v6, tag };
+                let count = |event| node.count(pod, event);
+                let (out, into) = (count(Event::GuardRaw), count(Event::GuardInbound));
                 let outside = harness::Tap::on(peer.netns());
-                let out = frame(0, raw::syn(own.ip(), theirs), [own.ip(), theirs.ip()]);
-                raw::send_frame(pod.netns(), "eth0", &out);
-                let seen: Vec<_> = outside.take(A_MOMENT).into_iter().filter(|c| c.is_syn()).collect();
-                assert_eq!(seen, [], "{tag:?}");
-                assert_eq!(guarded(node, pod), before + 1, "out, {tag:?}");
-                let into = frame(1, raw::syn(theirs.ip(), own), [theirs.ip(), own.ip()]);
-                raw::send_frame(peer.netns(), "eth0", &into);
-                // It is the sidecar's; or the kernel drops it, when no interface has the number of its tag.
-                std::thread::sleep(4 * A_MOMENT);
+                raw::send_frame(pod.netns(), "eth0", &tagged.syn(0));
+                await_count(node, pod, Event::GuardRaw, out + 1);
+                raw::send_frame(peer.netns(), "eth0", &tagged.syn(1));
+                await_count(node, pod, Event::GuardInbound, into + 1);
+                // Answered is the one whose tag is no interface's; the kernel has no place for the others.
+                let answer = |c: &Captured| c.src == pod.at(v6, PORT) && c.is_syn_ack();
+                if priority_only {
+                    assert!(outside.sees(answer), "{tag:?}");
+                } else {
+                    let of_pod = |c: &Captured| c.src.ip() == pod.ip(v6);
+                    assert!(!outside.take(A_MOMENT).iter().any(of_pod), "{tag:?}");
+                }
                 assert_eq!(scene.app.take_seen(), [], "{tag:?}");
             }
         }
+    });
+}
+
+/// A bridge that filters, and a router, take the sender's socket off a packet. A cable does not.
+#[test]
+fn from_a_neighbour_on_the_same_machine_without_anything_in_between() {
+    kernel_test(|node| {
+        let scene = Scene::new(node, &[]);
+        crate::cable(&scene.pod, &scene.peer);
+        node.attach(&scene.pod, &[]);
+        crate::faults::end_inbound(node);
+        for (to, times) in [("10.99.0.2:8080", 1), ("[fd99::2]:8080", 2)] {
+            let seen = dial(&scene.server, to.parse().unwrap()).map(|seen| seen.listener);
+            assert_eq!(seen, Ok(15006), "{to}");
+            await_count(node, &scene.pod, Event::GuardInbound, times);
+        }
+        assert_eq!(scene.app.take_seen(), []);
     });
 }
 

@@ -47,13 +47,7 @@ fn a_filter_that_somebody_removes_is_drift() {
 fn an_interface_that_comes_later_is_guarded_when_the_pod_is_attached_again() {
     kernel_test(|node| {
         let scene = Scene::new(node, &[]);
-        scene.pod.netns().ip(&format!(
-            "link add net1 type veth peer name far\nlink set far netns {}",
-            scene.peer.netns().path().display()
-        ));
-        for (end, name, last) in [(&scene.pod, "net1", 2), (&scene.peer, "far", 3)] {
-            end.netns().ip(&format!("addr add 10.99.0.{last}/24 dev {name}\nlink set {name} up"));
-        }
+        crate::cable(&scene.pod, &scene.peer);
         node.attach(&scene.pod, &[]);
         let shown = node.json(&["show", scene.pod.name()]);
         let interfaces: Vec<_> = shown[0]["filters"]

@@ -7,7 +7,7 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::bpf_hdr_start_off::{BPF_HDR_START_MAC, BPF_HDR_START_NET};
-use aya_ebpf::bindings::{__sk_buff, bpf_sock};
+use aya_ebpf::bindings::{__sk_buff, BPF_TCP_LISTEN, bpf_sock};
 use aya_ebpf::helpers::generated::{bpf_get_socket_uid, bpf_sk_fullsock, bpf_skb_load_bytes_relative};
 use aya_ebpf::programs::TcContext;
 use redirect_common::decide::DNS_PORT;
@@ -180,10 +180,13 @@ impl Packet {
         field!(self.ctx, pkt_type) == PACKET_OTHERHOST
     }
 
-    /// Whether a socket sent the packet or has been given it.
+    /// Whether an arriving SYN is bound to a listener on this port already. That there is a socket says
+    /// nothing: a packet of a neighbour on the same machine brings its sender's along, until `ip_rcv()`. But
+    /// none that sends a SYN listens.
     #[inline(always)]
-    pub(crate) fn has_socket(&self) -> bool {
-        !self.sk().is_null()
+    pub(crate) fn bound_to(&self, port: u32) -> bool {
+        let sk = self.sk();
+        !sk.is_null() && field!(sk, state) == BPF_TCP_LISTEN && field!(sk, src_port) == port
     }
 
     #[inline(always)]

@@ -76,6 +76,11 @@ pub fn await_no_links() {
     residue::await_no_links();
 }
 
+/// Removes these pins of links of `inbound` and waits until the kernel has detached it from the pods.
+pub fn end_inbound(pins: &[std::path::PathBuf]) {
+    residue::end_inbound(pins);
+}
+
 /// Whether what a failed test made stays for somebody to look at.
 fn keep() -> bool {
     std::env::var_os("KEEP").is_some_and(|value| !value.is_empty() && value != "0")

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use aya::maps::loaded_maps;
@@ -102,15 +103,37 @@ fn links_of(programs: &BTreeMap<u32, String>) -> Vec<String> {
         .collect()
 }
 
-/// Waits until there is no link of our programs.
+/// Waits until there is no link of our programs, and none of the programs that only links hold: a link loses
+/// its id before its program is detached, and its program after that (`bpf_link_free()`).
 pub(crate) fn await_no_links() {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while !links_of(&our_programs()).is_empty() {
-        assert!(Instant::now() < deadline, "links are still there: {:?}", links_of(&our_programs()));
+    let left = || {
+        let programs = our_programs();
+        let linked = programs.values().filter(|name| !name.starts_with("guard_")).cloned();
+        links_of(&programs).into_iter().chain(linked).collect::<Vec<_>>()
+    };
+    until("links are still there", || left().is_empty());
+}
+
+/// Removes pins of links of `inbound`, and waits until none of their programs, one for each link, is there.
+pub(crate) fn end_inbound(pins: &[PathBuf]) {
+    let linked: BTreeSet<u32> = loaded_links().flatten().map(|link| link.program_id()).collect();
+    let mut programs = our_programs();
+    programs.retain(|id, name| name == "inbound" && linked.contains(id));
+    for pin in pins {
+        fs::remove_file(pin).expect("remove a pin");
+    }
+    until("inbound is still linked", || {
+        let now = our_programs();
+        !programs.keys().any(|id| now.contains_key(id))
+    });
+}
+
+fn until(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}");
         std::thread::sleep(Duration::from_millis(10));
     }
-    // A link loses its id before its program is detached (`bpf_link_free()`).
-    std::thread::sleep(Duration::from_millis(200));
 }
 
 fn paths() -> Vec<String> {

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket};
 
@@ -60,6 +60,19 @@ impl Tap {
             )
         });
         Tap { socket: socket.expect("open a packet socket") }
+    }
+
+    /// Whether such a segment or datagram is seen, now or within ten seconds. What was recorded before it is
+    /// gone then.
+    #[must_use]
+    pub fn sees(&self, is_meant: impl Fn(&Captured) -> bool) -> bool {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < deadline {
+            if self.take(Duration::from_millis(5)).iter().any(&is_meant) {
+                return true;
+            }
+        }
+        false
     }
 
     /// What was recorded since this was asked last, and for `patience` longer: TCP and UDP over IP. Fragments
