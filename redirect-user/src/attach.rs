@@ -64,8 +64,8 @@ pub fn attach(node: &Node, lock: &NodeLock, request: &Request) -> Result<Attachm
     Ok(begun.finish(node, lock)?.attachment)
 }
 
-/// As [`attach`], for a pod that runs: the listeners that its sidecar has opened already are made known, too.
-/// Returns how many they are.
+/// As [`attach`], for a pod that runs. The listeners that its sidecar has opened are made known before
+/// anything is redirected, and once more afterwards: one may have come in between. Returns how many they are.
 ///
 /// # Errors
 /// See [`Error`]. When only the listeners fail, the pod stays attached: inbound connections are refused then
@@ -249,11 +249,16 @@ fn change_netns(netns: &mut Netns, changes: &NetnsChanges) -> Result<(), Error> 
     Ok(())
 }
 
-/// A pod that is running already has sockets that no program has seen begin to listen.
+/// A pod that is running already has sockets that no program has seen begin to listen. Those of the sidecar
+/// are known before the first connection is for them, which would be refused otherwise.
 fn note_listening(node: &Node, planned: &Planned) -> Result<(), Error> {
     let attachment = &planned.attachment;
     if !cgroup::populated(&attachment.cgroup) {
         return Ok(());
+    }
+    if let Err(error) = listeners::register(node, attachment) {
+        // What needs them asks again at the end, and fails then.
+        tracing::warn!(%error, "the listeners of a running sidecar cannot be registered yet");
     }
     let (first, last) = attachment.ephemeral_ports;
     let listening = planned.netns.tcp_sockets()?.into_iter().filter(TcpSocket::listens);

@@ -77,8 +77,9 @@ fn guarded(node: &Node, pod: &Pod) -> u64 {
     GUARD_EVENTS.iter().map(|event| stats[event.label()]).sum()
 }
 
-/// Waits until an event was counted so often: a packet may have to wait for its neighbour's address, and on a
-/// busy machine for its turn. Fails when that takes more than ten seconds, and when it was counted more often.
+/// Waits until an event was counted so often: a packet may have to wait for its neighbour's address, and on
+/// a busy machine for its turn. Fails when that takes more than ten seconds, or when it was counted more
+/// often.
 fn await_count(node: &Node, pod: &Pod, event: Event, times: u64) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while node.count(pod, event) < times && Instant::now() < deadline {
