@@ -341,7 +341,7 @@ pub fn ready(node: &Node, cgroup_root: Option<&Path>) -> Result<(), NotReady> {
     cgroup::root(cgroup_root)?;
     state_is_writable(node)?;
     if !install::installed(node) {
-        install::try_load().map_err(NotReady::Programs)?;
+        install::try_load(false).map_err(NotReady::Programs)?;
     }
     match open_pods(node) {
         0 => Ok(()),

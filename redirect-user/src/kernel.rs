@@ -1,6 +1,6 @@
 //! The kernel's side of the node: [`sys`] is bpf(2) itself, [`hook`] and [`filter`] list the programs,
 //! [`object`] carries them, [`pins`] has every path below bpffs, [`folders`] reads and removes them,
-//! [`install`] puts programs and maps there.
+//! [`install`] puts programs and maps there, [`refusal`] says in one line why the kernel did not take one.
 
 pub mod filter;
 pub(crate) mod folders;
@@ -8,5 +8,6 @@ pub mod hook;
 pub mod install;
 pub(crate) mod object;
 pub mod pins;
+pub(crate) mod refusal;
 pub mod stamp;
 pub mod sys;

@@ -4,6 +4,7 @@
 
 mod commands;
 mod crates;
+mod doctor;
 mod maps;
 mod pictures;
 mod plugin;

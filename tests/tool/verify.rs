@@ -12,6 +12,8 @@ use nix::unistd::Pid;
 use redirect_user::kernel::sys;
 use serde_json::Value;
 
+use crate::bpf::pass_all;
+
 /// `redirect verify` with the test's branch of the cgroup tree.
 fn verify(node: &Node) -> Command {
     let mut command = node.redirect();
@@ -190,33 +192,8 @@ fn a_guard_that_is_gone_is_named() {
     });
 }
 
-/// Loads a program for `connect4` that lets everything pass: `r0 = 1; exit`.
-fn pass_all() -> std::os::fd::OwnedFd {
-    use std::os::fd::FromRawFd as _;
-    const BPF_PROG_LOAD: i32 = 5;
-    const CGROUP_SOCK_ADDR: u32 = 18;
-    const INET4_CONNECT: u32 = 10;
-    let code = [0xb7_u8, 0, 0, 0, 1, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0];
-    let license = c"GPL";
-    // The beginning of `union bpf_attr` of linux/bpf.h, in words of 32 bits.
-    let mut attr = [0_u32; 18];
-    let pointer = |words: &mut [u32], pointer: u64| {
-        words.copy_from_slice(&[pointer as u32, (pointer >> 32) as u32]);
-    };
-    attr[0] = CGROUP_SOCK_ADDR;
-    attr[1] = 2;
-    pointer(&mut attr[2..4], code.as_ptr() as u64);
-    pointer(&mut attr[4..6], license.as_ptr() as u64);
-    attr[17] = INET4_CONNECT;
-    // SAFETY: the attribute's size goes with it, and what it points to lives until the call is over.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, attr.as_mut_ptr(), size_of_val(&attr)) };
-    assert!(fd >= 0, "load a program: {}", std::io::Error::last_os_error());
-    // SAFETY: the kernel made it for us.
-    unsafe { std::os::fd::OwnedFd::from_raw_fd(i32::try_from(fd).expect("a descriptor")) }
-}
-
 /// The folder of the installation.
-fn version(node: &Node) -> PathBuf {
+pub(crate) fn version(node: &Node) -> PathBuf {
     let mut folders = fs::read_dir(node.bpffs().join("redirect-cni")).expect("pins").flatten();
     folders.find(|entry| entry.path().join("progs").is_dir()).expect("an installation").path()
 }
@@ -228,7 +205,7 @@ fn programs_of_another_build_are_named() {
         let folder = version(node);
         let pin = folder.join("progs/connect4");
         fs::remove_file(&pin).expect("remove a pin");
-        sys::obj_pin(pass_all(), &pin).expect("pin another program");
+        sys::obj_pin(pass_all("connect4"), &pin).expect("pin another program");
         let changed = Outcome::of(verify(node).args(["-o", "json"]));
         assert_eq!(changed.code, Some(1), "{changed:?}");
         assert!(ended(&report(&changed), "failed").contains(&"outbound IPv4".to_owned()), "{changed:?}");

@@ -44,8 +44,8 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Can this node run it? Each requirement, found or missing, and what to do.
-    Doctor,
+    /// Can this node run it, and is all as it should be? Each check, and what to do.
+    Doctor(doctor::Args),
     /// Try this node in a scratch pod: every verdict once, over IPv4 and IPv6, and closed without a sidecar.
     Verify(verify::Args),
     /// A process of the scratch pod.
@@ -130,6 +130,7 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<ExitCode> {
     let node = Node::new(args.bpffs, args.state_dir);
     match args.command {
+        Command::Doctor(command) => return doctor::run(&node, args.output, &command),
         Command::Verify(command) => return verify::run(&node, args.output, &command),
         Command::VerifyActor(command) => return verify::act(&command),
         Command::Completions { shell } => return generate::completions(shell),
@@ -145,7 +146,6 @@ fn run(args: Args) -> Result<ExitCode> {
         }
     };
     match args.command {
-        Command::Doctor => doctor::run(&node, output),
         Command::Attach(command) => attach::attach(&node, output, &command),
         Command::Detach(command) => attach::detach(&node, output, &command),
         Command::List => show::list(&node, output),
@@ -163,7 +163,8 @@ fn run(args: Args) -> Result<ExitCode> {
         Command::Repair(command) => lifecycle::repair(&node, output, &command),
         Command::Gc => lifecycle::gc(&node, output),
         // Dealt with above.
-        Command::Verify(_)
+        Command::Doctor(_)
+        | Command::Verify(_)
         | Command::VerifyActor(_)
         | Command::Completions { .. }
         | Command::Generate { .. }

@@ -1,6 +1,6 @@
 //! Printing, and finding the attachment that a user means.
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
@@ -18,6 +18,10 @@ pub(crate) enum Format {
     Json,
     /// `verify`: for a CI system.
     Junit,
+    /// `doctor`: only what is not as it should be.
+    Short,
+    /// `trace`: one line of fixed columns.
+    Compact,
 }
 
 impl Format {
@@ -27,6 +31,10 @@ impl Format {
             Format::Text => Ok(Output::Text),
             Format::Json => Ok(Output::Json),
             Format::Junit => bail!("--output junit is for `redirect verify`; here there are text and json"),
+            Format::Short => bail!("--output short is for `redirect doctor`; here there are text and json"),
+            Format::Compact => {
+                bail!("--output compact is for `redirect trace`; here there are text and json")
+            }
         }
     }
 }
@@ -38,6 +46,25 @@ pub(crate) enum Output {
     Text,
     /// For programs: one JSON value, or one per line where records keep coming.
     Json,
+}
+
+/// A colour of a terminal, by its number in ECMA-48.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Colour {
+    Red = 31,
+    Green = 32,
+    Yellow = 33,
+    Grey = 90,
+}
+
+/// Whether colours are wanted: on a terminal, unless NO_COLOR is set.
+pub(crate) fn colours() -> bool {
+    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Text in a colour, where that is wanted.
+pub(crate) fn painted(text: &str, colour: Colour, wanted: bool) -> String {
+    if wanted { format!("\x1b[{}m{text}\x1b[0m", colour as u8) } else { text.to_owned() }
 }
 
 /// Prints one JSON value.

@@ -16,6 +16,7 @@ use crate::kernel::folders::{self, remove_tree};
 use crate::kernel::hook::Hook;
 use crate::kernel::object::OBJECT;
 use crate::kernel::pins;
+use crate::kernel::refusal;
 use crate::kernel::stamp::Stamp;
 use crate::node::fault;
 use crate::node::lock::NodeLock;
@@ -36,10 +37,16 @@ pub enum Error {
     #[error(transparent)]
     Path(#[from] PathError),
     /// The object could not be loaded.
-    #[error("cannot load the kernel programs: {source}; `redirect doctor` says what this node lacks")]
+    #[error(
+        "cannot load the kernel programs: {}; `redirect doctor` says what this node lacks",
+        refusal::of_object(source, false)
+    )]
     Load { source: Box<aya::EbpfError> },
     /// The kernel refused a program.
-    #[error("the kernel refused program {program}: {source}; `redirect doctor` says what this node lacks")]
+    #[error(
+        "the kernel refused program {program}: {}; `redirect doctor` says what this node lacks",
+        refusal::of_program(source, false)
+    )]
     Program { program: String, source: Box<ProgramError> },
     /// A map or program could not be pinned.
     #[error("cannot pin {path}: {source}")]
@@ -191,16 +198,12 @@ pub(crate) fn remove_unused(node: &Node, _lock: &NodeLock) -> Result<(), Error> 
 /// Loads every program and lets it go again: what the verifier of this kernel says.
 ///
 /// # Errors
-/// The whole refusal as one line of text.
-pub fn try_load() -> Result<String, String> {
-    let text = |error: &dyn std::error::Error| {
-        // The verifier's log is long; its last line but one says what was wrong.
-        error.to_string().lines().next().unwrap_or_default().to_owned()
-    };
-    let mut object = EbpfLoader::new().load(OBJECT).map_err(|error| text(&error))?;
+/// The refusal as one line of text; with `whole` the verifier's log follows it.
+pub fn try_load(whole: bool) -> Result<String, String> {
+    let mut object = EbpfLoader::new().load(OBJECT).map_err(|error| refusal::of_object(&error, whole))?;
     for name in program_names() {
-        let program = object.program_mut(name).ok_or_else(|| text(&Error::Missing { program: name }))?;
-        load_program(program).map_err(|error| format!("{name}: {}", text(&error)))?;
+        let program = object.program_mut(name).ok_or_else(|| Error::Missing { program: name }.to_string())?;
+        load_program(program).map_err(|error| format!("{name}: {}", refusal::of_program(&error, whole)))?;
     }
     Ok("every program can be loaded".into())
 }

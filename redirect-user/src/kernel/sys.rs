@@ -199,6 +199,25 @@ pub fn programs_on(target: impl AsFd, hook: Hook) -> Result<(Vec<u32>, u32)> {
     Ok((ids[..(count as usize).min(ids.len())].to_vec(), flags))
 }
 
+/// The programs that run for a cgroup at a hook, its ancestors' among them, in the order in which they run.
+///
+/// # Errors
+/// `BPF_PROG_QUERY`.
+pub fn effective_on(target: impl AsFd, hook: Hook) -> Result<Vec<u32>> {
+    const BPF_F_QUERY_EFFECTIVE: u32 = 1;
+    let mut ids = [0_u32; 256];
+    let mut attr = attr();
+    attr.query.__bindgen_anon_1.target_fd = raw(&target);
+    attr.query.attach_type = hook.attach_type() as u32;
+    attr.query.query_flags = BPF_F_QUERY_EFFECTIVE;
+    attr.query.prog_ids = ids.as_mut_ptr() as u64;
+    attr.query.__bindgen_anon_2.prog_cnt = ids.len() as u32;
+    bpf(bpf_cmd::BPF_PROG_QUERY, "BPF_PROG_QUERY", &mut attr)?;
+    // SAFETY: `query` is the member that this command uses, and its count is a plain integer.
+    let count = unsafe { attr.query.__bindgen_anon_2.prog_cnt };
+    Ok(ids[..(count as usize).min(ids.len())].to_vec())
+}
+
 /// Whether this process may load programs: the smallest one there is (`r0 = 1; exit`) is tried.
 #[must_use]
 pub fn may_use_bpf() -> bool {

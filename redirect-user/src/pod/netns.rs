@@ -183,6 +183,17 @@ impl Netns {
         Ok(answers.iter().filter_map(messages::interface_of).collect())
     }
 
+    /// The names of its bridges.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub fn bridges(&mut self) -> Result<Vec<String>, Error> {
+        let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        let answers = self.dump(request, "list interfaces")?;
+        let bridges = answers.iter().filter(|answer| messages::is_bridge(answer));
+        Ok(bridges.filter_map(messages::interface_of).map(|interface| interface.name).collect())
+    }
+
     /// All routes of all tables.
     ///
     /// # Errors

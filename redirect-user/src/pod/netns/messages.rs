@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
-use netlink_packet_route::link::LinkAttribute;
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHopFlags, RouteProtocol,
     RouteScope, RouteType,
@@ -132,6 +132,15 @@ pub(super) fn interface_of(message: &RouteNetlinkMessage) -> Option<Interface> {
         _ => None,
     })?;
     Some(Interface { index: message.header.index, name })
+}
+
+/// Whether an answer is a bridge.
+pub(super) fn is_bridge(message: &RouteNetlinkMessage) -> bool {
+    let RouteNetlinkMessage::NewLink(message) = message else { return false };
+    message.attributes.iter().any(|attribute| {
+        matches!(attribute, LinkAttribute::LinkInfo(infos)
+            if infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Bridge))))
+    })
 }
 
 /// A route in an answer: of a pod's own table, or one that some policy rule may lead to.

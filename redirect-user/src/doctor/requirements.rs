@@ -1,0 +1,116 @@
+//! What an ADD needs.
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+use super::checks::{BPFFS, CGROUP2, COOKIE, PRIVILEGES, PROGRAMS, STATE, VERSION, WHOLE};
+use super::{Finding, Options, Says};
+use crate::inspect;
+use crate::kernel::install::{self, Installed};
+use crate::kernel::pins;
+use crate::kernel::stamp::Stamp;
+use crate::kernel::sys;
+use crate::node::{Node, is_bpffs};
+use crate::pod::cgroup;
+
+pub(super) fn examine(node: &Node, options: &Options) -> Vec<Finding> {
+    let mut findings = vec![
+        PRIVILEGES.says(privileges()),
+        BPFFS.says(bpffs(node)),
+        CGROUP2.says(cgroup2(options)),
+        COOKIE.says(netns_cookie()),
+        PROGRAMS.says(programs(options)),
+        STATE.says(state_dir(node)),
+    ];
+    if !options.before {
+        findings.extend([VERSION.says(version(node)), WHOLE.says(whole(node))]);
+    }
+    findings
+}
+
+/// The capabilities that are needed, with their numbers in linux/capability.h: for programs and links, for
+/// filters and routes, and to enter namespaces.
+const CAPABILITIES: [(&str, u32); 3] = [("CAP_BPF", 39), ("CAP_NET_ADMIN", 12), ("CAP_SYS_ADMIN", 21)];
+
+fn privileges() -> Says {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let Some(effective) = capability_set(&status, "CapEff") else {
+        return Says::Untried("/proc/self/status does not say which capabilities this process has".into());
+    };
+    let lacks = CAPABILITIES.iter().filter(|(_, number)| effective & 1 << number == 0);
+    let lacks: Vec<_> = lacks.map(|(name, _)| *name).collect();
+    if !lacks.is_empty() {
+        return Says::Missing(format!("this process lacks {}", lacks.join(", ")));
+    }
+    match sys::may_use_bpf() {
+        true => Says::Found("a program can be loaded".into()),
+        false => Says::Missing("the kernel refuses to load the smallest program".into()),
+    }
+}
+
+/// One set of capabilities from `/proc/PID/status`.
+pub(super) fn capability_set(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+fn bpffs(node: &Node) -> Says {
+    let path = node.bpffs.display();
+    match is_bpffs(&node.bpffs) {
+        Ok(true) => Says::Found(path.to_string()),
+        Ok(false) => Says::Missing(format!("{path} is not one")),
+        Err(error) => Says::Missing(format!("{path}: {error}")),
+    }
+}
+
+/// The root is found as the plugin finds it.
+fn cgroup2(options: &Options) -> Says {
+    match cgroup::root(options.cgroup_root.as_deref()) {
+        Ok(path) => Says::Found(path.display().to_string()),
+        Err(error) => Says::Missing(error.to_string()),
+    }
+}
+
+fn netns_cookie() -> Says {
+    match socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None) {
+        Err(error) => Says::Untried(format!("no socket can be made: {error}")),
+        Ok(socket) => match sys::netns_cookie(&socket) {
+            Ok(cookie) => Says::Found(format!("this one is {cookie}")),
+            Err(_) => Says::Missing("SO_NETNS_COOKIE is not known".into()),
+        },
+    }
+}
+
+/// The verifier is asked about every program; the answer names the helper or field that an old kernel lacks.
+/// Without the privilege to ask, nothing is known.
+fn programs(options: &Options) -> Says {
+    if !sys::may_use_bpf() {
+        return Says::Untried("this process may not load programs".into());
+    }
+    match install::try_load(options.verifier_log) {
+        Ok(text) => Says::Found(text),
+        Err(text) => Says::Missing(text),
+    }
+}
+
+fn version(node: &Node) -> Says {
+    match Stamp::read(&pins::current(node)) {
+        Some(stamp) if stamp.is_own() => Says::Found(format!("installed ({stamp})")),
+        Some(stamp) => Says::Warning(format!("installed, of another build ({stamp})")),
+        None => Says::Found("none is installed; the first ADD does that".into()),
+    }
+}
+
+fn whole(node: &Node) -> Says {
+    match install::state(node) {
+        Installed::Not => Says::Found("none; the first ADD makes it".into()),
+        Installed::Partly { missing } => Says::Missing(format!("{} is missing", missing.display())),
+        Installed::Wholly => Says::Found("every program and map is pinned".into()),
+    }
+}
+
+fn state_dir(node: &Node) -> Says {
+    match inspect::state_is_writable(node) {
+        Ok(()) => Says::Found(node.state_dir.display().to_string()),
+        Err(error) => Says::Missing(error.to_string()),
+    }
+}
