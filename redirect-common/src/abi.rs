@@ -115,6 +115,8 @@ pub mod flags {
     pub const GUARD: u32 = 1 << 15;
     /// OWN has addresses besides source4, source6 and link-local ones.
     pub const MORE_ADDRESSES: u32 = 1 << 16;
+    /// `interceptionMode` is TPROXY: the application sees its client.
+    pub const TPROXY: u32 = 1 << 17;
 }
 
 /// Values of [`SetKey::set`] and [`PortsKey::set`].

@@ -120,6 +120,18 @@ impl Ip {
         u32::from_be(self.words[0]) >> 22 == 0xfe80 >> 6
     }
 
+    /// Whether this is a multicast address, or the broadcast address of IPv4.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_multicast(&self) -> bool {
+        if self.is_v4() {
+            let number = u32::from_be(self.words[3]);
+            number >> 28 == 0xe || number == u32::MAX
+        } else {
+            u32::from_be(self.words[0]) >> 24 == 0xff
+        }
+    }
+
     /// Equality without a call (`==` on arrays becomes `memcmp`) and with one branch: the verifier follows
     /// both ways of every branch, and four of them in each of a dozen comparisons made half a million
     /// instructions of `connect6`.
@@ -236,6 +248,16 @@ mod tests {
         }
         for no in ["126.255.255.255", "128.0.0.0", "255.0.0.1", "::2", "::7", "7f00::1", "::", "0.0.0.0"] {
             assert!(!ip(no).is_loopback(), "{no}");
+        }
+    }
+
+    #[test]
+    fn multicast_is_exactly_224_4_ff00_8_and_the_broadcast_address() {
+        for yes in ["224.0.0.0", "239.255.255.255", "255.255.255.255", "ff00::", "ff02::1"] {
+            assert!(ip(yes).is_multicast(), "{yes}");
+        }
+        for no in ["223.255.255.255", "240.0.0.1", "255.255.255.254", "fe80::1", "2001:db8::ff"] {
+            assert!(!ip(no).is_multicast(), "{no}");
         }
     }
 

@@ -122,6 +122,8 @@ pub trait Facts {
     fn dns_captured(&self) -> bool;
     /// Is this address in `dnsServers` (true for `*`)? Asked only where DNS is captured.
     fn dns_server(&self, ip: &Ip) -> bool;
+    /// Is the pod in TPROXY mode, and would a connection from outside to this port be captured?
+    fn tproxy_captures(&self, port: u32) -> bool;
     /// The proxy's uid, as the initial user namespace sees it.
     fn proxy_uid(&self) -> u32;
     /// The proxy's gid, as the initial user namespace sees it.
@@ -146,14 +148,21 @@ pub fn decide<F: Facts>(flow: &Flow, facts: &F) -> Outbound {
     if if over_lo { facts.lo_excluded() } else { facts.interface_excluded(ip) } {
         return Direct(Rule::ExcludedInterface);
     }
-    if facts.port_excluded(port) {
-        return Direct(Rule::ExcludedPort);
-    }
     let localhost = ip.same(&flow.family.localhost());
     let by_uid = flow.caller.uid == facts.proxy_uid();
     let by_gid = flow.caller.gid == facts.proxy_gid();
+    let passthrough = flow.src.same(&Ip::PASSTHROUGH4) || flow.src.same(&Ip::PASSTHROUGH6);
+    // In TPROXY mode the chain of PREROUTING decides about self-calls as well, for uid and gid alike, and
+    // none of the rules below can keep them from it.
+    if over_lo && (by_uid || by_gid) && tcp && !localhost && !passthrough && facts.tproxy_captures(port) {
+        let rule = if by_uid { Rule::ProxyUidSelfCall } else { Rule::ProxyGidSelfCall };
+        return Redirect(Target::Inbound, rule);
+    }
+    if facts.port_excluded(port) {
+        return Direct(Rule::ExcludedPort);
+    }
     if over_lo {
-        if flow.src.same(&Ip::PASSTHROUGH4) || flow.src.same(&Ip::PASSTHROUGH6) {
+        if passthrough {
             return Direct(Rule::Passthrough);
         }
         let self_call = tcp && !localhost && port != HBONE_PORT;
@@ -256,6 +265,8 @@ pub trait InboundFacts {
     fn port_excluded(&self, port: u32) -> bool;
     /// Is this port listed in `includeInboundPorts`?
     fn port_listed(&self, port: u32) -> bool;
+    /// Is the pod in TPROXY mode? Istio's rules do not make an exception of HBONE then.
+    fn tproxy(&self) -> bool;
 }
 
 /// Decides about one inbound TCP connection that did not come over lo (those were decided at `connect()`).
@@ -268,7 +279,7 @@ pub fn decide_inbound<F: InboundFacts>(port: u32, facts: &F) -> Inbound {
     if matches!(mode, InboundMode::Off) {
         return Inbound::Direct(InboundRule::Off);
     }
-    if port == HBONE_PORT {
+    if port == HBONE_PORT && !facts.tproxy() {
         return Inbound::Direct(InboundRule::Hbone);
     }
     if matches!(mode, InboundMode::All) {

@@ -36,6 +36,28 @@ impl HandoffKey {
     pub const fn of_sidecar(cookie: u64, own: Own, peer: Peer) -> HandoffKey {
         HandoffKey { cookie, client: peer.0, sidecar: own.0 }
     }
+
+    /// The handshake of the sidecar with the application, as the sidecar's socket sees it, which pretends to
+    /// be the client's (TPROXY mode).
+    #[must_use]
+    #[inline(always)]
+    pub const fn of_pretender(cookie: u64, own: Own, peer: Peer) -> HandoffKey {
+        HandoffKey { cookie, client: pretended(own.0), sidecar: peer.0 }
+    }
+
+    /// The same handshake as the application's accepted socket sees it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of_application(cookie: u64, own: Own, peer: Peer) -> HandoffKey {
+        HandoffKey { cookie, client: pretended(peer.0), sidecar: own.0 }
+    }
+}
+
+/// Marks a pretender's end, above the 16 bits of its port: what is handed over under it is a client, and no
+/// original destination.
+#[inline(always)]
+const fn pretended(end: Endpoint) -> Endpoint {
+    Endpoint { ip: end.ip, port: end.port | 1 << 16 }
 }
 
 impl Key for HandoffKey {
@@ -94,6 +116,21 @@ pub mod role {
     pub const ACCEPTED: u32 = 3;
     /// A client socket whose connection was left alone for a reason that the guard cannot see in the packet.
     pub const PASSED: u32 = 4;
+    /// A socket of the proxy that asked for IP_TRANSPARENT or IPV6_TRANSPARENT (TPROXY mode).
+    pub const TRANSPARENT: u32 = 5;
+    /// Such a socket, bound to the address of a client; `dst` is the client. Its port is 0 until the
+    /// connection has one, if the proxy left it open.
+    pub const PRETENDER: u32 = 6;
+    /// An accepted socket of the application whose client the sidecar pretended to be; `dst` is the client.
+    pub const SHOWN: u32 = 7;
+
+    /// Whether a socket is one with which the proxy may go on to the application: its calls to its own pod
+    /// are no self-calls, and no `connect()` takes the role from it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_transparent(role: u32) -> bool {
+        role == TRANSPARENT || role == PRETENDER
+    }
 }
 
 #[cfg(test)]
@@ -107,5 +144,8 @@ mod tests {
         let client = HandoffKey::of_client(7, Own(app), Peer(sidecar));
         assert_eq!(client, HandoffKey::of_sidecar(7, Own(sidecar), Peer(app)));
         assert_ne!(client, HandoffKey::of_sidecar(7, Own(app), Peer(sidecar)));
+        let pretender = HandoffKey::of_pretender(7, Own(app), Peer(sidecar));
+        assert_eq!(pretender, HandoffKey::of_application(7, Own(sidecar), Peer(app)));
+        assert_ne!(pretender, client, "a client must not be taken for a destination");
     }
 }

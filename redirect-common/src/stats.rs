@@ -51,11 +51,12 @@ events! {
     /// Refused: the pod's configuration was replaced at this very moment.
     ConfigChanged = "config_changed",
     /// A connection on the detour: the sidecar's accepted socket learned its original destination in the
-    /// handshake.
+    /// handshake. In TPROXY mode also each connection whose client the application's socket learned.
     HandoffTaken = "handoff_taken",
     /// The sidecar asked for the original destination of a connection to localhost that was not redirected.
     HandoffMissing = "handoff_missing",
-    /// The table of handshakes in flight was full: the sidecar does not learn the destination.
+    /// The table of handshakes in flight was full: the sidecar does not learn the destination or, in TPROXY
+    /// mode, the application its client.
     HandoffFull = "handoff_full",
     /// An inbound connection that the sidecar accepted: it asked for the original destination.
     InboundRedirected = "inbound_redirected",

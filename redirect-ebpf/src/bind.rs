@@ -1,25 +1,27 @@
-//! A socket of the pod calls `bind()`. Three things are seen to.
+//! A socket of the pod calls `bind()`. Four things are seen to.
 //!
 //! Only the proxy's own listener gets the pod's traffic: what another user binds to one of the proxy's ports
 //! is marked. What the sidecar has accepted on a port of the application must not keep the application from
 //! binding that port: the kernel compares addresses of sockets that do not listen only where SO_REUSEADDR is
 //! off. And the DNS proxy, which binds to localhost, is given the wildcard address, so that it can be asked
 //! at the addresses that stand for servers; `inbound` keeps that socket closed to the outside.
+//!
+//! In TPROXY mode the proxy binds a socket on its way to the application to the address of its client. It
+//! gets 127.0.0.6 or ::6, as in REDIRECT mode, and the client is kept in the socket for `handover`.
 
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use redirect_common::{
-    Endpoint, Event, Family, Inbound, Ip, PodConfig, Protocol, decide_inbound, dns, flags,
+    Endpoint, Event, Family, Inbound, Ip, Origin, PodConfig, Protocol, decide_inbound, dns, flags, in_prefix,
+    role,
 };
 
 use crate::call::{PROCEED, REFUSE};
 use crate::ctx::SockAddr;
-use crate::facts::PacketFacts;
+use crate::facts::{NO_INTERFACE, PacketFacts, is_own};
 use crate::maps;
 use crate::stats::count;
 
-/// No interface has this index: a `bind()` has none.
-const NO_INTERFACE: u32 = 0;
 /// `asm-generic/errno-base.h`
 const ENOMEM: i32 = 12;
 
@@ -27,37 +29,61 @@ const ENOMEM: i32 = 12;
 #[cgroup_sock_addr(bind4)]
 pub(crate) fn bind4(ctx: SockAddrContext) -> i32 {
     let sock = SockAddr::new(&ctx);
-    let asked = sock.address4();
-    let (code, open) = bind(&sock, &asked);
-    if open {
-        sock.set_address4(&Endpoint { ip: Ip::v4(0), port: asked.port });
-    }
-    code
+    bind(&sock, &sock.address4(), |to| sock.set_address4(to))
 }
 
 /// `bind()` on an IPv6 socket, IPv4-mapped addresses included.
 #[cgroup_sock_addr(bind6)]
 pub(crate) fn bind6(ctx: SockAddrContext) -> i32 {
     let sock = SockAddr::new(&ctx);
-    let asked = sock.address6();
-    let (code, open) = bind(&sock, &asked);
-    if open {
-        let ip = if asked.ip.is_v4() { Ip::v4(0) } else { Ip::NONE };
-        sock.set_address6(&Endpoint { ip, port: asked.port });
-    }
-    code
+    bind(&sock, &sock.address6(), |to| sock.set_address6(to))
 }
 
-/// What the hook returns, and whether the address becomes the wildcard.
+/// The way of both hooks: what they return, and which address becomes of the one that was asked for.
 #[inline(always)]
-fn bind(sock: &SockAddr, asked: &Endpoint) -> (i32, bool) {
+fn bind(sock: &SockAddr, asked: &Endpoint, rewrite: impl Fn(&Endpoint)) -> i32 {
     let cookie = sock.cookie();
-    let Some(pod) = maps::pod(cookie) else { return (PROCEED, false) };
+    let Some(pod) = maps::pod(cookie) else { return PROCEED };
+    let v4 = asked.ip.is_v4();
     match sock.protocol() {
-        Some(Protocol::Tcp) if asked.port != 0 => (listens(sock, cookie, pod, asked.port), false),
-        Some(Protocol::Udp) => (PROCEED, opens_dns(sock, cookie, pod, asked)),
-        _ => (PROCEED, false),
+        Some(Protocol::Tcp) if pretends(sock, cookie, pod, asked) => {
+            let ip = if v4 { Ip::PASSTHROUGH4 } else { Ip::PASSTHROUGH6 };
+            rewrite(&Endpoint { ip, port: 0 });
+            PROCEED
+        }
+        Some(Protocol::Tcp) if asked.port != 0 => listens(sock, cookie, pod, asked.port),
+        Some(Protocol::Udp) if opens_dns(sock, cookie, pod, asked) => {
+            rewrite(&Endpoint { ip: if v4 { Ip::v4(0) } else { Ip::NONE }, port: asked.port });
+            PROCEED
+        }
+        _ => PROCEED,
     }
+}
+
+/// Whether the proxy binds a socket that is to be transparent to the address of a client; then the client is
+/// kept in it. What it may not pretend is left to the kernel: an address of the pod, loopback, multicast.
+///
+/// The port is left open even where the proxy names the client's (`bind_port`): two clients may have the same
+/// one, and at 127.0.0.6 they would meet.
+#[inline(always)]
+fn pretends(sock: &SockAddr, cookie: u64, pod: &'static PodConfig, asked: &Endpoint) -> bool {
+    if pod.flags & flags::TPROXY == 0 {
+        return false;
+    }
+    let Some(origin) = sock.origin() else { return false };
+    let family = asked.ip.family();
+    let may = role::is_transparent(origin.role)
+        && pod.is_proxy(&sock.caller())
+        && !asked.ip.is_unspecified()
+        && !asked.ip.is_loopback_of(family)
+        && !asked.ip.is_multicast()
+        && !in_prefix(&asked.ip)
+        && !is_own(pod, cookie, &asked.ip, family)
+        && maps::still(pod, cookie);
+    if may {
+        *origin = Origin { dst: *asked, role: role::PRETENDER };
+    }
+    may
 }
 
 /// A TCP socket, which may be going to listen.

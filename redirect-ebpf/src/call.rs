@@ -5,6 +5,7 @@ use redirect_common::decide::DNS_PORT;
 use redirect_common::trace::verdict;
 use redirect_common::{
     Endpoint, Facts as _, Flow, Ip, Outbound, PodConfig, Protocol, Rule, Target, decide, flags, in_prefix,
+    role,
 };
 
 use crate::ctx::SockAddr;
@@ -39,6 +40,10 @@ impl Asked {
         if matches!(protocol, Protocol::Udp) && pod.flags & flags::DNS == 0 {
             return None;
         }
+        // With such a socket the proxy goes on to the application, whichever address it is bound to: the
+        // pod's own, when the client is in the pod.
+        let goes_on = pod.flags & flags::TPROXY != 0 && role::is_transparent(sock.role());
+        let bound = if goes_on { Ip::PASSTHROUGH4 } else { bound };
         let flow = Flow::new(protocol, dialled, bound, sock.caller());
         Some((Asked { cookie, flow, zero: 0 }, pod))
     }

@@ -136,22 +136,24 @@ extern "C" fn connect_call(
 
 /// The guard sees the packet, not the caller, and its address perhaps after a service load balancer has
 /// chosen another: what it could not decide again by itself is marked. No memory for the mark: the guard
-/// refuses the connection.
+/// refuses the connection. (Who the proxy pretends to be is not overwritten: from 127.0.0.6 nothing leaves
+/// the pod.)
 #[inline(always)]
 fn leave_alone(sock: &SockAddr, call: &Call<'_>, decision: Decision) {
-    if !decision.marked() {
+    if !decision.marked() || sock.role() == role::PRETENDER {
         forget_origin(sock);
     } else if !sock.set_origin(Origin { dst: call.flow.dst, role: role::PASSED }) {
         count(call.facts.cookie, Event::NoStorage);
     }
 }
 
-/// A second connect() on this socket may follow a redirected one: "no origin" means "not redirected". That
-/// the socket is bound to a port of the proxy's is kept: it may be going to listen.
+/// A second connect() on this socket may follow a redirected one: "no origin" means "not redirected". What
+/// `bind` and `transparent` have noted stays: the socket may be going to listen, or to pretend.
 #[inline(always)]
 fn forget_origin(sock: &SockAddr) {
     if let Some(origin) = sock.origin()
         && origin.role != role::FOREIGN
+        && !role::is_transparent(origin.role)
     {
         origin.role = role::NONE;
     }

@@ -1,7 +1,9 @@
 //! The maps' answers to the questions of `decide()` and `decide_inbound()`.
 
 use redirect_common::decide::InboundMode;
-use redirect_common::{Facts, Family, InboundFacts, Ip, PodConfig, flags, list, set};
+use redirect_common::{
+    Facts, Family, Inbound, InboundFacts, Ip, PodConfig, decide_inbound, flags, list, set,
+};
 
 use crate::maps::{in_ports, in_ranges, in_set, own_address};
 
@@ -71,6 +73,11 @@ impl Facts for PodFacts {
         !self.has(flags::DNS_LISTED) || in_ranges(self.cookie, list::DNS_SERVERS, ip, self.family)
     }
     #[inline(always)]
+    fn tproxy_captures(&self, port: u32) -> bool {
+        let facts = PacketFacts { cookie: self.cookie, pod: self.pod, interface: NO_INTERFACE };
+        self.has(flags::TPROXY) && matches!(decide_inbound(port, &facts), Inbound::Redirect(_))
+    }
+    #[inline(always)]
     fn proxy_uid(&self) -> u32 {
         self.pod.proxy_uid
     }
@@ -90,6 +97,9 @@ pub(crate) fn is_own(pod: &PodConfig, cookie: u64, ip: &Ip, family: Family) -> b
     let asked = pod.flags & flags::MORE_ADDRESSES != 0 || matches!(family, Family::V6) && ip.is_link_local();
     asked && own_address(cookie, ip)
 }
+
+/// No interface has this index: a call has none.
+pub(crate) const NO_INTERFACE: u32 = 0;
 
 /// The pod's inbound policy as the maps hold it, and the interface of this packet.
 pub(crate) struct PacketFacts {
@@ -120,5 +130,9 @@ impl InboundFacts for PacketFacts {
     #[inline(always)]
     fn port_listed(&self, port: u32) -> bool {
         in_ports(self.cookie, set::INBOUND_INCLUDED, port)
+    }
+    #[inline(always)]
+    fn tproxy(&self) -> bool {
+        self.pod.flags & flags::TPROXY != 0
     }
 }

@@ -254,6 +254,11 @@ impl Facts for LeavingFacts {
         self.policy.dns_server(ip)
     }
     #[inline(always)]
+    fn tproxy_captures(&self, _port: u32) -> bool {
+        // A question about the pod's own addresses only.
+        false
+    }
+    #[inline(always)]
     fn proxy_uid(&self) -> u32 {
         self.proxy_uid
     }

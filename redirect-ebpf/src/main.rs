@@ -2,8 +2,8 @@
 //! the kernel's own route to the sidecar, which asks `original_dst`; `sock_ops` is the detour of the few
 //! connections whose address cannot tell. `peername` hides the rewriting from `getpeername()`, `dns` is UDP,
 //! for which `bind` opens the DNS proxy, `inbound` is the other direction, and `guard` stands behind all of
-//! them. `call` and `facts` are what a decision depends on; only `ctx` and its folder read or write a kernel
-//! context.
+//! them. `transparent`, `bind` and `handover` are TPROXY mode. `call` and `facts` are what a decision depends
+//! on; only `ctx` and its folder read or write a kernel context.
 //!
 //! House rule for every hook: a pod that has no entry in PODS is left alone; a pod that has one is never let
 //! through in clear because something of ours failed.
@@ -17,6 +17,7 @@ mod ctx;
 mod dns;
 mod facts;
 mod guard;
+mod handover;
 mod inbound;
 mod listener;
 mod maps;
@@ -25,6 +26,7 @@ mod peername;
 mod sock_ops;
 mod stats;
 mod trace;
+mod transparent;
 
 /// The kernel allows GPL-only helpers (trace, socket storage) to programs under a compatible licence.
 #[unsafe(link_section = "license")]

@@ -82,7 +82,8 @@ fn after_detour(call: &Sockopt, cookie: u64, own: Own, peer: Peer, listener: boo
         return None;
     };
     count(cookie, Event::HandoffTaken);
-    call.set_origin(Origin { dst, role: role::ACCEPTED });
+    // Without memory for it the next question is not answered.
+    let _ = call.set_origin(Origin { dst, role: role::ACCEPTED });
     Some(dst)
 }
 

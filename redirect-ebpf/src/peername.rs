@@ -1,5 +1,6 @@
 //! Hides the rewriting from `getpeername()`: it tells the application the address that it dialled, and the
-//! sidecar (which gets it from `accept()` as well) the client's.
+//! sidecar (which gets it from `accept()` as well) the client's. In TPROXY mode it tells the application its
+//! client: `accept()`, SO_PEERNAME and io_uring come by here as well.
 
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
@@ -32,7 +33,8 @@ pub(crate) fn peername6(ctx: SockAddrContext) -> i32 {
 }
 
 /// What the other end is to be called. To the application: what it dialled, which is what the peer's address
-/// stands for or what is kept in its socket. To the sidecar, after the detour: the client's own address.
+/// stands for or what is kept in its socket; or its client, which `handover` left there. To the sidecar,
+/// after the detour: the client's own address.
 #[inline(always)]
 fn shown(sock: &SockAddr, peer: &Endpoint) -> Option<Endpoint> {
     let cookie = sock.cookie();
@@ -43,7 +45,7 @@ fn shown(sock: &SockAddr, peer: &Endpoint) -> Option<Endpoint> {
     }
     let origin = sock.origin()?;
     match origin.role {
-        role::CLIENT => Some(origin.dst),
+        role::CLIENT | role::SHOWN => Some(origin.dst),
         role::ACCEPTED if peer.ip.is_loopback() => client(cookie, &origin.dst, peer),
         _ => None,
     }

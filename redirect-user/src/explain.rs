@@ -17,7 +17,7 @@ use crate::policy::parameters::{
     EXCLUDE_OUTBOUND_PORTS, INCLUDE_INBOUND_PORTS, INCLUDE_OUTBOUND_IP_RANGES, INCLUDE_OUTBOUND_PORTS,
     Parameter,
 };
-use crate::policy::{OwnerGroups, Policy, Ports, Ranges};
+use crate::policy::{InterceptionMode, OwnerGroups, Policy, Ports, Ranges};
 
 /// One outbound connection or datagram to explain. Ids are as the pod sees them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,6 +199,10 @@ impl Facts for RecordFacts<'_> {
             Ranges::List(servers) => contains(servers, ip),
         }
     }
+    fn tproxy_captures(&self, port: u32) -> bool {
+        let facts = ArrivalFacts { attachment: self.attachment, interface: None };
+        facts.tproxy() && matches!(decide_inbound(port, &facts), Inbound::Redirect(_))
+    }
     fn proxy_uid(&self) -> u32 {
         self.policy().proxy.uid
     }
@@ -229,5 +233,8 @@ impl InboundFacts for ArrivalFacts<'_> {
     }
     fn port_listed(&self, port: u32) -> bool {
         matches!(&self.attachment.policy.include_inbound_ports, Ports::List(ports) if ports.contains(&(port as u16)))
+    }
+    fn tproxy(&self) -> bool {
+        self.attachment.policy.interception_mode == InterceptionMode::Tproxy
     }
 }

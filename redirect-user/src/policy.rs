@@ -18,6 +18,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Policy {
+    /// `interceptionMode`: what the application sees as its client
+    #[serde(default)]
+    pub interception_mode: InterceptionMode,
     /// `includeOutboundIPRanges`
     pub include_outbound_ip_ranges: Ranges,
     /// `excludeOutboundIPRanges`
@@ -50,6 +53,39 @@ pub struct Policy {
     /// Names of the parameters that the node's `defaults` say and the pod's annotations do not.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub node_defaults: BTreeSet<String>,
+}
+
+/// What the application sees as the client of a connection that came through the sidecar.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum InterceptionMode {
+    /// The sidecar, at 127.0.0.6 or ::6.
+    #[default]
+    #[serde(rename = "REDIRECT")]
+    Redirect,
+    /// The client itself.
+    #[serde(rename = "TPROXY")]
+    Tproxy,
+}
+
+impl InterceptionMode {
+    /// The mode of that name, as the annotation has it.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<InterceptionMode> {
+        match name {
+            "REDIRECT" => Some(InterceptionMode::Redirect),
+            "TPROXY" => Some(InterceptionMode::Tproxy),
+            _ => None,
+        }
+    }
+
+    /// The name, as the annotation has it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            InterceptionMode::Redirect => "REDIRECT",
+            InterceptionMode::Tproxy => "TPROXY",
+        }
+    }
 }
 
 /// What becomes of a packet that goes around the sidecar.

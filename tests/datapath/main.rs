@@ -4,7 +4,7 @@
 //! Modules in reading order: [`plain`] proves the harness and the kernel's own behaviour, without us;
 //! [`outbound`] and [`inbound`] are the main road; [`bypass`] is what must be left alone; [`original_dst`]
 //! asks every question about SO_ORIGINAL_DST; [`absent`] has no sidecar; [`field`] is what was
-//! reported elsewhere; [`errors`] misuses the tool;
+//! reported elsewhere; [`tproxy`] shows the application its client; [`errors`] misuses the tool;
 //! [`load`] and [`cycles`] count in thousands.
 //!
 //! Run as root with `--test-threads=1`; `KEEP=1` keeps the pods of a failed test.
@@ -20,6 +20,7 @@ mod load;
 mod original_dst;
 mod outbound;
 mod plain;
+mod tproxy;
 
 use std::net::SocketAddr;
 

@@ -278,7 +278,7 @@ fn annotations_of_an_enrolled_pod_that_cannot_be_used() {
     let place = Place::new();
     let table = [
         ("sidecar.istio.io/interceptionMode", "redirect", 101),
-        ("sidecar.istio.io/interceptionMode", "TPROXY", 102),
+        ("sidecar.istio.io/interceptionMode", "tproxy", 101),
         ("traffic.sidecar.istio.io/includeOutboundIPRanges", "10.0.0.0/8, 11.0.0.0/8", 101),
         ("traffic.sidecar.istio.io/excludeOutboundIPRanges", "*", 101),
         ("traffic.sidecar.istio.io/includeOutboundPorts", "http", 101),

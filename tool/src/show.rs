@@ -27,6 +27,7 @@ pub(crate) fn list(node: &Node, output: Output) -> Result<ExitCode> {
             id,
             attachment.id.ifname.clone(),
             output::pod_name(&attachment),
+            attachment.policy.interception_mode.name().to_owned(),
             addresses(&attachment),
             health,
         ]);
@@ -34,7 +35,9 @@ pub(crate) fn list(node: &Node, output: Output) -> Result<ExitCode> {
     match output {
         Output::Json => output::json(&values)?,
         Output::Text if rows.is_empty() => println!("nothing is attached"),
-        Output::Text => output::table(&["CONTAINER", "INTERFACE", "POD", "ADDRESSES", "HEALTH"], &rows)?,
+        Output::Text => {
+            output::table(&["CONTAINER", "INTERFACE", "POD", "MODE", "ADDRESSES", "HEALTH"], &rows)?;
+        }
     }
     for record in record::unreadable(node)? {
         healthy = false;
@@ -106,6 +109,7 @@ fn print(attachment: &Attachment, drift: &[Drift], links: &[LinkState]) -> Resul
     println!("pod         {}", output::pod_name(attachment));
     println!("cgroup      {} (id {})", attachment.cgroup.display(), attachment.cgroup_id);
     println!("netns       {} (cookie {})", attachment.netns.display(), attachment.cookie);
+    println!("mode        {}", attachment.policy.interception_mode.name());
     println!("addresses   {}", addresses(attachment));
     println!("health      {}", health(attachment, drift));
     println!("policy      {}", serde_json::to_string(&attachment.policy)?);

@@ -18,6 +18,8 @@ pub(crate) enum Match {
     Udp,
     /// `-s ADDRESS`
     Source(IpAddr),
+    /// `! -s ADDRESS`
+    NotSource(IpAddr),
     /// `-d RANGE`
     Destination(Range),
     /// `! -d ADDRESS`
@@ -43,6 +45,7 @@ impl Match {
             Match::Tcp => packet.tcp,
             Match::Udp => !packet.tcp,
             Match::Source(ip) => packet.source() == *ip,
+            Match::NotSource(ip) => packet.source() != *ip,
             Match::Destination(range) => range.contains(packet.dst),
             Match::NotDestination(ip) => packet.dst != *ip,
             Match::Port(port) => packet.port == *port,
@@ -88,6 +91,9 @@ pub(crate) fn output_rules(policy: &Policy, v6: bool) -> Vec<IpRule> {
     for name in policy.excluded_interfaces() {
         list.add(Rule::ExcludedInterface, Action::Return, [Match::Interface(name)]);
     }
+    if policy.tproxy {
+        tproxy_rules(&mut list, policy, v6);
+    }
     for port in &policy.exclude_ports {
         list.add(Rule::ExcludedPort, Action::Return, [Match::Tcp, Match::Port(*port)]);
         list.add(Rule::ExcludedPort, Action::Return, [Match::Udp, Match::Port(*port)]);
@@ -109,6 +115,26 @@ pub(crate) fn output_rules(policy: &Policy, v6: bool) -> Vec<IpRule> {
     }
     destination_rules(&mut list, policy, v6);
     list.rules
+}
+
+/// What OUTPUT of the table mangle marks with 1338, and PREROUTING takes to the sidecar by that mark; both
+/// leave alone what has 127.0.0.6 or ::6 as its source. It happens to what the table nat has left alone, too.
+fn tproxy_rules(list: &mut List, policy: &Policy, v6: bool) {
+    let (localhost, passthrough) = (address(v6, "127.0.0.1", "::1"), address(v6, "127.0.0.6", "::6"));
+    let captured = match &policy.inbound {
+        InboundPorts::All => vec![Match::NotPorts(policy.exclude_inbound.iter().copied().collect())],
+        InboundPorts::List(ports) => ports.iter().copied().map(Match::Port).collect(),
+    };
+    for (number, owner) in [
+        (Rule::ProxyUidSelfCall, Match::Uid(policy.proxy_uid)),
+        (Rule::ProxyGidSelfCall, Match::Gid(policy.proxy_gid)),
+    ] {
+        for ports in captured.iter().cloned() {
+            let (from, to) = (Match::NotSource(passthrough), Match::NotDestination(localhost));
+            let matches = [Match::Interface("lo"), Match::Tcp, from, to, owner.clone(), ports];
+            list.add(number, INBOUND, matches);
+        }
+    }
 }
 
 /// Rules 3 to 8.
@@ -170,10 +196,11 @@ pub(crate) fn inbound_rules(policy: &Policy) -> Vec<IpRule> {
     for name in policy.excluded_interfaces() {
         list.add(Rule::NoMatch, Action::Return, [Match::Interface(name)]);
     }
-    let hbone = [Match::Tcp, Match::Port(15008)];
+    // The exception is in the table nat; in TPROXY mode the chain is in mangle.
+    let hbone = (!policy.tproxy).then_some([Match::Tcp, Match::Port(15008)]);
     match &policy.inbound {
         InboundPorts::All => {
-            list.add(Rule::NoMatch, Action::Return, hbone);
+            hbone.into_iter().for_each(|hbone| list.add(Rule::NoMatch, Action::Return, hbone));
             for port in &policy.exclude_inbound {
                 list.add(Rule::NoMatch, Action::Return, [Match::Tcp, Match::Port(*port)]);
             }
@@ -182,7 +209,7 @@ pub(crate) fn inbound_rules(policy: &Policy) -> Vec<IpRule> {
         // Nothing jumps to the chain.
         InboundPorts::List(ports) if ports.is_empty() => {}
         InboundPorts::List(ports) => {
-            list.add(Rule::NoMatch, Action::Return, hbone);
+            hbone.into_iter().for_each(|hbone| list.add(Rule::NoMatch, Action::Return, hbone));
             for port in ports {
                 list.add(Rule::NoMatch, INBOUND, [Match::Tcp, Match::Port(*port)]);
             }

@@ -105,6 +105,7 @@ pub(crate) struct Policy {
     pub(crate) dns_servers: Option<Vec<IpAddr>>,
     pub(crate) exclude_lo: bool,
     pub(crate) exclude_eth1: bool,
+    pub(crate) tproxy: bool,
     pub(crate) proxy_uid: u32,
     pub(crate) proxy_gid: u32,
 }
@@ -164,6 +165,14 @@ impl Facts for Policy {
     }
     fn dns_server(&self, ip: &Ip) -> bool {
         self.dns_servers.as_ref().is_none_or(|servers| servers.contains(&(*ip).into()))
+    }
+    fn tproxy_captures(&self, port: u32) -> bool {
+        let listed = |ports: &BTreeSet<u16>| ports.iter().any(|one| u32::from(*one) == port);
+        self.tproxy
+            && match &self.inbound {
+                InboundPorts::All => !listed(&self.exclude_inbound),
+                InboundPorts::List(ports) => listed(ports),
+            }
     }
     fn proxy_uid(&self) -> u32 {
         self.proxy_uid
@@ -262,6 +271,9 @@ impl InboundFacts for ArrivalFacts<'_> {
     fn port_listed(&self, port: u32) -> bool {
         matches!(&self.policy.inbound, InboundPorts::List(ports) if ports.iter().any(|one| u32::from(*one) == port))
     }
+    fn tproxy(&self) -> bool {
+        self.policy.tproxy
+    }
 }
 
 fn ip_of(text: &str) -> IpAddr {
@@ -318,7 +330,7 @@ pub(crate) fn policy() -> impl Strategy<Value = Policy> {
     ];
     let inbound = prop_oneof![1 => Just(InboundPorts::All), 1 => ports(4).prop_map(InboundPorts::List)];
     let outbound = (include, prop::collection::vec(range(), 0..3), ports(3), ports(3));
-    let switches = (any::<bool>(), prop::bool::weighted(0.1), prop::bool::weighted(0.3));
+    let switches = (any::<bool>(), prop::bool::weighted(0.1), prop::bool::weighted(0.3), any::<bool>());
     let proxy = prop_oneof![4 => Just((1337, 1337)), 1 => (id(), id())];
     (outbound, (inbound, ports(4)), groups(), switches, proxy).prop_map(
         |(
@@ -328,7 +340,7 @@ pub(crate) fn policy() -> impl Strategy<Value = Policy> {
             switches,
             proxy,
         )| {
-            let ((dns, exclude_lo, exclude_eth1), (proxy_uid, proxy_gid)) = (switches, proxy);
+            let ((dns, exclude_lo, exclude_eth1, tproxy), (proxy_uid, proxy_gid)) = (switches, proxy);
             Policy {
                 include,
                 exclude,
@@ -341,6 +353,7 @@ pub(crate) fn policy() -> impl Strategy<Value = Policy> {
                 dns_servers: None,
                 exclude_lo,
                 exclude_eth1,
+                tproxy,
                 proxy_uid,
                 proxy_gid,
             }

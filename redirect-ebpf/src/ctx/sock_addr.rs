@@ -124,6 +124,12 @@ impl SockAddr {
         origin(self.sk().cast(), None)
     }
 
+    /// What the socket is, see [`role`].
+    #[inline(always)]
+    pub(crate) fn role(&self) -> u32 {
+        self.origin().map_or(role::NONE, |origin| origin.role)
+    }
+
     /// Keeps in the socket where its connection was meant to go; false when the kernel has no memory for it,
     /// or when the socket is another user's on one of the proxy's ports: that mark stays as long as it does.
     #[inline(always)]

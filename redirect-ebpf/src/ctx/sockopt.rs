@@ -1,4 +1,4 @@
-//! The context of getsockopt.
+//! The context of getsockopt and setsockopt.
 
 use aya_ebpf::bindings::{BPF_TCP_CLOSE, BPF_TCP_LISTEN, bpf_sockopt};
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_set_retval};
@@ -7,7 +7,7 @@ use redirect_common::{Caller, Endpoint, Origin, Own, Peer};
 
 use super::{MPTCP, TCP, origin};
 
-/// The context of getsockopt.
+/// The context of getsockopt and setsockopt.
 pub(crate) struct Sockopt {
     ctx: *mut bpf_sockopt,
 }
@@ -30,9 +30,9 @@ impl Sockopt {
         field!(self.ctx, optlen)
     }
 
-    /// Tells the kernel that its answer is not changed; then it copies nothing, however long the answer.
-    /// (Otherwise it refuses an answer longer than the caller's buffer, and one longer than a page is cut
-    /// off.)
+    /// Tells the kernel that the value is not changed. Of getsockopt it copies nothing then, however long the
+    /// answer; of setsockopt it takes the caller's own. (Otherwise it refuses an answer longer than the
+    /// caller's buffer, and one longer than a page is cut off.)
     #[inline(always)]
     pub(crate) fn leave_untouched(&self) {
         set_field!(self.ctx, optlen, 0);
@@ -51,12 +51,51 @@ impl Sockopt {
         origin(field!(self.ctx, __bindgen_anon_1.sk).cast(), None)
     }
 
-    /// Keeps it in the socket, if the kernel has memory for it.
+    /// Keeps it in the socket; false when the kernel has no memory for it.
     #[inline(always)]
-    pub(crate) fn set_origin(&self, mut value: Origin) {
-        if let Some(kept) = origin(field!(self.ctx, __bindgen_anon_1.sk).cast(), Some(&mut value)) {
-            *kept = value;
+    pub(crate) fn set_origin(&self, mut value: Origin) -> bool {
+        let kept = origin(field!(self.ctx, __bindgen_anon_1.sk).cast(), Some(&mut value));
+        let Some(kept) = kept else { return false };
+        *kept = value;
+        true
+    }
+
+    /// Of setsockopt: the call is done with, and succeeds; the kernel's handler does not run.
+    #[inline(always)]
+    pub(crate) fn answer_by_itself(&self) {
+        set_field!(self.ctx, optlen, -1);
+    }
+
+    /// Of setsockopt: the kernel's handler runs for another option.
+    #[inline(always)]
+    pub(crate) fn become_option(&self, level: i32, name: i32) {
+        set_field!(self.ctx, level, level);
+        set_field!(self.ctx, optname, name);
+    }
+
+    /// Of setsockopt, for an option of SOL_IP that is a switch: whether the value is a number other than 0.
+    /// As the kernel reads it (`do_ip_setsockopt()`), four bytes or, where they are fewer, the first.
+    #[inline(always)]
+    pub(crate) fn is_switched_on(&self) -> bool {
+        let start = field!(self.ctx, __bindgen_anon_2.optval).cast::<u8>();
+        let end = field!(self.ctx, __bindgen_anon_3.optval_end).cast::<u8>();
+        if self.len() >= 4 && start.wrapping_add(4) <= end {
+            // SAFETY: bounds checked above; any bytes are a number.
+            return unsafe { start.cast::<i32>().read_unaligned() } != 0;
         }
+        // SAFETY: as above.
+        self.len() >= 1 && start.wrapping_add(1) <= end && unsafe { start.read() } != 0
+    }
+
+    /// Whether the socket is a TCP one.
+    #[inline(always)]
+    pub(crate) fn is_tcp(&self) -> bool {
+        let sk = field!(self.ctx, __bindgen_anon_1.sk);
+        if sk.is_null() {
+            return false;
+        }
+        let protocol = field!(sk, protocol);
+        protocol == TCP || protocol == MPTCP
     }
 
     /// Who calls.

@@ -8,7 +8,7 @@ use redirect_common::{Ip, PORTS_PER_BLOCK, PodConfig, PortBlock, flags, list, se
 
 use crate::attach::record::Attachment;
 use crate::pod::routes::PrefixVerdict;
-use crate::policy::{Guard, OwnerGroups, Policy, Ports, Ranges};
+use crate::policy::{Guard, InterceptionMode, OwnerGroups, Policy, Ports, Ranges};
 
 /// What the maps hold for an attachment.
 pub(crate) fn of(attachment: &Attachment) -> (PodConfig, Entries) {
@@ -125,6 +125,7 @@ fn compile(policy: &Policy, around: &Surroundings) -> (PodConfig, Entries) {
         (flags::DNS, policy.dns_capture),
         (flags::LO_EXCLUDED, around.lo_excluded),
         (flags::GUARD, guarded),
+        (flags::TPROXY, policy.interception_mode == InterceptionMode::Tproxy),
         (flags::MORE_ADDRESSES, around.own.iter().any(|ip| around.must_be_asked(ip))),
     ] {
         bits |= if on { flag } else { 0 };

@@ -4,7 +4,7 @@ use std::fmt;
 
 use aya_obj::generated::bpf_attach_type;
 
-use crate::policy::Policy;
+use crate::policy::{InterceptionMode, Policy};
 
 /// A place in the kernel where one of our programs is linked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -13,6 +13,8 @@ pub enum Hook {
     OriginalDst,
     /// Hands the true destination to the sidecar's accepted socket, learns the sidecar's listeners.
     SockOps,
+    /// TPROXY mode: hands the client to the application's accepted socket.
+    Handover,
     /// `getpeername()`, IPv4 sockets.
     Peername4,
     /// `getpeername()`, IPv6 sockets.
@@ -29,6 +31,8 @@ pub enum Hook {
     Bind4,
     /// `bind()`, IPv6 sockets.
     Bind6,
+    /// TPROXY mode: the proxy asks for a transparent socket.
+    Transparent,
     /// DNS questions over unconnected UDP, IPv4 destinations.
     Sendmsg4,
     /// DNS questions over unconnected UDP, IPv6 destinations.
@@ -43,12 +47,14 @@ impl Hook {
     pub const ALL: &[Hook] = &[
         Hook::OriginalDst,
         Hook::SockOps,
+        Hook::Handover,
         Hook::Peername4,
         Hook::Peername6,
         Hook::Recvmsg4,
         Hook::Recvmsg6,
         Hook::Bind4,
         Hook::Bind6,
+        Hook::Transparent,
         Hook::Connect4,
         Hook::Connect6,
         Hook::Sendmsg4,
@@ -56,10 +62,17 @@ impl Hook {
         Hook::Inbound,
     ];
 
-    /// The hooks that a policy needs, in that order: datagrams are looked at only where DNS is captured.
+    /// The hooks that a policy needs, in that order: datagrams are looked at only where DNS is captured, and
+    /// what TPROXY mode needs is linked in that mode only.
     pub fn needed(policy: &Policy) -> impl Iterator<Item = Hook> {
-        let dns = policy.dns_capture;
-        Hook::ALL.iter().copied().filter(move |hook| dns || !hook.is_for_datagrams())
+        let (dns, tproxy) = (policy.dns_capture, policy.interception_mode == InterceptionMode::Tproxy);
+        let needed =
+            move |hook: &Hook| (dns || !hook.is_for_datagrams()) && (tproxy || !hook.is_for_tproxy());
+        Hook::ALL.iter().copied().filter(needed)
+    }
+
+    const fn is_for_tproxy(self) -> bool {
+        matches!(self, Hook::Handover | Hook::Transparent)
     }
 
     const fn is_for_datagrams(self) -> bool {
@@ -72,6 +85,7 @@ impl Hook {
         match self {
             Hook::OriginalDst => "original_dst",
             Hook::SockOps => "sock_ops",
+            Hook::Handover => "handover",
             Hook::Peername4 => "peername4",
             Hook::Peername6 => "peername6",
             Hook::Connect4 => "connect4",
@@ -80,6 +94,7 @@ impl Hook {
             Hook::Recvmsg6 => "recvmsg6",
             Hook::Bind4 => "bind4",
             Hook::Bind6 => "bind6",
+            Hook::Transparent => "transparent",
             Hook::Sendmsg4 => "sendmsg4",
             Hook::Sendmsg6 => "sendmsg6",
             Hook::Inbound => "inbound",
@@ -102,7 +117,7 @@ impl Hook {
     #[must_use]
     pub const fn attach_type(self) -> bpf_attach_type {
         match self {
-            Hook::SockOps => bpf_attach_type::BPF_CGROUP_SOCK_OPS,
+            Hook::SockOps | Hook::Handover => bpf_attach_type::BPF_CGROUP_SOCK_OPS,
             Hook::Bind4 => bpf_attach_type::BPF_CGROUP_INET4_BIND,
             Hook::Bind6 => bpf_attach_type::BPF_CGROUP_INET6_BIND,
             Hook::Connect4 => bpf_attach_type::BPF_CGROUP_INET4_CONNECT,
@@ -111,6 +126,7 @@ impl Hook {
             Hook::Sendmsg6 => bpf_attach_type::BPF_CGROUP_UDP6_SENDMSG,
             Hook::Recvmsg4 => bpf_attach_type::BPF_CGROUP_UDP4_RECVMSG,
             Hook::Recvmsg6 => bpf_attach_type::BPF_CGROUP_UDP6_RECVMSG,
+            Hook::Transparent => bpf_attach_type::BPF_CGROUP_SETSOCKOPT,
             Hook::OriginalDst => bpf_attach_type::BPF_CGROUP_GETSOCKOPT,
             Hook::Peername4 => bpf_attach_type::BPF_CGROUP_INET4_GETPEERNAME,
             Hook::Peername6 => bpf_attach_type::BPF_CGROUP_INET6_GETPEERNAME,

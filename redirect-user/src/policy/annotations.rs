@@ -10,13 +10,13 @@ use thiserror::Error;
 
 use crate::policy::Policy;
 use crate::policy::grammar::{self, Malformed, shorten};
-use crate::policy::parameters::PARAMETERS;
+use crate::policy::parameters::{self, PARAMETERS};
 
 /// A pod's annotations.
 pub type Annotations = BTreeMap<String, String>;
 
-/// REDIRECT, or NONE for a pod that is not captured.
-pub const INTERCEPTION_MODE: &str = "sidecar.istio.io/interceptionMode";
+/// REDIRECT, TPROXY, or NONE for a pod that is not captured.
+pub const INTERCEPTION_MODE: &str = parameters::INTERCEPTION_MODE.annotation;
 /// Interfaces of guests whose traffic is captured as if the pod sent it; not supported.
 pub const REROUTE_VIRTUAL_INTERFACES: &str = "istio.io/reroute-virtual-interfaces";
 /// The older name of [`REROUTE_VIRTUAL_INTERFACES`], read only where that is absent.
@@ -90,17 +90,10 @@ fn policy(annotations: &Annotations, defaults: &Policy) -> Result<Policy, Error>
 fn intercepted(annotations: &Annotations) -> Result<bool, Error> {
     let Some(mode) = annotations.get(INTERCEPTION_MODE) else { return Ok(true) };
     match mode.as_str() {
-        "REDIRECT" => Ok(true),
+        "REDIRECT" | "TPROXY" => Ok(true),
         "NONE" => Ok(false),
-        "TPROXY" => Err(Error::Unsupported {
-            annotation: INTERCEPTION_MODE,
-            value: mode.clone(),
-            why: "TPROXY lets the sidecar forge the client's address towards the application, which needs packet \
-                  marks and a routing rule in the pod and NET_ADMIN in the sidecar; REDIRECT already shows the \
-                  client's address to the sidecar",
-        }),
         other => {
-            let problem = Malformed::Choice { value: shorten(other), allowed: "REDIRECT, NONE" };
+            let problem = Malformed::Choice { value: shorten(other), allowed: "REDIRECT, TPROXY, NONE" };
             Err(Error::Invalid { annotation: INTERCEPTION_MODE, value: shorten(other), problem })
         }
     }
@@ -148,7 +141,7 @@ mod tests {
 
     use super::*;
     use crate::policy::parameters::Parameter;
-    use crate::policy::{OwnerGroups, Ports, Proxy, Ranges};
+    use crate::policy::{InterceptionMode, OwnerGroups, Ports, Proxy, Ranges};
 
     const INCLUDE_OUTBOUND_IP_RANGES: &str = "traffic.sidecar.istio.io/includeOutboundIPRanges";
     const EXCLUDE_OUTBOUND_IP_RANGES: &str = "traffic.sidecar.istio.io/excludeOutboundIPRanges";
@@ -178,7 +171,7 @@ mod tests {
     #[test]
     fn every_annotation_has_its_field() {
         let policy = read(&[
-            (INTERCEPTION_MODE, "REDIRECT"),
+            (INTERCEPTION_MODE, "TPROXY"),
             (INCLUDE_OUTBOUND_IP_RANGES, "10.0.0.0/8,fd00::/8"),
             (EXCLUDE_OUTBOUND_IP_RANGES, "10.96.0.0/12"),
             (INCLUDE_OUTBOUND_PORTS, "3306"),
@@ -194,6 +187,7 @@ mod tests {
         assert_eq!(
             policy,
             Policy {
+                interception_mode: InterceptionMode::Tproxy,
                 include_outbound_ip_ranges: Ranges::List(nets("10.0.0.0/8,fd00::/8")),
                 exclude_outbound_ip_ranges: nets("10.96.0.0/12"),
                 include_outbound_ports: BTreeSet::from([3306]),
@@ -258,11 +252,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_honoured_is_refused_with_the_reason() {
-        for (annotation, value) in [
-            (INTERCEPTION_MODE, "TPROXY"),
-            (REROUTE_VIRTUAL_INTERFACES, "tap0"),
-            (KUBEVIRT_INTERFACES, "k6t-eth0, tap1"),
-        ] {
+        for (annotation, value) in
+            [(REROUTE_VIRTUAL_INTERFACES, "tap0"), (KUBEVIRT_INTERFACES, "k6t-eth0, tap1")]
+        {
             let error = read(&[(annotation, value)]).unwrap_err();
             assert!(matches!(error, Error::Unsupported { .. }), "{error}");
             let text = error.to_string();

@@ -11,7 +11,7 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use thiserror::Error;
 
-use crate::policy::{Guard, Ports, Ranges};
+use crate::policy::{Guard, InterceptionMode, Ports, Ranges};
 
 /// The longest interface name that the kernel accepts (`IFNAMSIZ` less the final zero).
 const INTERFACE_NAME_MAX: usize = 15;
@@ -131,6 +131,12 @@ pub fn boolean(text: &str) -> Result<bool, Malformed> {
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
         _ => Err(Malformed::Bool(shorten(text))),
     }
+}
+
+/// `REDIRECT` or `TPROXY`.
+pub fn interception_mode(text: &str) -> Result<InterceptionMode, Malformed> {
+    InterceptionMode::from_name(text)
+        .ok_or_else(|| Malformed::Choice { value: shorten(text), allowed: "REDIRECT, TPROXY" })
 }
 
 /// `enforce`, `audit` or `off`.

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use redirect_common::{PROXY_PORTS, STATUS_PORT};
 
 use crate::policy::grammar::{self, Malformed};
-use crate::policy::{Guard, OwnerGroups, Policy, Ports, Proxy, Ranges};
+use crate::policy::{Guard, InterceptionMode, OwnerGroups, Policy, Ports, Proxy, Ranges};
 
 /// One parameter.
 pub struct Parameter {
@@ -66,7 +66,8 @@ impl std::fmt::Display for Parameter {
 }
 
 /// All parameters, in the order in which they are explained.
-pub static PARAMETERS: [&Parameter; 9] = [
+pub static PARAMETERS: [&Parameter; 10] = [
+    &INTERCEPTION_MODE,
     &INCLUDE_OUTBOUND_IP_RANGES,
     &EXCLUDE_OUTBOUND_IP_RANGES,
     &INCLUDE_OUTBOUND_PORTS,
@@ -77,6 +78,16 @@ pub static PARAMETERS: [&Parameter; 9] = [
     &DNS_SERVERS,
     &GUARD,
 ];
+
+/// What the application sees as its client. (NONE is no value of a policy: such a pod has none.)
+pub static INTERCEPTION_MODE: Parameter = Parameter {
+    name: "interceptionMode",
+    annotation: "sidecar.istio.io/interceptionMode",
+    flag: "interception-mode",
+    default: "REDIRECT",
+    help: "REDIRECT shows the application the sidecar as its client, TPROXY the client itself",
+    read: |policy, value| store(&mut policy.interception_mode, grammar::interception_mode(value)),
+};
 
 macro_rules! parameter {
     ($(#[doc = $doc:literal])+ $constant:ident, $name:literal, $flag:literal, $default:literal, $help:literal, $read:expr) => {
@@ -174,6 +185,7 @@ impl Default for Policy {
     /// the table's defaults.
     fn default() -> Policy {
         Policy {
+            interception_mode: InterceptionMode::Redirect,
             include_outbound_ip_ranges: Ranges::All,
             exclude_outbound_ip_ranges: Vec::new(),
             include_outbound_ports: BTreeSet::new(),
@@ -198,6 +210,7 @@ mod tests {
     #[test]
     fn the_tables_defaults_are_the_default_policy() {
         let mut policy = Policy {
+            interception_mode: InterceptionMode::Tproxy,
             include_outbound_ip_ranges: Ranges::List(Vec::new()),
             exclude_outbound_ports: BTreeSet::from([1]),
             include_inbound_ports: Ports::List(BTreeSet::new()),
@@ -217,8 +230,11 @@ mod tests {
         let record = serde_json::to_value(Policy::default()).unwrap();
         for parameter in PARAMETERS {
             let Parameter { name, annotation, flag, .. } = parameter;
-            let ours = [GUARD.name, DNS_SERVERS.name].contains(name);
-            let prefix = if ours { "redirect-cni.dev" } else { "traffic.sidecar.istio.io" };
+            let prefix = match *name {
+                "guard" | "dnsServers" => "redirect-cni.dev",
+                "interceptionMode" => "sidecar.istio.io",
+                _ => "traffic.sidecar.istio.io",
+            };
             assert_eq!(*annotation, format!("{prefix}/{name}"));
             let squeezed = flag.replace('-', "");
             assert_eq!(squeezed, name.to_lowercase());

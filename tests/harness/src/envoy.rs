@@ -20,12 +20,12 @@ use nix::unistd::Pid;
 
 pub use access::Entry;
 pub use bootstrap::{
-    ADMIN_PORT, Bootstrap, Families, HEALTH_PORT, INBOUND_PORT, OUTBOUND_PORT, socket_address,
+    ADMIN_PORT, Bootstrap, Families, HEALTH_PORT, INBOUND_PORT, OUTBOUND_PORT, OriginalSrc, socket_address,
 };
 
 use crate::netns::NetNs;
-use crate::process::User;
-use crate::unprivileged::unprivileged;
+use crate::process::{Capabilities, User};
+use crate::unprivileged::{privileged, unprivileged};
 
 /// How long Envoy may take to become ready, to write a log line, or to stop.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -70,10 +70,28 @@ impl Envoy {
         bootstrap: &Bootstrap,
         dir: &Path,
     ) -> Result<Envoy> {
+        Envoy::start_as((User::PROXY, Capabilities::None), name, (netns, cgroup), bootstrap, dir)
+    }
+
+    /// The same as another user, without a capability or with those of the user.
+    ///
+    /// # Errors
+    /// As [`Envoy::start`].
+    pub fn start_as(
+        (user, capabilities): (User, Capabilities),
+        name: &str,
+        (netns, cgroup): (&NetNs, &Path),
+        bootstrap: &Bootstrap,
+        dir: &Path,
+    ) -> Result<Envoy> {
         let binary = Envoy::find().context("there is no Envoy in the cache: run `cargo xtask setup mesh`")?;
         let log = dir.join(format!("{name}.access"));
         let own_log = dir.join(format!("{name}.log"));
-        let mut command = unprivileged(&binary, User::PROXY)?;
+        let mut command = match capabilities {
+            Capabilities::None => unprivileged(&binary, user)?,
+            Capabilities::OfUser => privileged(&binary, user)?,
+            Capabilities::Network => bail!("an Envoy has all capabilities of its user or none"),
+        };
         command.args(["--config-yaml", &bootstrap.to_json().to_string()]);
         command.args(["--disable-hot-restart", "--concurrency", "1", "--log-level", "warn"]);
         command.args(["--file-flush-interval-msec", "20"]);

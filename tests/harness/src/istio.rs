@@ -6,7 +6,11 @@
 use std::fmt::Write as _;
 
 use ipnet::IpNet;
-use redirect_user::policy::{OwnerGroups, Policy, Ports, Ranges};
+use redirect_user::policy::{InterceptionMode, OwnerGroups, Policy, Ports, Ranges};
+
+mod tproxy;
+
+pub use tproxy::{mangle, route_marked};
 
 /// The table `nat` of one family. Its chains are emptied first, those of the kernel too, unless the command
 /// is told not to (`--noflush`).
@@ -72,6 +76,9 @@ impl Rules<'_> {
 
     fn inbound(&mut self) {
         self.add("ISTIO_INBOUND -p tcp --dport 15008 -j RETURN");
+        if self.policy.interception_mode == InterceptionMode::Tproxy {
+            return; // The rest is in the table mangle.
+        }
         match &self.policy.include_inbound_ports {
             Ports::All => {
                 for port in &self.policy.exclude_inbound_ports {

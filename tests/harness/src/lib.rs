@@ -41,7 +41,7 @@ pub use dns::DnsProxy;
 pub use nix::errno::Errno;
 pub use node::{MachineLock, Node, binary};
 pub use pod::Pod;
-pub use process::{Process, User};
+pub use process::{Capabilities, Process, User};
 pub use protocol::{Seen, Service};
 pub use redirect_common::Event;
 pub use residue::Residue;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::cgroup::Cgroup;
 use crate::netns::NetNs;
-use crate::process::{Process, User};
+use crate::process::{Capabilities, Process, User};
 use crate::sidecar::Sidecar;
 
 /// A pod. Its namespace and cgroup go when it goes out of scope.
@@ -75,8 +75,14 @@ impl Pod {
     /// Starts a process in one of its containers.
     #[must_use]
     pub fn process(&self, container: &str, user: User) -> Process {
+        self.process_with(container, user, Capabilities::OfUser)
+    }
+
+    /// Starts a process with these capabilities in one of its containers.
+    #[must_use]
+    pub fn process_with(&self, container: &str, user: User, capabilities: Capabilities) -> Process {
         let name = format!("{}/{container} (uid {}, gid {})", self.name, user.uid, user.gid);
-        Process::start(&name, &self.netns, &self.container(container), user)
+        Process::start_with(&name, &self.netns, &self.container(container), user, capabilities)
     }
 
     /// Starts an application.

@@ -30,8 +30,32 @@ impl User {
     pub const APP: User = User { uid: 1000, gid: 1000 };
     /// The sidecar.
     pub const PROXY: User = User { uid: 1337, gid: 1337 };
+    /// The sidecar as Istio's injector writes it for TPROXY.
+    pub const TPROXY: User = User { uid: 0, gid: 1337 };
     /// Root.
     pub const ROOT: User = User { uid: 0, gid: 0 };
+}
+
+/// Which capabilities a process has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capabilities {
+    /// What the kernel leaves to its user: all to root, none to everybody else.
+    OfUser,
+    /// None at all.
+    None,
+    /// CAP_NET_ADMIN and CAP_NET_RAW.
+    Network,
+}
+
+impl Capabilities {
+    /// What the agent is told.
+    fn word(self) -> &'static str {
+        match self {
+            Capabilities::OfUser => "of-user",
+            Capabilities::None => "none",
+            Capabilities::Network => "network",
+        }
+    }
 }
 
 /// A process in a network namespace, a cgroup and with the ids of a user. Clones stand for the same process;
@@ -56,8 +80,20 @@ impl Process {
     /// Starts a process; `name` is for messages.
     #[must_use]
     pub fn start(name: &str, netns: &NetNs, cgroup: &Path, user: User) -> Process {
+        Process::start_with(name, netns, cgroup, user, Capabilities::OfUser)
+    }
+
+    /// Starts a process with these capabilities.
+    #[must_use]
+    pub fn start_with(
+        name: &str,
+        netns: &NetNs,
+        cgroup: &Path,
+        user: User,
+        capabilities: Capabilities,
+    ) -> Process {
         let mut command = Command::new(crate::node::binary("pod-agent"));
-        command.arg(user.uid.to_string()).arg(user.gid.to_string());
+        command.arg(user.uid.to_string()).arg(user.gid.to_string()).arg(capabilities.word());
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         netns.enter(&mut command, Some(cgroup));
         let mut child = command.spawn().unwrap_or_else(|error| panic!("start {name}: {error}"));
@@ -126,7 +162,7 @@ impl Process {
     /// # Errors
     /// What `bind()` or `listen()` says.
     pub fn serve(&self, listen: &[SocketAddr], service: Service) -> Result<(), Errno> {
-        self.call(Request::Serve { listen: listen.to_vec(), service, dual_stack: false })
+        self.call(Request::Serve { listen: listen.to_vec(), service, dual_stack: false, transparent: false })
     }
 
     /// The same; IPv6 sockets take IPv4 as well.
@@ -134,7 +170,20 @@ impl Process {
     /// # Errors
     /// What `bind()` or `listen()` says.
     pub fn serve_dual_stack(&self, listen: &[SocketAddr], service: Service) -> Result<(), Errno> {
-        self.call(Request::Serve { listen: listen.to_vec(), service, dual_stack: true })
+        self.call(Request::Serve { listen: listen.to_vec(), service, dual_stack: true, transparent: false })
+    }
+
+    /// The same on transparent sockets, as a sidecar in TPROXY mode.
+    ///
+    /// # Errors
+    /// What `setsockopt()`, `bind()` or `listen()` says.
+    pub fn serve_transparent(
+        &self,
+        listen: &[SocketAddr],
+        service: Service,
+        dual_stack: bool,
+    ) -> Result<(), Errno> {
+        self.call(Request::Serve { listen: listen.to_vec(), service, dual_stack, transparent: true })
     }
 
     /// The connections that the process' servers accepted since this was asked last.

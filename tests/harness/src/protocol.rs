@@ -131,6 +131,8 @@ pub enum Request {
         service: Service,
         /// IPv6 sockets take IPv4 as well (no IPV6_V6ONLY).
         dual_stack: bool,
+        /// The listening sockets are transparent (IP_TRANSPARENT, IPV6_TRANSPARENT).
+        transparent: bool,
     },
     /// Connects to each address in turn, over TCP, in the background from then on.
     DialEvery {
@@ -167,8 +169,14 @@ pub enum Service {
     Echo,
     /// Closes it with a reset: for very many.
     Hangup,
+    /// Answers each HTTP request with the client's address, as `getpeername()` has it, and keeps the
+    /// connection.
+    Http,
     /// Connects to the original destination and passes bytes both ways, as a sidecar does.
     Forward,
+    /// The same with the client's address as its own, on transparent sockets, as a sidecar in TPROXY mode
+    /// does.
+    Imitate,
 }
 
 /// A connection as the accepting side sees it.

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::pod::Pod;
-use crate::process::Process;
+use crate::process::{Capabilities, Process, User};
 use crate::protocol::{Seen, Service};
 
 /// The outbound listener.
@@ -21,7 +21,8 @@ impl Sidecar {
     /// A sidecar on the wildcard addresses of both families, with one worker, that tells what it sees.
     #[must_use]
     pub fn builder(pod: &Pod) -> Builder<'_> {
-        Builder { pod, localhost: false, workers: 1, service: Service::Tell }
+        let (user, capabilities) = (User::PROXY, Capabilities::OfUser);
+        Builder { pod, localhost: false, workers: 1, service: Service::Tell, user, capabilities }
     }
 
     /// The connections that it accepted since this was asked last.
@@ -43,6 +44,8 @@ pub struct Builder<'a> {
     localhost: bool,
     workers: usize,
     service: Service,
+    user: User,
+    capabilities: Capabilities,
 }
 
 impl Builder<'_> {
@@ -67,6 +70,13 @@ impl Builder<'_> {
         self
     }
 
+    /// Runs as this user, with these capabilities.
+    #[must_use]
+    pub fn user(mut self, user: User, capabilities: Capabilities) -> Self {
+        (self.user, self.capabilities) = (user, capabilities);
+        self
+    }
+
     /// Starts it; it listens when this returns.
     #[must_use]
     pub fn start(self) -> Sidecar {
@@ -79,8 +89,12 @@ impl Builder<'_> {
         let listen: Vec<_> =
             addresses.iter().flat_map(|ip| ports.map(|port| SocketAddr::new(*ip, port))).collect();
         let workers = (0..self.workers).map(|_| {
-            let worker = self.pod.proxy();
-            worker.serve(&listen, self.service).expect("listen as a sidecar does");
+            let worker = self.pod.process_with("istio-proxy", self.user, self.capabilities);
+            let listening = match self.service {
+                Service::Imitate => worker.serve_transparent(&listen, self.service, false),
+                _ => worker.serve(&listen, self.service),
+            };
+            listening.expect("listen as a sidecar does");
             worker
         });
         Sidecar { workers: workers.collect() }

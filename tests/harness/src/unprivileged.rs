@@ -1,4 +1,4 @@
-//! Programs as a container runs them: the ids of a user, no capabilities, and none to be had.
+//! Programs as a container runs them: the ids of a user, and most often no capabilities and none to be had.
 
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
@@ -20,11 +20,23 @@ use crate::process::User;
 /// # Errors
 /// If the program cannot be opened.
 pub fn unprivileged(program: &Path, user: User) -> Result<Command> {
+    with(program, user, &["--bounding-set=-all", "--inh-caps=-all"])
+}
+
+/// The same with the capabilities that the kernel leaves to the user: all, for root.
+///
+/// # Errors
+/// If the program cannot be opened.
+pub fn privileged(program: &Path, user: User) -> Result<Command> {
+    with(program, user, &[])
+}
+
+fn with(program: &Path, user: User, sets: &[&str]) -> Result<Command> {
     let file = File::open(program).with_context(|| format!("opening {}", program.display()))?;
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     let mut command = Command::new("setpriv");
     command.args([&format!("--reuid={}", user.uid), &format!("--regid={}", user.gid), "--clear-groups"]);
-    command.args(["--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", "--", &path]);
+    command.args(sets).args(["--no-new-privs", "--", &path]);
     let before_exec = move || fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty())).map(drop).map_err(Into::into);
     // SAFETY: between fork and exec the closure makes one system call on a descriptor that is open already;
     // it neither allocates nor takes a lock.

@@ -26,15 +26,18 @@ use crate::protocol::{Fd, Opened, Request, Transport};
 use dialer::Dialer;
 use server::Server;
 
-/// Runs the agent: `pod-agent UID GID`, requests on stdin, answers on stdout.
+/// Runs the agent: `pod-agent UID GID CAPABILITIES`, requests on stdin, answers on stdout.
 #[must_use]
 pub fn main() -> ExitCode {
-    let ids: Vec<u32> = std::env::args().skip(1).filter_map(|arg| arg.parse().ok()).collect();
-    let [uid, gid] = ids[..] else {
-        eprintln!("usage: pod-agent UID GID (a test starts it; it is of no use by hand)");
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let ids: Vec<u32> = args.iter().filter_map(|arg| arg.parse().ok()).collect();
+    let ([uid, gid], [_, _, capabilities]) = (&ids[..], &args[..]) else {
+        eprintln!(
+            "usage: pod-agent UID GID of-user|none|network (a test starts it; it is of no use by hand)"
+        );
         return ExitCode::from(2);
     };
-    if let Err(error) = become_user(Uid::from_raw(uid), Gid::from_raw(gid)) {
+    if let Err(error) = become_user(Uid::from_raw(*uid), Gid::from_raw(*gid), capabilities) {
         eprintln!("pod-agent: become uid {uid}, gid {gid}: {error}");
         return ExitCode::FAILURE;
     }
@@ -52,12 +55,19 @@ pub fn main() -> ExitCode {
 }
 
 /// Takes all the descriptors that the limit allows, then gives up being root, and every way back.
-fn become_user(uid: Uid, gid: Gid) -> nix::Result<()> {
+fn become_user(uid: Uid, gid: Gid, capabilities: &str) -> nix::Result<()> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     setgroups(&[])?;
     setresgid(gid, gid, gid)?;
+    // What the change of the user would take; it goes in the next but one step.
+    nix::sys::prctl::set_keepcaps(capabilities == "network")?;
     setresuid(uid, uid, uid)?;
+    match capabilities {
+        "network" => sys::keep_capabilities(sys::NET_ADMIN | sys::NET_RAW)?,
+        "none" => sys::keep_capabilities(0)?,
+        _ => {}
+    }
     set_no_new_privs()
 }
 
@@ -98,8 +108,8 @@ impl Agent {
             Request::Close { fd } => json(self.sockets.remove(&fd).map(drop).ok_or(Errno::EBADF)?),
             Request::OpenMany { to, count } => json(self.open_many(&to, count)),
             Request::CloseMany => json(self.many.drain(..).try_for_each(sys::reset)?),
-            Request::Serve { listen, service, dual_stack } => {
-                json(self.server.serve(&listen, service, dual_stack)?)
+            Request::Serve { listen, service, dual_stack, transparent } => {
+                json(self.server.serve(&listen, service, (dual_stack, transparent))?)
             }
             Request::DialEvery { to, pause_ms } => {
                 self.dialer.start(to, Duration::from_millis(pause_ms));

@@ -29,10 +29,10 @@ impl Server {
         &mut self,
         listen: &[SocketAddr],
         service: Service,
-        dual_stack: bool,
+        (dual_stack, transparent): (bool, bool),
     ) -> Result<(), Errno> {
         for address in listen {
-            let listener = listening(*address, dual_stack)?;
+            let listener = listening(*address, dual_stack, transparent)?;
             let (seen, port) = (Arc::clone(&self.seen), address.port());
             std::thread::spawn(move || accept_forever(&listener, port, service, &seen));
         }
@@ -46,8 +46,11 @@ impl Server {
 
 /// A listening socket that several workers can open; an IPv6 one takes IPv6 only, unless `dual_stack`, so
 /// that the same port can be opened for both families.
-fn listening(address: SocketAddr, dual_stack: bool) -> Result<OwnedFd, Errno> {
+fn listening(address: SocketAddr, dual_stack: bool, transparent: bool) -> Result<OwnedFd, Errno> {
     let socket = sys::socket(address.is_ipv6(), Transport::Tcp, false)?;
+    if transparent {
+        sys::make_transparent(&socket, address.is_ipv6())?;
+    }
     setsockopt(&socket, sockopt::ReuseAddr, &true)?;
     setsockopt(&socket, sockopt::ReusePort, &true)?;
     if address.is_ipv6() {
@@ -87,7 +90,10 @@ fn accept_forever(listener: &OwnedFd, port: u16, service: Service, log: &Log) {
                 told.push(stream);
             }
             Service::Echo => drop(std::thread::spawn(move || copy_until_closed(&stream, &stream))),
-            Service::Forward => drop(std::thread::spawn(move || forward(&stream, &seen))),
+            Service::Http => drop(std::thread::spawn(move || answer_requests(&stream))),
+            Service::Forward | Service::Imitate => {
+                drop(std::thread::spawn(move || forward(&stream, &seen, service)));
+            }
         }
     }
 }
@@ -101,8 +107,9 @@ fn look(socket: &OwnedFd, listener: u16) -> Result<Seen, Errno> {
 }
 
 /// Connects to where the client wanted to go and passes bytes both ways until both sides are done.
-fn forward(client: &TcpStream, seen: &Seen) {
-    let Ok(upstream) = dial(seen) else {
+fn forward(client: &TcpStream, seen: &Seen, service: Service) {
+    let upstream = if service == Service::Imitate { dial_as_client(seen) } else { dial(seen) };
+    let Ok(upstream) = upstream else {
         let _ = client.shutdown(Shutdown::Both);
         return;
     };
@@ -122,6 +129,40 @@ fn dial(seen: &Seen) -> Result<TcpStream, Errno> {
         };
         sys::bind(&socket, SocketAddr::new(source, 0))?;
     }
+    sys::connect(&socket, to)?;
+    Ok(TcpStream::from(socket))
+}
+
+/// Answers requests without a body, one after the other, until the client is done.
+fn answer_requests(stream: &TcpStream) {
+    let mut head = Vec::new();
+    for byte in std::io::BufReader::new(stream).bytes().map_while(Result::ok) {
+        head.push(byte);
+        if !head.ends_with(b"\r\n\r\n") {
+            continue;
+        }
+        head.clear();
+        let Ok(client) = stream.peer_addr() else { return };
+        let (client, mut to) = (client.to_string(), stream);
+        let length = client.len();
+        if write!(to, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{client}").is_err() {
+            return;
+        }
+    }
+}
+
+/// Inbound, with the client's address and a port of the kernel's choice: Envoy's listener filter
+/// `original_src`.
+fn dial_as_client(seen: &Seen) -> Result<TcpStream, Errno> {
+    if seen.listener != INBOUND_PORT {
+        return dial(seen);
+    }
+    let to = seen.original_dst.map_err(Errno::from_raw)?;
+    let socket = sys::socket(to.is_ipv6(), Transport::Tcp, false)?;
+    sys::make_transparent(&socket, to.is_ipv6())?;
+    // The mark by which Istio's rules know the sidecar's way to the application.
+    sys::set_option(&socket, libc::SOL_SOCKET, libc::SO_MARK, &1337_i32.to_ne_bytes())?;
+    sys::bind(&socket, SocketAddr::new(seen.client.ip().to_canonical(), 0))?;
     sys::connect(&socket, to)?;
     Ok(TcpStream::from(socket))
 }

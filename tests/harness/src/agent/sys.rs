@@ -154,6 +154,29 @@ pub(super) fn await_connect(socket: &OwnedFd) -> Result<(), Errno> {
     }
 }
 
+/// `linux/capability.h`, as bits.
+pub(super) const NET_ADMIN: u32 = 1 << 12;
+pub(super) const NET_RAW: u32 = 1 << 13;
+
+/// Gives up all capabilities but these, of which none has a number above 31.
+pub(super) fn keep_capabilities(kept: u32) -> Result<(), Errno> {
+    /// `_LINUX_CAPABILITY_VERSION_3` of `linux/capability.h`.
+    const VERSION: u32 = 0x2008_0522;
+    let header: [u32; 2] = [VERSION, 0];
+    // Effective, permitted and inheritable, of the lower 32 and the upper 32.
+    let sets: [u32; 6] = [kept, kept, 0, 0, 0, 0];
+    // SAFETY: the kernel reads a header of two words and two triples of words, which outlive the call.
+    let result = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) };
+    Errno::result(result).map(drop)
+}
+
+/// Makes a socket transparent, as Envoy does.
+pub(super) fn make_transparent(socket: &OwnedFd, v6: bool) -> Result<(), Errno> {
+    let (level, name) =
+        if v6 { (libc::SOL_IPV6, libc::IPV6_TRANSPARENT) } else { (libc::SOL_IP, libc::IP_TRANSPARENT) };
+    set_option(socket, level, name, &1_i32.to_ne_bytes())
+}
+
 /// Closes a connection with a reset, so that no TIME_WAIT stays behind.
 pub(super) fn reset(socket: OwnedFd) -> Result<(), Errno> {
     let at_once = libc::linger { l_onoff: 1, l_linger: 0 };

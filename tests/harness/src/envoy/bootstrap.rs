@@ -34,6 +34,15 @@ pub enum Families {
     Compat,
 }
 
+/// The listener filter `original_src` on a transparent listener, as istiod configures it for TPROXY mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OriginalSrc {
+    /// The client's address (`bind_port: false`, which is istiod's way).
+    Address,
+    /// The client's address and port (`bind_port: true`).
+    AddressAndPort,
+}
+
 /// What may differ between the sidecars of the tests.
 #[derive(Clone, Debug)]
 pub struct Bootstrap {
@@ -43,6 +52,10 @@ pub struct Bootstrap {
     pub access_log: bool,
     /// Destination ports whose outbound traffic is handled as HTTP, each by a listener that is not bound.
     pub http_ports: Vec<u16>,
+    /// Whether it goes on to the application in its client's name, and with the client's port as well.
+    pub original_src: Option<OriginalSrc>,
+    /// Ports of the application whose inbound traffic is handled as HTTP.
+    pub inbound_http_ports: Vec<u16>,
     /// Further listeners, for example those of named services.
     pub listeners: Vec<Value>,
     /// Further clusters.
@@ -55,6 +68,8 @@ impl Default for Bootstrap {
             families: Families::Dual,
             access_log: true,
             http_ports: Vec::new(),
+            original_src: None,
+            inbound_http_ports: Vec::new(),
             listeners: Vec::new(),
             clusters: Vec::new(),
         }
@@ -158,6 +173,7 @@ impl Bootstrap {
             self.blackhole("virtualInbound-blackhole", INBOUND_PORT),
             self.inbound_chain("virtualInbound", "0.0.0.0", "InboundPassthroughCluster"),
         ];
+        chains.extend(self.inbound_http_ports.iter().map(|port| self.inbound_http(*port)));
         if self.families != Families::V4 {
             chains.push(self.inbound_chain("virtualInbound6", "::", "InboundPassthroughCluster6"));
         }
@@ -168,7 +184,29 @@ impl Bootstrap {
             "envoy.filters.listener.original_dst",
             json!({})
         )]);
+        if let Some(original_src) = self.original_src {
+            listener["transparent"] = json!(true);
+            let bind_port = original_src == OriginalSrc::AddressAndPort;
+            let filters = listener["listener_filters"].as_array_mut();
+            filters.expect("a list").push(filter(
+                "listener.original_src.v3.OriginalSrc",
+                "envoy.filters.listener.original_src",
+                json!({ "mark": 1337, "bind_port": bind_port }),
+            ));
+        }
         listener
+    }
+
+    /// The inbound chain for a port of the application that speaks HTTP.
+    fn inbound_http(&self, port: u16) -> Value {
+        let name = format!("inbound_{port}");
+        let routes =
+            json!([{ "match": { "prefix": "/" }, "route": { "cluster": "InboundPassthroughCluster" } }]);
+        json!({
+            "name": name,
+            "filter_chain_match": { "destination_port": port },
+            "filters": [self.http_proxy(&name, routes)],
+        })
     }
 
     /// The inbound chain for original destinations of one family, told apart by an all-matching prefix.
@@ -199,12 +237,20 @@ impl Bootstrap {
         let mut clusters = vec![
             json!({ "name": "BlackHoleCluster", "type": "STATIC", "connect_timeout": "1s" }),
             original_dst_cluster("PassthroughCluster"),
-            bound_to(original_dst_cluster("InboundPassthroughCluster"), "127.0.0.6"),
+            self.inbound_cluster("InboundPassthroughCluster", "127.0.0.6"),
         ];
         if self.families != Families::V4 {
-            clusters.push(bound_to(original_dst_cluster("InboundPassthroughCluster6"), "::6"));
+            clusters.push(self.inbound_cluster("InboundPassthroughCluster6", "::6"));
         }
         clusters
+    }
+}
+
+impl Bootstrap {
+    /// The way to the application: from `source`, unless the client's address is the source.
+    fn inbound_cluster(&self, name: &str, source: &str) -> Value {
+        let cluster = original_dst_cluster(name);
+        if self.original_src.is_some() { cluster } else { bound_to(cluster, source) }
     }
 }
 
