@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-use harness::{Node, Pod, istio};
+use harness::{Capabilities, Node, Pod, istio};
 use redirect_user::attach::record;
 use redirect_user::attach::replan::replan;
 use redirect_user::attach::{self, Request};
@@ -21,6 +21,21 @@ pub(crate) enum Enforcer {
 }
 
 impl Enforcer {
+    /// Once for each pod: where iptables' marks lead to.
+    pub(crate) fn prepare(self, pod: &Pod) {
+        if self == Enforcer::Iptables {
+            istio::route_marked(pod.netns());
+        }
+    }
+
+    /// Which capabilities a sidecar of uid 1337 must have in TPROXY mode.
+    pub(crate) fn sidecar_needs(self) -> Capabilities {
+        match self {
+            Enforcer::Iptables => Capabilities::Network,
+            Enforcer::Ours => Capabilities::None,
+        }
+    }
+
     /// Replaces the policy of a pod.
     pub(crate) fn enforce(self, node: &Node, pod: &Pod, policy: &Policy) {
         match self {
@@ -70,8 +85,8 @@ pub(crate) fn assert_guard_idle(node: &Node, pod: &Pod) {
 
 fn load_rules(node: &Node, pod: &Pod, policy: &Policy, v6: bool) {
     let program = if v6 { "ip6tables-legacy-restore" } else { "iptables-legacy-restore" };
-    // Both tables, so that nothing of an earlier policy stays.
-    let input = istio::nat(policy, v6) + &istio::raw(policy, v6);
+    // All tables, so that nothing of an earlier policy stays.
+    let input = istio::nat(policy, v6) + &istio::raw(policy, v6) + &istio::mangle(policy, v6);
     let mut command = Command::new(program);
     // A lock of our own: the machine's is none of our business.
     command.env("XTABLES_LOCKFILE", node.dir().join("xtables.lock"));
@@ -90,6 +105,7 @@ fn flags(policy: &Policy) -> Option<Vec<String>> {
         return None;
     }
     let mut flags = vec![
+        format!("--interception-mode={}", policy.interception_mode.name()),
         format!("--include-outbound-ip-ranges={}", ranges(&policy.include_outbound_ip_ranges)),
         format!("--exclude-outbound-ip-ranges={}", joined(&policy.exclude_outbound_ip_ranges)),
         format!("--include-outbound-ports={}", joined(&policy.include_outbound_ports)),

@@ -5,7 +5,8 @@
 //! brings Istio's rules or our programs into a pod; [`world`] is a pod with everybody in it, [`dial`] tries a
 //! connection there, [`pair`] in both; [`differences`] is the table of what is meant, [`foretold`] what
 //! `redirect explain` says beforehand. [`rows`], [`outbound_rows`] and [`inbound_rows`] are the fixed
-//! scenarios, [`random`] makes others and shrinks what fails.
+//! scenarios, [`random`] makes others and shrinks what fails. [`tproxy`] is what the application sees behind
+//! a sidecar in TPROXY mode.
 //!
 //! Run as root with `--test-threads=1`. `ORACLE_SEED` and `ORACLE_COUNT` repeat or prolong the random part:
 //! `ORACLE_COUNT=3000` is its long form.
@@ -22,6 +23,7 @@ mod pair;
 mod random;
 mod rows;
 mod scenario;
+mod tproxy;
 mod wider_rows;
 mod world;
 
@@ -78,6 +80,7 @@ fn the_truth_tables_and_what_they_leave_open() {
             named("outbound", outbound_rows::some_included()),
             named("outbound", outbound_rows::dns()),
             named("inbound", inbound_rows::inbound()),
+            named("TPROXY", inbound_rows::tproxy()),
             rows::beyond(),
             wider_rows::agreed(),
             wider_rows::open(),

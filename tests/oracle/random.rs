@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
-use redirect_user::policy::{OwnerGroups, Policy, Ports, Ranges};
+use redirect_user::policy::{InterceptionMode, OwnerGroups, Policy, Ports, Ranges};
 
 use crate::rows::ranges;
 use crate::scenario::{Connection, Families, Kind, Late, Listens, Setup, Who, Workers};
@@ -212,11 +212,13 @@ fn policy() -> impl Strategy<Value = Policy> {
     ];
     let outbound_ports = (some_ports(&[9001, 8080, 53, 15020]), some_ports(&[9000, 8080, 53, 15001, 15020]));
     let lists = (include, some_ranges(2), outbound_ports, inbound, some_ports(&[9000, 8080, 15001, 22]));
-    (lists, interfaces, groups, any::<bool>()).prop_map(
-        |(lists, exclude_interfaces, owner_groups, dns_capture)| {
+    let mode = prop_oneof![3 => Just(InterceptionMode::Redirect), 1 => Just(InterceptionMode::Tproxy)];
+    (lists, interfaces, groups, any::<bool>(), mode).prop_map(
+        |(lists, exclude_interfaces, owner_groups, dns_capture, interception_mode)| {
             let (include, exclude, (include_ports, exclude_ports), include_inbound_ports, exclude_inbound) =
                 lists;
             let mut policy = Policy {
+                interception_mode,
                 include_outbound_ip_ranges: include,
                 exclude_outbound_ip_ranges: exclude,
                 include_outbound_ports: include_ports,
@@ -308,6 +310,7 @@ pub(crate) fn simpler(setup: &Setup) -> Vec<Setup> {
     change(&|policy| policy.exclude_interfaces.clear());
     change(&|policy| policy.owner_groups = OwnerGroups::AllBut([].into()));
     change(&|policy| policy.dns_capture = false);
+    change(&|policy| policy.interception_mode = InterceptionMode::Redirect);
     for index in 0..3 {
         change(&|policy| {
             if let Ranges::List(list) = &mut policy.include_outbound_ip_ranges

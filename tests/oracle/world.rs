@@ -19,7 +19,8 @@ use std::time::Duration;
 
 use harness::netns::NetNs;
 use harness::sidecar::{INBOUND_PORT, OUTBOUND_PORT};
-use harness::{Node, Pod, Process, Seen, Service, Socket, User, Wire};
+use harness::{Capabilities, Node, Pod, Process, Seen, Service, Socket, User, Wire};
+use redirect_user::policy::InterceptionMode;
 
 use crate::enforce::{Enforcer, assert_guard_idle};
 use crate::foretold::Record;
@@ -63,6 +64,7 @@ impl<'n> World<'n> {
         lay_out(&pod, &peer);
         take_away(&pod, families);
         greet(&pod, &peer, families);
+        enforcer.prepare(&pod);
         for netns in [pod.netns(), peer.netns()] {
             // As container runtimes have it: everybody may serve port 53.
             netns.sysctl("net/ipv4/ip_unprivileged_port_start", "0");
@@ -107,11 +109,11 @@ impl<'n> World<'n> {
         self.enforcer.enforce(self.node, &self.pod, &setup.policy);
         self.start_dns_proxy();
         self.sidecar = match setup.workers {
-            Workers::One => self.start_sidecar(setup.sidecar, 1),
-            Workers::Eight => self.start_sidecar(setup.sidecar, 8),
+            Workers::One => self.start_sidecar(setup, 1),
+            Workers::Eight => self.start_sidecar(setup, 8),
             Workers::Renewed => {
-                let old = self.start_sidecar(setup.sidecar, 5);
-                let new = self.start_sidecar(setup.sidecar, 5);
+                let old = self.start_sidecar(setup, 5);
+                let new = self.start_sidecar(setup, 5);
                 drop(old);
                 new
             }
@@ -119,7 +121,9 @@ impl<'n> World<'n> {
         self.do_late(setup.late);
     }
 
-    fn start_sidecar(&self, listens: Listens, workers: usize) -> Option<Process> {
+    /// In TPROXY mode its sockets are transparent, which iptables' sidecar needs capabilities for.
+    fn start_sidecar(&self, setup: &Setup, workers: usize) -> Option<Process> {
+        let listens = setup.sidecar;
         let addresses = match listens {
             Listens::Everywhere => WILDCARDS.to_vec(),
             Listens::OnLocalhost => LOCALHOSTS.to_vec(),
@@ -127,12 +131,18 @@ impl<'n> World<'n> {
             Listens::DualStack | Listens::OnlyV6 => WILDCARDS[1..].to_vec(),
             Listens::Nowhere => return None,
         };
-        let sidecar = self.pod.process("istio-proxy", User::PROXY);
+        let transparent = setup.policy.interception_mode == InterceptionMode::Tproxy;
+        let capabilities = if transparent { self.enforcer.sidecar_needs() } else { Capabilities::OfUser };
+        let sidecar = self.pod.process_with("istio-proxy", User::PROXY, capabilities);
         let addresses = all(&addresses, &[OUTBOUND_PORT, INBOUND_PORT]);
+        let dual_stack = listens == Listens::DualStack;
         for _ in 0..workers {
-            match listens {
-                Listens::DualStack => sidecar.serve_dual_stack(&addresses, Service::Tell),
-                _ => sidecar.serve(&addresses, Service::Tell),
+            if transparent {
+                sidecar.serve_transparent(&addresses, Service::Tell, dual_stack)
+            } else if dual_stack {
+                sidecar.serve_dual_stack(&addresses, Service::Tell)
+            } else {
+                sidecar.serve(&addresses, Service::Tell)
             }
             .expect("listen as a sidecar");
         }
