@@ -43,7 +43,7 @@ fn firewall(pods: &[&Pod], line: &str) -> Result<Check> {
         let printed = String::from_utf8_lossy(&output.stdout);
         rules.extend(printed.trim().lines().map(|rule| format!("{}: {rule}", pod.name)));
     }
-    Ok(Check::nothing(format!("no rule in either pod: `{line}`"), &rules))
+    Ok(Check::nothing(format!("no rule in any pod: `{line}`"), &rules))
 }
 
 /// Connection tracking works only where a rule has asked for it.
@@ -58,7 +58,7 @@ fn conntrack(pods: &[&Pod]) -> Result<Check> {
             Err(error) => return Err(error).context("reading nf_conntrack_count"),
         }
     }
-    Ok(Check::nothing("no tracked connection (conntrack) in either pod".into(), &tracked))
+    Ok(Check::nothing("no tracked connection (conntrack) in any pod".into(), &tracked))
 }
 
 /// What the processes may do, and what they could make themselves able to do.
@@ -73,7 +73,7 @@ fn capabilities(pods: &[&Pod]) -> Result<Check> {
             processes += 1;
         }
     }
-    let promise = "no process in either pod has NET_ADMIN or can get it";
+    let promise = "no process in any pod has NET_ADMIN or can get it";
     let found = if having.is_empty() { format!("none of {processes}") } else { excerpt(&having) };
     // An application and a sidecar in each pod: fewer would mean that nothing was looked at.
     Ok(Check { promise: promise.into(), found, ok: having.is_empty() && processes >= 2 * pods.len() })
@@ -102,7 +102,7 @@ fn containers(pods: &[&Pod]) -> Result<Check> {
     let ok = lists.iter().all(|containers| containers == &["app", "istio-proxy"]);
     let mut found: Vec<_> = lists.iter().map(|containers| containers.join(", ")).collect();
     found.dedup();
-    let promise = "both pods have two containers, and no init container".into();
+    let promise = "every pod has two containers, and no init container".into();
     Ok(Check { promise, found: found.join("; "), ok })
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use harness::cgroup::Cgroup;
 use harness::chain::{Chain, Sandbox};
-use harness::envoy::{Bootstrap, Envoy, INBOUND_PORT, OUTBOUND_PORT};
+use harness::envoy::{Bootstrap, Envoy, INBOUND_PORT, OUTBOUND_PORT, OriginalSrc};
 use harness::netns::NetNs;
 use harness::unprivileged::unprivileged;
 use harness::{Process, Service, User};
@@ -22,6 +22,10 @@ use crate::app::Outcome;
 
 /// The port that the applications serve on.
 pub(crate) const APP_PORT: u16 = 8080;
+
+/// The two values of `interceptionMode`.
+pub(crate) const REDIRECT: &str = "REDIRECT";
+pub(crate) const TPROXY: &str = "TPROXY";
 
 /// How long a sidecar may take to log a request that has been answered: it takes it some 20 ms.
 const LOG_PATIENCE: Duration = Duration::from_secs(2);
@@ -34,6 +38,8 @@ pub(crate) struct Pod {
     pub(crate) sandbox: Sandbox,
     /// What ADD answered.
     pub(crate) result: Value,
+    /// Its `interceptionMode`.
+    pub(crate) mode: &'static str,
     cgroup: PathBuf,
     files: PathBuf,
 }
@@ -41,7 +47,13 @@ pub(crate) struct Pod {
 impl Pod {
     /// Makes the pod `short` and adds it to the network. `root` plays the root of the node's cgroup
     /// hierarchy.
-    pub(crate) fn add(short: &str, number: u8, dir: &Path, root: &Path, chain: &Chain) -> Result<Pod> {
+    pub(crate) fn add(
+        (short, mode): (&str, &'static str),
+        number: u8,
+        dir: &Path,
+        root: &Path,
+        chain: &Chain,
+    ) -> Result<Pod> {
         let uid = format!("7d4ac5e2-0000-4000-8000-{number:012}");
         let cgroup = root.join(format!("kubepods/burstable/pod{uid}"));
         fs::create_dir_all(&cgroup)
@@ -55,11 +67,11 @@ impl Pod {
             pod_namespace: "demo".into(),
             pod_name: short.into(),
             pod_uid: uid,
-            annotations: injected_annotations(),
+            annotations: injected_annotations(mode),
             cgroup_path: Some(runtime_path(&cgroup)?),
         };
         let result = chain.add(&sandbox)?;
-        Ok(Pod { name: format!("{short} pod"), netns, sandbox, result, cgroup, files: dir.to_owned() })
+        Ok(Pod { name: format!("{short} pod"), netns, sandbox, result, mode, cgroup, files: dir.to_owned() })
     }
 
     /// Its address in the family that `v6` says, as the chain has given it out.
@@ -106,7 +118,7 @@ impl Pod {
 }
 
 /// What the sidecar injector of Istio writes into a pod when its CNI plugin is in use.
-fn injected_annotations() -> BTreeMap<String, String> {
+fn injected_annotations(mode: &str) -> BTreeMap<String, String> {
     let status = json!({
         "initContainers": null,
         "containers": ["istio-proxy"],
@@ -117,7 +129,7 @@ fn injected_annotations() -> BTreeMap<String, String> {
     [
         ("istio.io/rev", "default"),
         ("kubectl.kubernetes.io/default-container", "app"),
-        ("sidecar.istio.io/interceptionMode", "REDIRECT"),
+        ("sidecar.istio.io/interceptionMode", mode),
         ("sidecar.istio.io/status", &status.to_string()),
         ("traffic.sidecar.istio.io/excludeInboundPorts", "15020"),
         ("traffic.sidecar.istio.io/includeInboundPorts", "*"),
@@ -196,15 +208,20 @@ impl Sidecar {
         let cgroup = pod.container("istio-proxy")?;
         if Envoy::find().is_some() {
             let name = format!("{}-envoy", pod.sandbox.pod_name);
-            return Envoy::start(&name, &pod.netns, &cgroup, &Bootstrap::default(), &pod.files)
-                .map(Sidecar::Envoy);
+            let original_src = (pod.mode == TPROXY).then_some(OriginalSrc::Address);
+            let bootstrap = Bootstrap { original_src, ..Bootstrap::default() };
+            return Envoy::start(&name, &pod.netns, &cgroup, &bootstrap, &pod.files).map(Sidecar::Envoy);
         }
         let process = Process::start(&pod.name, &pod.netns, &cgroup, User::PROXY);
         let addresses: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
         let ports = [OUTBOUND_PORT, INBOUND_PORT];
         let listen: Vec<_> =
             addresses.iter().flat_map(|ip| ports.map(|port| SocketAddr::new(*ip, port))).collect();
-        process.serve(&listen, Service::Forward).context("the built-in proxy cannot listen")?;
+        let listening = match pod.mode {
+            TPROXY => process.serve_transparent(&listen, Service::Imitate, false),
+            _ => process.serve(&listen, Service::Forward),
+        };
+        listening.context("the built-in proxy cannot listen")?;
         Ok(Sidecar::BuiltIn(process))
     }
 

@@ -1,5 +1,5 @@
-//! What happens in the demo, in order: two pods are added, requests go both ways, promises are checked, a
-//! sidecar is taken away, and the pods are deleted.
+//! What happens in the demo, in order: two pods are added, requests go both ways, a third pod in TPROXY mode
+//! is asked, promises are checked, a sidecar is taken away, and the pods are deleted.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::app::{Answered, Outcome};
 use crate::checks;
-use crate::pod::{App, Pod, Running, Sidecar};
+use crate::pod::{App, Pod, REDIRECT, Running, Sidecar, TPROXY};
 use crate::report::{Exchange, Fact, Report};
 
 /// The pods' addresses.
@@ -25,8 +25,8 @@ const SUBNETS: [&str; 2] = ["10.72.0.0/24", "fd72:1::/64"];
 pub(crate) fn play(dir: &Path, cgroup: &Path, json: bool) -> Result<ExitCode> {
     step("a node: bpf file system, CNI plugins, network", || prepare(dir))?;
     let chain = step("redirect-cni last in a chain of bridge and host-local", || chain(dir))?;
-    let mut client = start("client", 1, dir, cgroup, &chain)?;
-    let mut server = start("server", 2, dir, cgroup, &chain)?;
+    let mut client = start(("client", REDIRECT), 1, dir, cgroup, &chain)?;
+    let mut server = start(("server", REDIRECT), 2, dir, cgroup, &chain)?;
     let mut exchanges = Vec::new();
     for (from, to) in [(0, 1), (1, 0)] {
         for v6 in [false, true] {
@@ -35,10 +35,14 @@ pub(crate) fn play(dir: &Path, cgroup: &Path, json: bool) -> Result<ExitCode> {
             exchanges.push(exchange(from, to, v6)?);
         }
     }
-    let mut found =
-        step("what is in the pods, and what is not", || checks::inside(&[&client.pod, &server.pod]))?;
+    let mut shown = start(("tproxy", TPROXY), 3, dir, cgroup, &chain)?;
+    for v6 in [false, true] {
+        exchanges.push(exchange(&mut client, &mut shown, v6)?);
+    }
+    let pods = [&client.pod, &server.pod, &shown.pod];
+    let mut found = step("what is in the pods, and what is not", || checks::inside(&pods))?;
     found.extend(step("without a sidecar", || checks::fail_closed(&mut client, &mut server))?);
-    found.push(step("DEL", || delete(dir, &chain, client, server))?);
+    found.push(step("DEL", || delete(dir, &chain, [client, server, shown]))?);
     let report = Report { proxy: Sidecar::describe(), exchanges, checks: found };
     print(&report, json)?;
     let broken = report.broken();
@@ -86,13 +90,27 @@ fn chain(dir: &Path) -> Result<Chain> {
 }
 
 /// Makes a pod and starts its containers.
-fn start(name: &str, number: u8, dir: &Path, cgroup: &Path, chain: &Chain) -> Result<Running> {
+fn start(
+    named: (&str, &'static str),
+    number: u8,
+    dir: &Path,
+    cgroup: &Path,
+    chain: &Chain,
+) -> Result<Running> {
+    let name = named.0;
     let pod = step(format!("{name} pod: cgroup, network namespace, ADD"), || {
-        Pod::add(name, number, dir, cgroup, chain)
+        Pod::add(named, number, dir, cgroup, chain)
     })?;
     let app = step(format!("{name} pod: application (uid 1000)"), || App::start(&pod))?;
-    let sidecar = step(format!("{name} pod: sidecar (uid 1337)"), || Sidecar::start(&pod))?;
-    Ok(Running { pod, app, sidecar: Some(sidecar) })
+    let sidecar = match step(format!("{name} pod: sidecar (uid 1337)"), || Sidecar::start(&pod)) {
+        // Where its sockets are not made transparent it cannot start: a promise that is not kept.
+        Err(error) if named.1 == TPROXY => {
+            eprintln!("demo: {error:#}");
+            None
+        }
+        other => Some(other?),
+    };
+    Ok(Running { pod, app, sidecar })
 }
 
 /// The application of one pod makes a request to the application of the other.
@@ -130,7 +148,10 @@ fn facts_of(from: &mut Running, to: &mut Running, dst: SocketAddr, saw: &Answere
     facts.extend(sidecar_facts(from, "outbound", dst, |who, seen| Fact::is(who, "client", seen, saw.local)));
     facts.extend(sidecar_facts(to, "inbound", dst, |who, seen| Fact::is_at(who, "client", seen, client_ip)));
     facts.push(Fact::is(&server, "was reached at (getsockname)", saw.server.local, dst));
-    facts.push(Fact::is_at(&server, "by its sidecar, from", saw.server.peer, passthrough));
+    facts.push(match to.pod.mode {
+        TPROXY => Fact::is_at(&server, "by its client (accept), at", saw.server.peer, client_ip),
+        _ => Fact::is_at(&server, "by its sidecar, from", saw.server.peer, passthrough),
+    });
     Ok(facts)
 }
 
@@ -156,9 +177,9 @@ fn application(running: &Running) -> String {
     format!("The application in the {}", running.pod.name)
 }
 
-/// Ends the containers, deletes both pods as a runtime does, and looks for what is left.
-fn delete(dir: &Path, chain: &Chain, client: Running, server: Running) -> Result<checks::Check> {
-    for Running { pod, app, sidecar } in [client, server] {
+/// Ends the containers, deletes the pods as a runtime does, and looks for what is left.
+fn delete(dir: &Path, chain: &Chain, pods: [Running; 3]) -> Result<checks::Check> {
+    for Running { pod, app, sidecar } in pods {
         drop(app);
         sidecar.map_or(Ok(()), Sidecar::stop)?;
         chain.del(&pod.sandbox, &pod.result)?;

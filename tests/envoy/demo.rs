@@ -36,11 +36,9 @@ fn everything_is_as_promised() {
     let exchanges = report["exchanges"].as_array().unwrap();
     let ways: Vec<_> =
         exchanges.iter().map(|one| (one["direction"].as_str(), one["family"].as_str())).collect();
-    let (there, back) = (Some("client pod -> server pod"), Some("server pod -> client pod"));
-    assert_eq!(
-        ways,
-        [(there, Some("IPv4")), (there, Some("IPv6")), (back, Some("IPv4")), (back, Some("IPv6"))]
-    );
+    let directions = ["client pod -> server pod", "server pod -> client pod", "client pod -> tproxy pod"];
+    let expected = directions.iter().flat_map(|way| [(Some(*way), Some("IPv4")), (Some(*way), Some("IPv6"))]);
+    assert_eq!(ways, expected.collect::<Vec<_>>());
     let facts = exchanges.iter().flat_map(|one| one["facts"].as_array().unwrap());
     let rows: Vec<_> = facts.chain(report["checks"].as_array().unwrap()).collect();
     assert!(rows.len() > 40, "{report:#}");
@@ -56,6 +54,7 @@ fn the_table_names_everything_that_was_seen() {
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     for part in [
         "getpeername",
+        "by its client (accept), at",
         "original destination",
         "10.72.0.2:8080",
         "[fd72:1::2]:8080",

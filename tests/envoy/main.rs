@@ -5,9 +5,11 @@
 //! skipped.
 
 mod demo;
+mod languages;
 mod outbound_and_inbound;
 mod shapes;
 mod stopped;
+mod tproxy;
 
 use harness::envoy::{Bootstrap, Envoy};
 use harness::{Node, Pod};

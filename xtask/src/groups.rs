@@ -82,6 +82,18 @@ pub(crate) const GROUPS: &[Group] = &[
         }],
     },
     Group {
+        name: "languages",
+        about: "applications in other languages behind a sidecar; Go and Java are tried where they are",
+        packages: &[
+            deb("gcc", "/usr/bin/cc"),
+            deb("libc6-dev", "/usr/include/stdio.h"),
+            deb("linux-libc-dev", "/usr/include/linux/io_uring.h"),
+            deb("musl-tools", "/usr/bin/musl-gcc"),
+            deb("nodejs", "/usr/bin/node"),
+        ],
+        steps: &[],
+    },
+    Group {
         name: "kubectl",
         about: "a real client for the API server of the agent's tests",
         packages: &[],

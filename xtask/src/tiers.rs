@@ -131,7 +131,7 @@ pub(crate) const TIERS: &[Tier] = &[
     tier(
         "envoy",
         "real Envoys as sidecars, and the demo",
-        &["toolchain", "mesh"],
+        &["toolchain", "mesh", "languages"],
         &[Job::Tests(&["--test", "envoy", "--", ONE_BY_ONE])],
     ),
     tier(
