@@ -2,14 +2,15 @@
 //! backends, and this project.
 //!
 //! A [`worker`] in each pod of the [`scene`] runs the loops of [`load`]. The sections, in the order of the
-//! report: [`setup`] of connections, [`steady`] ones, [`proxied`] by a real Envoy, [`add`] and delete of
-//! pods, [`growth`], and [`unrelated`] cost. [`goals`] says what was to be reached, [`report`] writes it all
-//! down.
+//! report: [`setup`] of connections, [`steady`] ones, [`proxied`] by a real Envoy, [`inbound`] through one,
+//! [`add`] and delete of pods, [`growth`], and [`unrelated`] cost. [`goals`] says what was to be reached,
+//! [`report`] writes it all down.
 
 mod add;
 mod chart;
 mod goals;
 mod growth;
+mod inbound;
 mod load;
 mod machine;
 mod memory;
@@ -65,6 +66,8 @@ enum Section {
     Steady,
     /// wrk through Envoy to nginx
     Proxied,
+    /// wrk from outside through Envoy to nginx, in TPROXY mode as well
+    Inbound,
     /// The plugin and the iptables commands
     Add,
     /// Pods, ranges and open connections
@@ -132,6 +135,9 @@ fn sections(node: &Node, options: &Options, scale: &Scale, results: &mut Results
     }
     if wanted(Section::Proxied) {
         proxied::run(node, scale, results)?;
+    }
+    if wanted(Section::Inbound) {
+        inbound::run(node, scale, results)?;
     }
     let most = scale.fleet.iter().copied().max().unwrap_or(0).max(scale.adds + scale.burst);
     let fleet: Vec<Pod> = match wanted(Section::Add) || wanted(Section::Growth) {

@@ -67,6 +67,14 @@ pub(crate) fn add_unguarded(node: &Node, pod: &Pod, excluded: &[IpNet]) -> Resul
     Cost::of(&mut call_with(pod, "ADD", &configuration)?).with_context(|| format!("ADD of {}", pod.name()))
 }
 
+/// Enrols a pod in TPROXY mode.
+pub(crate) fn add_tproxy(node: &Node, pod: &Pod) -> Result<Cost> {
+    let mut configuration = configuration(node, pod, &[])?;
+    let annotations = &mut configuration["runtimeConfig"]["io.kubernetes.cri.pod-annotations"];
+    annotations["sidecar.istio.io/interceptionMode"] = "TPROXY".into();
+    Cost::of(&mut call_with(pod, "ADD", &configuration)?).with_context(|| format!("ADD of {}", pod.name()))
+}
+
 /// Takes it out again.
 pub(crate) fn del(node: &Node, pod: &Pod) -> Result<Cost> {
     Cost::of(&mut call(node, pod, "DEL", &[])?).with_context(|| format!("DEL of {}", pod.name()))

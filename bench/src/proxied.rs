@@ -21,20 +21,20 @@ use crate::scale::Scale;
 use crate::scene::Mode;
 
 /// Where nginx serves.
-const PORT: u16 = 80;
+pub(crate) const PORT: u16 = 80;
 /// The port of the Envoy that is dialled directly.
 const DIRECT_PORT: u16 = 15080;
 
 /// A kind of load.
-struct Load {
-    id: &'static str,
-    title: &'static str,
+pub(crate) struct Load {
+    pub(crate) id: &'static str,
+    pub(crate) title: &'static str,
     connections: usize,
     /// Whether every request has a connection of its own.
     fresh: bool,
 }
 
-const LOADS: [Load; 3] = [
+pub(crate) const LOADS: [Load; 3] = [
     Load { id: "one", title: "1 kept connection", connections: 1, fresh: false },
     Load { id: "many", title: "32 kept connections", connections: 32, fresh: false },
     Load {
@@ -47,10 +47,10 @@ const LOADS: [Load; 3] = [
 
 /// What wrk says.
 #[derive(Clone, Copy, Debug)]
-struct Outcome {
-    per_second: f64,
-    median: f64,
-    p99: f64,
+pub(crate) struct Outcome {
+    pub(crate) per_second: f64,
+    pub(crate) median: f64,
+    pub(crate) p99: f64,
 }
 
 /// A pod with Envoy in it.
@@ -126,23 +126,24 @@ impl Meshed {
     }
 
     fn wrk(&self, load: &Load, seconds: u64) -> Result<Outcome> {
-        let mut command = unprivileged(Path::new("/usr/bin/wrk"), User::APP)?;
-        command.args(["-t1", &format!("-c{}", load.connections), &format!("-d{seconds}s"), "--latency"]);
-        if load.fresh {
-            command.args(["-H", "Connection: close"]);
-        }
-        command.arg(&self.url);
-        self.pod.netns().enter(&mut command, Some(&self.pod.container("app")));
-        let output = command.output().context("starting wrk (Debian package wrk)")?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        ensure!(
-            output.status.success(),
-            "wrk {}: {text}{}",
-            self.url,
-            String::from_utf8_lossy(&output.stderr)
-        );
-        parse(&text).with_context(|| format!("{}: {}: {text}", self.mode.label(), load.title))
+        let outcome = wrk(&self.pod, &self.url, load, seconds);
+        outcome.with_context(|| format!("{}: {}", self.mode.label(), load.title))
     }
+}
+
+/// One load from a pod.
+pub(crate) fn wrk(pod: &Pod, url: &str, load: &Load, seconds: u64) -> Result<Outcome> {
+    let mut command = unprivileged(Path::new("/usr/bin/wrk"), User::APP)?;
+    command.args(["-t1", &format!("-c{}", load.connections), &format!("-d{seconds}s"), "--latency"]);
+    if load.fresh {
+        command.args(["-H", "Connection: close"]);
+    }
+    command.arg(url);
+    pod.netns().enter(&mut command, Some(&pod.container("app")));
+    let output = command.output().context("starting wrk (Debian package wrk)")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "wrk {url}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    parse(&text).with_context(|| text.into_owned())
 }
 
 /// Takes the three figures out of wrk's report.
@@ -190,13 +191,13 @@ fn bootstrap(server: &Pod) -> Bootstrap {
 }
 
 /// A running nginx that answers every request with a few bytes.
-struct Nginx {
+pub(crate) struct Nginx {
     child: Child,
 }
 
 impl Nginx {
-    fn start(pod: &Pod, dir: &Path) -> Result<Nginx> {
-        let prefix: PathBuf = dir.join("nginx");
+    pub(crate) fn start(pod: &Pod, dir: &Path) -> Result<Nginx> {
+        let prefix: PathBuf = dir.join(format!("nginx-{}", pod.name()));
         fs::create_dir_all(&prefix)?;
         let conf = prefix.join("nginx.conf");
         fs::write(

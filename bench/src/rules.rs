@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use harness::istio;
 use harness::netns::NetNs;
 use ipnet::IpNet;
-use redirect_user::policy::Policy;
+use redirect_user::policy::{InterceptionMode, Policy};
 
 /// The two implementations of the iptables commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,8 +102,22 @@ fn restore(backend: Backend, v6: bool, excluded: &[IpNet]) -> Step {
 
 /// Gives a namespace the rules of both families, and nothing else.
 pub(crate) fn apply(netns: &NetNs, backend: Backend, excluded: &[IpNet]) -> Result<()> {
+    load(netns, backend, |v6| restore(backend, v6, excluded))
+}
+
+/// The same in TPROXY mode, with the routes that marked packets take.
+pub(crate) fn apply_tproxy(netns: &NetNs, backend: Backend) -> Result<()> {
+    let policy = Policy { interception_mode: InterceptionMode::Tproxy, ..Policy::default() };
+    istio::route_marked(netns);
+    load(netns, backend, |v6| Step {
+        input: istio::nat(&policy, v6) + &istio::mangle(&policy, v6),
+        ..restore(backend, v6, &[])
+    })
+}
+
+fn load(netns: &NetNs, backend: Backend, restore: impl Fn(bool) -> Step) -> Result<()> {
     for v6 in [false, true] {
-        let mut command = restore(backend, v6, excluded).command(netns)?;
+        let mut command = restore(v6).command(netns)?;
         netns.enter(&mut command, None);
         let output = command.stderr(Stdio::piped()).output().context("starting iptables-restore")?;
         let problem = String::from_utf8_lossy(&output.stderr);
