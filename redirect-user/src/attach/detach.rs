@@ -138,9 +138,9 @@ fn leave_to(node: &Node, other: &Attachment) -> Result<(), Error> {
 fn forget_pod(node: &Node, attachment: &Attachment, namespace_gone: bool) -> Result<(), Error> {
     // The filters go before the configuration: without one they let nothing pass. A pod that cannot be seen
     // from here may be alive, and its filters with it: they stay closed.
-    let netns = Netns::open(&attachment.netns).ok().filter(|netns| netns.cookie() == attachment.cookie);
-    match netns {
-        Some(mut netns) => guard::withdraw(node, attachment, &mut netns)?,
+    let mut netns = same_namespace(attachment);
+    match &mut netns {
+        Some(netns) => guard::withdraw(node, attachment, netns)?,
         None if namespace_gone => guard::free(node, attachment)?,
         None => {}
     }
@@ -152,17 +152,26 @@ fn forget_pod(node: &Node, attachment: &Attachment, namespace_gone: bool) -> Res
             tables::sweep(&generation, |cookie| cookie == attachment.cookie)?;
         }
     }
-    forget_namespace(attachment);
+    if let Some(mut netns) = netns {
+        take_back(&mut netns, attachment);
+    }
     Ok(())
 }
 
-/// Takes back the changes in the pod's namespace. It is about to vanish, so what cannot be taken back is
-/// logged only.
+/// The attachment's namespace, if its path still leads to it.
+fn same_namespace(attachment: &Attachment) -> Option<Netns> {
+    Netns::open(&attachment.netns).ok().filter(|netns| netns.cookie() == attachment.cookie)
+}
+
+/// Takes back the changes in the pod's namespace, if it can be reached.
 pub(crate) fn forget_namespace(attachment: &Attachment) {
-    let Ok(mut netns) = Netns::open(&attachment.netns) else { return };
-    if netns.cookie() != attachment.cookie {
-        return;
+    if let Some(mut netns) = same_namespace(attachment) {
+        take_back(&mut netns, attachment);
     }
+}
+
+/// The namespace is about to vanish, so what cannot be taken back is logged only.
+fn take_back(netns: &mut Netns, attachment: &Attachment) {
     let changes = &attachment.changes;
     let passthrough = if changes.passthrough6 { netns.remove_passthrough6().map(drop) } else { Ok(()) };
     let dns = changes.dns.as_ref().map_or(Ok(()), |dns| netns.close_dns(dns));

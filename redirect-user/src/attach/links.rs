@@ -5,6 +5,7 @@
 //! pin. So the file system counts the owners, and the last one ends the link.
 
 use std::fs;
+use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -236,11 +237,15 @@ pub(crate) fn remove_links(folder: &AttachmentFolder) -> Result<(), PathError> {
 
 /// Removes one name of a link; with the last one the link ends.
 fn remove_pin(path: &Path) -> Result<(), PathError> {
-    if owners(path) == 1
-        && let Ok(link) = sys::obj_get(path)
-    {
-        // It fails for a link whose cgroup or namespace is gone: that one has ended already.
-        let _ = sys::link_detach(link);
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.nlink() == 1 => {
+            if let Ok(link) = sys::obj_get(path) {
+                // It fails for a link whose cgroup or namespace is gone: that one has ended already.
+                let _ = sys::link_detach(link);
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        _ => {}
     }
     fine_if_gone(fs::remove_file(path)).map_err(PathError::at("remove", path))
 }

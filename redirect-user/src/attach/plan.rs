@@ -110,7 +110,7 @@ fn describe(request: &Request, cgroup: &fs::File, netns: &mut Netns) -> Result<A
         host_uid,
         host_gid,
         host_groups,
-        ephemeral_ports: netns.ephemeral_ports(),
+        ephemeral_ports: found.ephemeral_ports,
         orphaned: false,
         made_cgroups: request.made_cgroups.clone(),
         changes: NetnsChanges {

@@ -276,7 +276,7 @@ fn carry_out(
     updated.changes.local_routes.extend(obsolete.iter().cloned());
     updated.store(node)?;
     updated.changes.local_routes.clone_from(&wanted);
-    if updated.changes.passthrough6 && netns.ipv6() == Ipv6::On {
+    if updated.changes.passthrough6 && netns.settings()?.ipv6 == Ipv6::On {
         netns.add_passthrough6()?;
     }
     for route in &wanted {

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use crate::pod::netns::{self, Address, DnsChanges, Interface, Ipv6, LocalRoute, Netns};
+use crate::pod::netns::{self, Address, DnsChanges, Interface, Ipv6, LocalRoute, Netns, Settings};
 use crate::pod::routes::{self, Inexpressible, PrefixVerdict};
 use crate::policy::Policy;
 
@@ -38,6 +38,8 @@ pub(crate) struct Survey {
     pub(crate) dns: Option<DnsChanges>,
     /// How far the pod has IPv6.
     pub(crate) ipv6: Ipv6,
+    /// First and last port of outgoing connections.
+    pub(crate) ephemeral_ports: (u16, u16),
 }
 
 /// Looks at a namespace. Of several addresses of a family the first in `preferred` becomes the client's.
@@ -52,7 +54,7 @@ pub(crate) fn survey(
     let found = netns.addresses()?;
     let interfaces = Excluded::find(netns, policy)?;
     let interface_routes = interface_routes(netns, policy, &interfaces.indices)?;
-    let ipv6 = netns.ipv6();
+    let Settings { ephemeral_ports, ipv6 } = netns.settings()?;
     let families: &[bool] = if ipv6 == Ipv6::NotOnLo { &[false] } else { &[false, true] };
     let local_routes: Vec<_> = families.iter().filter_map(|v6| local_route(preferred, &found, *v6)).collect();
     Ok(Survey {
@@ -65,6 +67,7 @@ pub(crate) fn survey(
         dns: policy.dns_capture.then(|| DnsChanges::new(&found, &local_routes)),
         local_routes,
         ipv6,
+        ephemeral_ports,
     })
 }
 

@@ -3,6 +3,7 @@
 //! Everything is pinned below a folder of its own and put in place by renaming, the stamp last, so an
 //! installation is there whole or not at all.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -94,11 +95,19 @@ pub fn state(node: &Node) -> Installed {
     };
     let filters = Filter::ALL.iter().map(|filter| pins.filter(*filter));
     let programs = Hook::ALL.iter().map(|hook| pins.program(*hook)).chain(filters);
-    let all = programs.chain(maps.iter().map(|map| pins.map(map))).chain([pins.maps()]);
-    match { all }.find(|pin| fs::symlink_metadata(pin).is_err()) {
+    let all = programs.chain(maps.iter().map(|map| pins.map(map)));
+    let there: HashSet<PathBuf> =
+        [pins.programs(), pins.maps()].iter().flat_map(|folder| list(folder)).collect();
+    match { all }.find(|pin| !there.contains(pin)) {
         Some(missing) => Installed::Partly { missing },
         None => Installed::Wholly,
     }
+}
+
+/// What is in a folder; nothing when it cannot be read, as when it is not there.
+fn list(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten();
+    entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
 }
 
 /// Whether this version is installed: every pin is there.

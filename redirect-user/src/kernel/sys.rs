@@ -188,15 +188,33 @@ pub fn load_sk_lookup(instructions: &[u8], name: &str) -> Result<OwnedFd> {
 pub fn programs_on(target: impl AsFd, hook: Hook) -> Result<(Vec<u32>, u32)> {
     // The kernel allows 64 (`BPF_CGROUP_MAX_PROGS`).
     let mut ids = [0_u32; 64];
+    let (count, flags) = query(target, hook, 0, &mut ids)?;
+    Ok((ids[..(count as usize).min(ids.len())].to_vec(), flags))
+}
+
+/// Whether any program runs for a cgroup at a hook, its own or an ancestor's: one question for the whole way
+/// up (`BPF_F_QUERY_EFFECTIVE`, `__cgroup_bpf_query` in kernel/bpf/cgroup.c).
+///
+/// # Errors
+/// `BPF_PROG_QUERY`.
+pub fn runs_any(cgroup: impl AsFd, hook: Hook) -> Result<bool> {
+    const BPF_F_QUERY_EFFECTIVE: u32 = 1;
+    Ok(query(cgroup, hook, BPF_F_QUERY_EFFECTIVE, &mut [])?.0 != 0)
+}
+
+/// The number of programs, and the flags of the attachment; the ids as far as there is room for them.
+fn query(target: impl AsFd, hook: Hook, flags: u32, ids: &mut [u32]) -> Result<(u32, u32)> {
     let mut attr = attr();
     attr.query.__bindgen_anon_1.target_fd = raw(&target);
     attr.query.attach_type = hook.attach_type() as u32;
-    attr.query.prog_ids = ids.as_mut_ptr() as u64;
-    attr.query.__bindgen_anon_2.prog_cnt = ids.len() as u32;
+    attr.query.query_flags = flags;
+    if !ids.is_empty() {
+        attr.query.prog_ids = ids.as_mut_ptr() as u64;
+        attr.query.__bindgen_anon_2.prog_cnt = ids.len() as u32;
+    }
     bpf(bpf_cmd::BPF_PROG_QUERY, "BPF_PROG_QUERY", &mut attr)?;
     // SAFETY: `query` is the member that this command uses, and its count is a plain integer.
-    let (count, flags) = unsafe { (attr.query.__bindgen_anon_2.prog_cnt, attr.query.attach_flags) };
-    Ok((ids[..(count as usize).min(ids.len())].to_vec(), flags))
+    Ok(unsafe { (attr.query.__bindgen_anon_2.prog_cnt, attr.query.attach_flags) })
 }
 
 /// The programs that run for a cgroup at a hook, its ancestors' among them, in the order in which they run.

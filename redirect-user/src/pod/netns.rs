@@ -37,8 +37,7 @@ use serde::{Deserialize, Serialize};
 
 use self::channel::Channel;
 pub use self::dns::DnsChanges;
-pub use self::settings::Ipv6;
-use self::settings::Settings;
+pub use self::settings::{Ipv6, Settings};
 pub use self::tcp::TcpSocket;
 use crate::kernel::sys::{self, SyscallError};
 use crate::pod::routes::{PolicyRule, Route};
@@ -66,14 +65,12 @@ fn root_hint(source: &io::Error) -> &'static str {
     }
 }
 
-/// A pod's network namespace, entered once: sockets and settings that were opened inside keep belonging to
-/// it.
+/// A pod's network namespace, entered once: sockets that were opened inside keep belonging to it.
 pub struct Netns {
     path: PathBuf,
     file: File,
     cookie: u64,
     channel: Channel,
-    settings: Settings,
 }
 
 /// An address of the pod.
@@ -121,15 +118,15 @@ impl Netns {
     pub fn open(path: &Path) -> Result<Netns, Error> {
         let enter = |source| Error::Enter { path: path.into(), source };
         let file = File::open(path).map_err(enter)?;
-        let (probe, channel, settings) = inside(&file, || -> io::Result<(OwnedFd, Channel, Settings)> {
+        let (probe, channel) = inside(&file, || -> io::Result<(OwnedFd, Channel)> {
             let probe = socket(Af::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-            Ok((probe, Channel::open()?, Settings::open()?))
+            Ok((probe, Channel::open()?))
         })
         .and_then(|opened| opened)
         .map_err(enter)?;
         let cookie =
             sys::netns_cookie(&probe).map_err(|source| Error::Cookie { path: path.into(), source })?;
-        Ok(Netns { path: path.into(), file, cookie, channel, settings })
+        Ok(Netns { path: path.into(), file, cookie, channel })
     }
 
     /// Its cookie, never reused within a boot.
@@ -144,10 +141,13 @@ impl Netns {
         &self.file
     }
 
-    /// How far it had IPv6 when it was opened.
-    #[must_use]
-    pub fn ipv6(&self) -> Ipv6 {
-        self.settings.ipv6
+    /// What /proc says about it now.
+    ///
+    /// # Errors
+    /// A file below `/proc/sys/net` cannot be read.
+    pub fn settings(&self) -> Result<Settings, Error> {
+        let settings = inside(&self.file, Settings::read).and_then(|settings| settings);
+        settings.map_err(|source| self.failed("read the settings", source))
     }
 
     /// All addresses of all interfaces, but `::6` and those of DNS servers.
@@ -286,13 +286,6 @@ impl Netns {
             self.change(RouteNetlinkMessage::DelRoute(message), 0, "remove the local route to the sidecar")?;
         }
         Ok(())
-    }
-
-    /// First and last port that it gave to outgoing connections when it was opened
-    /// (`net.ipv4.ip_local_port_range`, for IPv6 as well).
-    #[must_use]
-    pub fn ephemeral_ports(&self) -> (u16, u16) {
-        self.settings.ephemeral_ports
     }
 
     /// The TCP sockets of the namespace.

@@ -87,7 +87,8 @@ impl Wire {
             let index = raise(netns)?;
             add_address(netns, index, own.of(false), 24)?;
             // A namespace has the settings of the node, or the kernel's own.
-            ipv6 &= Netns::open(&path(if own.v4 == POD.v4 { &pod } else { &world }))?.ipv6() == Ipv6::On;
+            ipv6 &= Netns::open(&path(if own.v4 == POD.v4 { &pod } else { &world }))?.settings()?.ipv6
+                == Ipv6::On;
             if ipv6 {
                 add_address(netns, index, own.of(true), 64)?;
             }

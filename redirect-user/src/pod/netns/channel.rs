@@ -7,6 +7,9 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::TcMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
+/// Bytes of the longest packet that is read.
+const ROOM: usize = 32 << 10;
+
 /// A socket to the routing tables of the namespace in which it was opened.
 pub(super) struct Channel {
     socket: Socket,
@@ -78,8 +81,20 @@ impl Channel {
                     Err(error) => return Ok(Err(error)),
                 }
             }
-            *packet = self.socket.recv_from_full()?.0;
+            *packet = self.receive()?;
         }
+    }
+
+    /// The next packet. The kernel fills at most 32 KiB for a dump (`netlink_dump` in
+    /// net/netlink/af_netlink.c); a longer one is an error, not half an answer.
+    fn receive(&self) -> io::Result<Vec<u8>> {
+        let mut packet = Vec::with_capacity(ROOM);
+        let (length, _) = self.socket.recv_from(&mut packet, libc::MSG_TRUNC)?;
+        if length > packet.len() {
+            let text = format!("netlink: an answer of {length} bytes, where {ROOM} are the most");
+            return Err(io::Error::other(text));
+        }
+        Ok(packet)
     }
 
     /// Sends one request and reads until the kernel says that it is done.
@@ -94,8 +109,7 @@ impl Channel {
         self.socket.send_to(&buffer, &SocketAddr::new(0, 0), 0)?;
         let mut answers = Vec::new();
         loop {
-            let (packet, _) = self.socket.recv_from_full()?;
-            if read_packet(&packet, self.sequence, &mut answers)? {
+            if read_packet(&self.receive()?, self.sequence, &mut answers)? {
                 return Ok(answers);
             }
         }

@@ -23,14 +23,18 @@ pub enum Ipv6 {
 }
 
 /// The settings, read in the namespace.
-pub(super) struct Settings {
-    pub(super) ephemeral_ports: (u16, u16),
-    pub(super) ipv6: Ipv6,
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// First and last port that it gives to outgoing connections (`net.ipv4.ip_local_port_range`, for IPv6 as
+    /// well).
+    pub ephemeral_ports: (u16, u16),
+    /// How far it has IPv6.
+    pub ipv6: Ipv6,
 }
 
 impl Settings {
     /// Reads them in the calling thread's namespace.
-    pub(super) fn open() -> io::Result<Settings> {
+    pub(super) fn read() -> io::Result<Settings> {
         Ok(Settings { ephemeral_ports: port_range()?, ipv6: ipv6(Path::new(IPV6))? })
     }
 }
