@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Barrier;
 
 use anyhow::{Context as _, Result};
-use harness::{Node, Pod, binary};
+use harness::{MachineLock, Node, Pod, binary};
 
 use crate::load;
 use crate::plugin::{self, Cost};
@@ -23,9 +23,16 @@ pub(crate) const LEGACY: &str = "iptables-legacy commands";
 pub(crate) const NFT: &str = "iptables-nft commands";
 
 /// Measures single calls, bursts, and the start of the process.
-pub(crate) fn run(node: &Node, pods: &[Pod], scale: &Scale, results: &mut Results) -> Result<()> {
+pub(crate) fn run(
+    lock: &MachineLock,
+    node: &Node,
+    pods: &[Pod],
+    scale: &Scale,
+    results: &mut Results,
+) -> Result<()> {
     one_by_one(node, &pods[..scale.adds], results)?;
     at_once(node, &pods[scale.adds..scale.adds + scale.burst], scale.bursts, results)?;
+    first(lock, scale.nodes, results)?;
     versions(scale.versions, results)
 }
 
@@ -100,6 +107,20 @@ fn burst<J: FnOnce() -> Result<Cost> + Send>(jobs: Vec<J>) -> Result<Vec<f64>> {
         let start = spans.iter().map(|(start, _)| *start).min().unwrap_or_default();
         Ok(spans.iter().map(|(_, end)| (*end - start).as_secs_f64() * 1e3).collect())
     })
+}
+
+/// The first ADD after a boot, which loads the programs: each time on a node of its own.
+fn first(lock: &MachineLock, nodes: usize, results: &mut Results) -> Result<()> {
+    let mut walls = Vec::new();
+    for _ in 0..nodes {
+        let node = Node::new(lock);
+        let pod = node.pod("first");
+        walls.push(plugin::add(&node, &pod, &[])?.wall);
+        plugin::del(&node, &pod)?;
+    }
+    let title = "First ADD after a boot: elapsed, with loading the programs";
+    results.add(Measure::new("first-wall", title, Unit::Millis, [(ADD, walls)]));
+    Ok(())
 }
 
 fn versions(count: usize, results: &mut Results) -> Result<()> {

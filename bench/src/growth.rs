@@ -41,8 +41,7 @@ pub(crate) fn pods(
         memory.push((*count, Memory::now()?));
         adds.push((count.to_string(), walls));
         // The unredirected pod runs along, to tell growth from the machine's mood.
-        let mut both: Vec<_> =
-            stages.iter_mut().filter(|stage| !matches!(stage.mode, Mode::Iptables(_))).collect();
+        let mut both: Vec<_> = stages.iter_mut().filter(|stage| !stage.mode.tracks_connections()).collect();
         let mut rounds = Vec::new();
         for _ in 0..scale.rounds {
             let none = both[0].set_up(Direction::Outbound, false, scale.connections)?.whole[0];

@@ -20,6 +20,11 @@ const BYTE: [u8; 1] = [1];
 /// at once.
 const CHUNK: usize = 64 << 10;
 
+/// Who the thread is for the kernel programs: they know the proxy by the real user of the caller. In every
+/// mode the thread changes twice per connection, so what that costs is the same in all of them.
+const PROXY: libc::uid_t = 1337;
+const APP: libc::uid_t = 0;
+
 /// A connection's two ends.
 #[derive(Debug)]
 pub(crate) struct Pair {
@@ -57,15 +62,32 @@ pub(crate) fn pair(socket: OwnedFd, to: SocketAddr, listener: &OwnedFd) -> io::R
 pub(crate) fn lap(client: OwnedFd, to: &SockaddrStorage, listener: RawFd, v6: bool) -> io::Result<Lap> {
     let start = now();
     connect(client.as_raw_fd(), to)?;
+    become_user(PROXY)?;
     let server = accept(listener)?;
     let connected = now() - start;
     carry(client.as_raw_fd(), server.as_raw_fd())?;
     // A connection that was dialled to the sidecar itself is not redirected: then the answer is ENOENT.
     let _ = original_dst(&server, v6);
+    become_user(APP)?;
     carry(server.as_raw_fd(), client.as_raw_fd())?;
     drop(client);
     drop(server);
     Ok(Lap { connected, whole: now() - start })
+}
+
+/// Does what only the proxy does: listens, asks for the original destination.
+pub(crate) fn as_proxy<T, E: From<io::Error>>(work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    become_user(PROXY)?;
+    let result = work();
+    become_user(APP)?;
+    result
+}
+
+/// Changes the real user of this thread alone. The effective user, and with it every right, stays.
+fn become_user(uid: libc::uid_t) -> io::Result<()> {
+    const SAME: libc::uid_t = libc::uid_t::MAX;
+    // SAFETY: plain numbers. The wrapper of libc would change all threads, the system call changes one.
+    check(unsafe { libc::syscall(libc::SYS_setresuid, uid, SAME, SAME) } as isize).map(drop)
 }
 
 /// Round trips of one byte each way.

@@ -7,7 +7,7 @@ use harness::envoy::Envoy;
 use serde::Serialize;
 
 /// A description of the machine; what cannot be found out is an empty text.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Machine {
     pub(crate) date: String,
     pub(crate) cpu: String,
@@ -20,7 +20,10 @@ pub(crate) struct Machine {
     /// run.
     pub(crate) load: [f64; 2],
     pub(crate) iptables: String,
+    pub(crate) nftables: String,
     pub(crate) envoy: String,
+    /// Version of what is measured.
+    pub(crate) ours: String,
 }
 
 impl Machine {
@@ -46,8 +49,15 @@ impl Machine {
                 .any(|line| line.starts_with("flags") && line.contains(" hypervisor")),
             load: [load(), 0.0],
             iptables: output("iptables-legacy", &["--version"]),
+            nftables: output("nft", &["--version"]),
+            ours: env!("CARGO_PKG_VERSION").to_owned(),
             envoy: Envoy::find().and_then(|binary| Envoy::version(&binary)).unwrap_or_default(),
         }
+    }
+
+    /// Whether other work was under way when the run began: more than a quarter of the CPUs.
+    pub(crate) fn busy(&self) -> bool {
+        self.load[0] > 0.25 * self.cpus as f64
     }
 
     /// Notes how busy the machine is at the end.

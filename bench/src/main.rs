@@ -14,6 +14,7 @@ mod inbound;
 mod load;
 mod machine;
 mod memory;
+mod page;
 mod passing;
 mod plugin;
 mod programs;
@@ -53,6 +54,9 @@ struct Options {
     /// Only these sections (repeat or separate by commas)
     #[arg(long, value_delimiter = ',')]
     only: Vec<Section>,
+    /// Also write index.html: one page with charts, conditions and every value
+    #[arg(long)]
+    publish: bool,
     /// Where report.md, report.json and the charts go
     #[arg(long, default_value = "target/bench")]
     out: PathBuf,
@@ -98,26 +102,32 @@ fn bench(options: &Options) -> Result<()> {
     let mut machine = Machine::look();
     let mut results = Results::default();
     let lock = MachineLock::take();
-    let programs = sections(&Node::new(&lock), options, &scale, &mut results)?;
+    let programs = sections(&lock, options, &scale, &mut results)?;
     results.plugin_bytes = Some(std::fs::metadata(binary("redirect-cni"))?.len());
     machine.note_end();
     let report = Report {
         machine: &machine,
         seconds: start.elapsed().as_secs_f64(),
-        goals: goals::all(&results),
+        goals: goals::all(&results, machine.cpus, scale.burst),
         programs: &programs,
         results: &results,
     };
-    report.write(&options.out)?;
+    report.write(&options.out, options.publish)?;
     for goal in &report.goals {
         let verdict = if goal.met { "met   " } else { "MISSED" };
         println!("{verdict} {:>9} (at most {}) {}", chart::figures(goal.value), goal.at_most, goal.what);
     }
-    println!("{}", options.out.join("report.md").display());
+    println!("{}", options.out.join(if options.publish { "index.html" } else { "report.md" }).display());
     Ok(())
 }
 
-fn sections(node: &Node, options: &Options, scale: &Scale, results: &mut Results) -> Result<Vec<Share>> {
+fn sections(
+    lock: &MachineLock,
+    options: &Options,
+    scale: &Scale,
+    results: &mut Results,
+) -> Result<Vec<Share>> {
+    let node = &Node::new(lock);
     let wanted = |section| options.only.is_empty() || options.only.contains(&section);
     // First, because it also measures a node with nothing attached.
     if wanted(Section::Unrelated) {
@@ -145,7 +155,7 @@ fn sections(node: &Node, options: &Options, scale: &Scale, results: &mut Results
         false => Vec::new(),
     };
     if wanted(Section::Add) {
-        add::run(node, &fleet, scale, results)?;
+        add::run(lock, node, &fleet, scale, results)?;
     }
     if wanted(Section::Growth) {
         growth::pods(node, &mut stages, &fleet, scale, results)?;

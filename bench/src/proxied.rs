@@ -108,6 +108,7 @@ impl Meshed {
         match mode {
             Mode::None => {}
             Mode::Iptables(backend) => rules::apply(pod.netns(), backend, &[])?,
+            Mode::Nftables => rules::apply_native(pod.netns())?,
             Mode::Ours => drop(plugin::add(node, &pod, &[])?),
             Mode::Unguarded => drop(plugin::add_unguarded(node, &pod, &[])?),
         }

@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::chart::{self, figures};
 use crate::goals::Goal;
 use crate::machine::Machine;
+use crate::page::{self, interval};
 use crate::programs::Share;
 use crate::results::{Measure, Results};
 use crate::sample::quantile;
@@ -27,8 +28,8 @@ pub(crate) struct Report<'a> {
 }
 
 impl Report<'_> {
-    /// Writes `report.json`, `report.md` and the charts.
-    pub(crate) fn write(&self, dir: &Path) -> Result<()> {
+    /// Writes `report.json`, `report.md`, the charts, and the page `index.html` where it is wanted.
+    pub(crate) fn write(&self, dir: &Path, publish: bool) -> Result<()> {
         fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         let write = |name: &str, text: &str| {
             let path = dir.join(name);
@@ -38,6 +39,9 @@ impl Report<'_> {
             write(&format!("{}.svg", measure.id), &chart::svg(measure))?;
         }
         write("report.json", &serde_json::to_string_pretty(self)?)?;
+        if publish {
+            write("index.html", &page::html(self))?;
+        }
         write("report.md", &self.text()?)
     }
 
@@ -48,7 +52,7 @@ impl Report<'_> {
         self.programs(&mut text)?;
         text.push_str("\n## Measures\n\nMedian, quartiles, 95 % confidence interval of the median, p99 and number of values.\n");
         for measure in &self.results.measures {
-            table(&mut text, measure)?;
+            table(&mut text, measure, self.machine.busy())?;
         }
         Ok(text)
     }
@@ -57,7 +61,7 @@ impl Report<'_> {
         let m = self.machine;
         writeln!(
             text,
-            "{}; {} x {}, {} MiB{}; {}, Linux {}; {}; Envoy {}. Load average {:.1} at the start, {:.1} at the end; {:.0} s.\n",
+            "{}; {} x {}, {} MiB{}; {}, Linux {}; {}; {}; Envoy {}. Load average {:.1} at the start, {:.1} at the end; {:.0} s.\n",
             m.date,
             m.cpus,
             m.cpu,
@@ -66,19 +70,23 @@ impl Report<'_> {
             m.system,
             m.kernel,
             m.iptables,
+            m.nftables,
             m.envoy,
             m.load[0],
             m.load[1],
             self.seconds
-        )
+        )?;
+        if m.busy() {
+            text.push_str("**The machine was busy when the run began:** only ratios within a round mean something; intervals are marked with ≈.\n\n");
+        }
+        Ok(())
     }
 
     fn goals(&self, text: &mut String) -> std::fmt::Result {
         text.push_str("## Marks\n\n| mark | value | 95 % interval | at most | |\n|---|---:|---:|---:|---|\n");
         for goal in &self.goals {
-            let interval = goal
-                .interval
-                .map_or_else(String::new, |[low, high]| format!("{} to {}", figures(low), figures(high)));
+            let interval =
+                goal.interval.map_or_else(String::new, |range| interval(range, self.machine.busy()));
             let verdict = if goal.met { "met" } else { "**missed**" };
             writeln!(
                 text,
@@ -107,7 +115,7 @@ impl Report<'_> {
     }
 }
 
-fn table(text: &mut String, measure: &Measure) -> std::fmt::Result {
+fn table(text: &mut String, measure: &Measure, busy: bool) -> std::fmt::Result {
     writeln!(text, "\n### {}\n\n![{}]({}.svg)\n", measure.title, measure.title, measure.id)?;
     writeln!(
         text,
@@ -125,7 +133,7 @@ fn table(text: &mut String, measure: &Measure) -> std::fmt::Result {
             series.label,
             figures(s.median),
             range(s.quartiles),
-            range(s.interval),
+            interval(s.interval, busy),
             figures(quantile(&sorted, 0.99)),
             s.count
         )?;

@@ -1,6 +1,7 @@
 //! The rules that Istio gives a pod when it captures everything, and the commands with which its CNI plugin
 //! puts them in place.
 
+use std::fmt::Write as _;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
@@ -123,5 +124,57 @@ fn load(netns: &NetNs, backend: Backend, restore: impl Fn(bool) -> Step) -> Resu
         let problem = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "{}: {problem}", backend.command(v6, "-restore"));
     }
+    Ok(())
+}
+
+/// The rules that Istio 1.27 and newer load into `nft` where `nativeNftables` is on, for a pod that captures
+/// everything in both families, with a counter in each, as Istio writes them.
+pub(crate) fn native() -> String {
+    let mut text = String::from("add table inet istio-proxy-nat\n");
+    for (chain, hook) in [("prerouting", "prerouting"), ("output", "output")] {
+        let _ = writeln!(
+            text,
+            "add chain inet istio-proxy-nat {chain} {{ type nat hook {hook} priority -100; policy accept; }}"
+        );
+    }
+    for chain in ["istio-inbound", "istio-redirect", "istio-in-redirect", "istio-output"] {
+        let _ = writeln!(text, "add chain inet istio-proxy-nat {chain}");
+    }
+    let mut rule = |chain: &str, matches: &str, verdict: &str| {
+        let _ = writeln!(text, "add rule inet istio-proxy-nat {chain} {matches} counter {verdict}");
+    };
+    rule("istio-inbound", "tcp dport 15008", "return");
+    rule("istio-redirect", "meta l4proto tcp", "redirect to :15001");
+    rule("istio-in-redirect", "meta l4proto tcp", "redirect to :15006");
+    rule("prerouting", "meta l4proto tcp", "jump istio-inbound");
+    for port in [15090, 15021, 15020] {
+        rule("istio-inbound", &format!("tcp dport {port}"), "return");
+    }
+    rule("istio-inbound", "meta l4proto tcp", "jump istio-in-redirect");
+    rule("output", "", "jump istio-output");
+    rule("istio-output", "oifname lo ip saddr 127.0.0.6", "return");
+    rule("istio-output", "oifname lo ip6 saddr ::6", "return");
+    for owner in ["meta skuid", "meta skgid"] {
+        for other in ["ip daddr != 127.0.0.1", "ip6 daddr != ::1"] {
+            let own = format!("oifname lo {other} tcp dport != 15008 {owner} 1337");
+            rule("istio-output", &own, "jump istio-in-redirect");
+        }
+        rule("istio-output", &format!("oifname lo {owner} != 1337"), "return");
+        rule("istio-output", &format!("{owner} 1337"), "return");
+    }
+    rule("istio-output", "ip daddr 127.0.0.1", "return");
+    rule("istio-output", "ip6 daddr ::1", "return");
+    rule("istio-output", "", "jump istio-redirect");
+    text
+}
+
+/// Gives a namespace those rules.
+pub(crate) fn apply_native(netns: &NetNs) -> Result<()> {
+    let mut command = Command::new("nft");
+    command.args(["-f", "-"]).stdin(input_of(&native())?).stdout(Stdio::null()).stderr(Stdio::piped());
+    netns.enter(&mut command, None);
+    let output = command.output().context("starting nft")?;
+    let problem = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "nft -f -: {problem}");
     Ok(())
 }

@@ -23,6 +23,8 @@ pub(crate) struct Scale {
     pub(crate) burst: usize,
     /// Repetitions of that.
     pub(crate) bursts: usize,
+    /// Nodes whose first ADD is measured.
+    pub(crate) nodes: usize,
     /// Calls of VERSION.
     pub(crate) versions: usize,
     /// Numbers of enrolled pods.
@@ -47,10 +49,11 @@ pub(crate) const FULL: Scale = Scale {
     adds: 60,
     burst: 110,
     bursts: 5,
+    nodes: 15,
     versions: 200,
     fleet: &[1, 50, 110, 175, 250],
     ranges: &[0, 10, 100, 1000, 10_000],
-    destinations: &[1, 100, 1000, 10_000],
+    destinations: &[1, 100, 1000, 10_000, 30_000],
     open: 100_800,
 };
 
@@ -65,6 +68,7 @@ pub(crate) const QUICK: Scale = Scale {
     adds: 3,
     burst: 10,
     bursts: 1,
+    nodes: 2,
     versions: 10,
     fleet: &[1, 12],
     ranges: &[0, 100],

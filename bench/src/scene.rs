@@ -1,4 +1,4 @@
-//! Four pods that differ in how they are redirected, and a fifth that dials them.
+//! Pods that differ in how they are redirected, and another that dials them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -17,6 +17,8 @@ pub(crate) enum Mode {
     None,
     /// By Istio's rules.
     Iptables(Backend),
+    /// By the rules that Istio loads with `nft` where `nativeNftables` is on.
+    Nftables,
     /// By the programs of this project.
     Ours,
     /// The same without the guard's filters.
@@ -24,10 +26,11 @@ pub(crate) enum Mode {
 }
 
 impl Mode {
-    pub(crate) const ALL: [Mode; 5] = [
+    pub(crate) const ALL: [Mode; 6] = [
         Mode::None,
         Mode::Iptables(Backend::Legacy),
         Mode::Iptables(Backend::Nft),
+        Mode::Nftables,
         Mode::Ours,
         Mode::Unguarded,
     ];
@@ -37,9 +40,15 @@ impl Mode {
             Mode::None => "not redirected",
             Mode::Iptables(Backend::Legacy) => "iptables-legacy",
             Mode::Iptables(Backend::Nft) => "iptables-nft",
+            Mode::Nftables => "nftables, native",
             Mode::Ours => "redirect-cni",
             Mode::Unguarded => "redirect-cni, no guard",
         }
+    }
+
+    /// Whether every connection of the pod is in the kernel's table of connections.
+    pub(crate) const fn tracks_connections(self) -> bool {
+        matches!(self, Mode::Iptables(_) | Mode::Nftables)
     }
 
     /// A word for names of pods.
@@ -47,6 +56,7 @@ impl Mode {
         match self {
             Mode::None => "none",
             Mode::Iptables(backend) => backend.name(),
+            Mode::Nftables => "native",
             Mode::Ours => "ours",
             Mode::Unguarded => "unguarded",
         }
@@ -86,13 +96,14 @@ impl Stage {
         let pod = node.pod(name);
         match mode {
             Mode::None => {}
-            Mode::Iptables(backend) => {
-                rules::apply(pod.netns(), backend, excluded)?;
-                // Else hundreds of thousands of closed connections stay in the table, for ten seconds each.
-                pod.netns().sysctl("net/netfilter/nf_conntrack_tcp_timeout_close", "1");
-            }
+            Mode::Iptables(backend) => rules::apply(pod.netns(), backend, excluded)?,
+            Mode::Nftables => rules::apply_native(pod.netns())?,
             Mode::Ours => drop(plugin::add(node, &pod, excluded)?),
             Mode::Unguarded => drop(plugin::add_unguarded(node, &pod, excluded)?),
+        }
+        if mode.tracks_connections() {
+            // Else hundreds of thousands of closed connections stay in the table, for ten seconds each.
+            pod.netns().sysctl("net/netfilter/nf_conntrack_tcp_timeout_close", "1");
         }
         let worker = Worker::start(&pod, Some(peer))?;
         let mut stage = Stage { mode, worker, pod, peer: [false, true].map(|v6| peer.ip(v6)) };

@@ -185,7 +185,7 @@ fn settle() {
 impl State {
     fn obey(&mut self, order: &Order) -> Result<serde_json::Value> {
         let timing = match order {
-            Order::Listen(at) => self.listen(*at).map(|()| Timing::default()),
+            Order::Listen(at) => load::as_proxy(|| self.listen(*at)).map(|()| Timing::default()),
             Order::SetUp { to, listener, count, foreign } => self.set_up(to, *listener, *count, *foreign),
             Order::Open { to, listener, foreign } => {
                 return Ok(serde_json::to_value(self.open(*to, *listener, *foreign)?)?);
@@ -259,7 +259,7 @@ impl State {
     fn open(&mut self, to: SocketAddr, listener: usize, foreign: bool) -> Result<Option<SocketAddr>> {
         let socket = self.sockets(to.is_ipv6(), 1, foreign)?.pop().context("one socket was asked for")?;
         let pair = load::pair(socket, to, &self.listeners[listener])?;
-        let original = load::original_dst(&pair.server, to.is_ipv6()).ok();
+        let original = load::as_proxy(|| load::original_dst(&pair.server, to.is_ipv6())).ok();
         self.pairs.push(pair);
         Ok(original)
     }
@@ -268,7 +268,7 @@ impl State {
         timed(count, || {
             for to in to.iter().cycle().take(count) {
                 let pair = load::pair(load::tcp(to.is_ipv6())?, *to, &self.listeners[listener])?;
-                let original = load::original_dst(&pair.server, to.is_ipv6())?;
+                let original = load::as_proxy(|| load::original_dst(&pair.server, to.is_ipv6()))?;
                 ensure!(original == *to, "SO_ORIGINAL_DST says {original} for a connection to {to}");
                 self.pairs.push(pair);
             }
