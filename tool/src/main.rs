@@ -82,7 +82,7 @@ enum Command {
     /// How the plugin decided about pods since the boot, by outcome.
     Outcomes,
     /// Answer the plugin's questions about this node's pods, until stopped.
-    Agent(agent::Args),
+    Agent(Box<agent::Args>),
     /// The plugin's entry in this node's CNI configuration.
     Node {
         #[command(subcommand)]
