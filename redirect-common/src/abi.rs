@@ -8,7 +8,7 @@ use crate::addr::{Family, Ip};
 use crate::flow::Caller;
 
 /// Version of the map layouts; pins live under `redirect-cni/v<ABI_VERSION>`.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// The pod's configuration, keyed by the cookie of its network namespace (`SO_NETNS_COOKIE`; never reused
 /// within a boot).

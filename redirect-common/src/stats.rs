@@ -88,6 +88,8 @@ events! {
     /// A socket that the proxy did not bind listens on one of Envoy's ports; it is given no traffic of the
     /// pod.
     ListenerForeign = "listener_foreign",
+    /// A record of `redirect trace` was lost: the buffer was full.
+    TraceLost = "trace_lost",
 }
 
 /// How many events there are.

@@ -6,11 +6,12 @@ use aya_ebpf::helpers::generated::bpf_get_current_pid_tgid;
 use aya_log_common::{ArgumentKind, DisplayHint, Level, RecordFieldKind};
 use aya_log_ebpf::macro_support::AYA_LOGS;
 use redirect_common::trace::{RECORD_BYTES, kind, verdict};
-use redirect_common::{Endpoint, GuardedPod, Inbound, Protocol, Rule, TraceRecord};
+use redirect_common::{Endpoint, Event, GuardedPod, Inbound, Protocol, Rule, TraceRecord};
 
 use crate::call::{Asked, Decision};
 use crate::ctx::Opening;
 use crate::maps;
+use crate::stats::count;
 
 #[inline(always)]
 fn wanted(cookie: u64) -> bool {
@@ -76,11 +77,14 @@ const fn put(head: &mut [u8; HEAD], at: usize, bytes: &[u8]) -> usize {
     at + bytes.len()
 }
 
-/// Sends a record to the reader; when the buffer is full it is lost.
+/// Sends a record to the reader; when the buffer is full it is lost, and counted.
 #[inline(always)]
 fn send(record: TraceRecord) {
     const HEAD_BYTES: [u8; HEAD] = head();
-    let _ = AYA_LOGS.output::<Line>(&Line { head: HEAD_BYTES, record }, 0);
+    let cookie = record.cookie;
+    if AYA_LOGS.output::<Line>(&Line { head: HEAD_BYTES, record }, 0).is_err() {
+        count(cookie, Event::TraceLost);
+    }
 }
 
 /// An outbound decision, see [`outbound`]. A function with global linkage, so that its line is not on the

@@ -1,7 +1,10 @@
 //! The same decision as in the kernel, answered from an attachment's record, with the annotation that caused
 //! it.
 
+mod change;
+
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use redirect_common::decide::InboundMode;
 use redirect_common::{
@@ -10,7 +13,9 @@ use redirect_common::{
 };
 use serde::Serialize;
 
-use crate::attach::record::Attachment;
+use crate::attach::guard::Post;
+use crate::attach::record::{Attachment, NetnsChanges};
+use crate::ids::AttachmentId;
 use crate::pod::routes::leaves_excluded;
 use crate::policy::parameters::{
     DNS_SERVERS, EXCLUDE_INBOUND_PORTS, EXCLUDE_INTERFACES, EXCLUDE_OUTBOUND_IP_RANGES,
@@ -46,6 +51,8 @@ pub struct Explanation {
     pub rule_name: &'static str,
     /// What in the pod's annotations or surroundings made the rule match.
     pub cause: String,
+    /// What would have to be changed for the other verdict.
+    pub change: String,
 }
 
 /// Explains an outbound flow.
@@ -65,7 +72,8 @@ pub fn outbound(attachment: &Attachment, question: &Question) -> Explanation {
         Outbound::Redirect(Target::Dns, rule) => (format!("to dns ({})", proxy.dns_port), rule),
     };
     let cause = outbound_cause(rule, &flow, &attachment.policy);
-    Explanation { verdict, rule: rule as u32, rule_name: rule.label(), cause }
+    let change = change::of_outbound(rule, &flow, &attachment.policy);
+    Explanation { verdict, rule: rule as u32, rule_name: rule.label(), cause, change }
 }
 
 /// Explains a connection that arrives from outside for a port of the pod.
@@ -87,7 +95,36 @@ pub fn inbound(attachment: &Attachment, port: u16, interface: Option<u32>) -> Ex
         InboundRule::Listed => says(&INCLUDE_INBOUND_PORTS, &format!("has {port}")),
         InboundRule::NotListed => says(&INCLUDE_INBOUND_PORTS, &format!("has not {port}")),
     };
-    Explanation { verdict, rule: rule as u32, rule_name: rule.label(), cause }
+    let change = change::of_inbound(rule, port, policy);
+    Explanation { verdict, rule: rule as u32, rule_name: rule.label(), cause, change }
+}
+
+/// A pod that is not attached, for a question about its policy alone: it has no address and no interface yet.
+#[must_use]
+pub fn planned(policy: Policy) -> Attachment {
+    Attachment {
+        id: AttachmentId { container_id: "-".into(), ifname: "-".into() },
+        pod: None,
+        network: None,
+        cgroup: PathBuf::new(),
+        cgroup_id: 0,
+        netns: PathBuf::new(),
+        cookie: 0,
+        boot_id: String::new(),
+        addresses: Vec::new(),
+        excluded_interfaces: Vec::new(),
+        interface_routes: Vec::new(),
+        lo_excluded: policy.exclude_interfaces.iter().any(|name| name == "lo"),
+        host_uid: policy.proxy.uid,
+        host_gid: policy.proxy.gid,
+        host_groups: policy.owner_groups.ids().collect(),
+        guard: Post::default(),
+        ephemeral_ports: (0, 0),
+        changes: NetnsChanges::default(),
+        orphaned: false,
+        made_cgroups: Vec::new(),
+        policy,
+    }
 }
 
 fn outbound_cause(rule: Rule, flow: &Flow, policy: &Policy) -> String {
@@ -131,7 +168,7 @@ fn outbound_cause(rule: Rule, flow: &Flow, policy: &Policy) -> String {
 }
 
 /// The longest range that contains an address.
-fn containing(ranges: &[ipnet::IpNet], ip: IpAddr) -> String {
+pub(crate) fn containing(ranges: &[ipnet::IpNet], ip: IpAddr) -> String {
     let longest = ranges.iter().filter(|range| range.contains(&ip)).max_by_key(|range| range.prefix_len());
     longest.map_or_else(|| ip.to_string(), ToString::to_string)
 }

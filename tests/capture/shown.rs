@@ -2,7 +2,8 @@
 //!
 //! A block that is marked `console` has commands behind `$ ` and below each what it prints. They run in order
 //! on a node with one enrolled pod, with the tool and the plugin of this build. Numbers that differ from run
-//! to run (ids, times, counts of the machine's own) are compared by their places only.
+//! to run (ids, times, counts of the machine's own) are compared by their places only. `SHOWN=print` in the
+//! environment prints what is really printed.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,7 +12,7 @@ use harness::cli::Outcome;
 use harness::{Node, binary, kernel_test};
 
 /// Documents that must have such blocks; all others may.
-const DOCUMENTS: &[&str] = &["README.md", "cni/README.md", "tool/README.md"];
+const DOCUMENTS: &[&str] = &["README.md", "cni/README.md", "tool/README.md", "docs/operate.md"];
 
 /// A command and what the document says it prints.
 struct Shown {
@@ -89,6 +90,10 @@ fn commands_in_documents_print_what_is_shown() {
         pod.app().connect("10.0.0.7:80".parse().unwrap()).unwrap();
         for Shown { document, command, output } in documents(root()).iter().flat_map(|path| shown_in(path)) {
             let real = run(node, &command);
+            if std::env::var_os("SHOWN").is_some_and(|value| value == "print") {
+                println!("{document}\n$ {command}\n{real}");
+                continue;
+            }
             assert_eq!(
                 comparable(&output),
                 comparable(&real),

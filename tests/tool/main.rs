@@ -6,6 +6,12 @@
 //! Run as root with `--test-threads=1`; `KEEP=1` keeps the pods of a failed test.
 
 mod bpf;
+mod bpftrace;
 mod doctor;
+mod explain;
 mod generate;
+mod help;
+mod pages;
+mod report;
+mod trace;
 mod verify;

@@ -14,12 +14,16 @@ mod attach;
 mod connections;
 mod doctor;
 mod explain;
+mod flows;
 mod generate;
 mod lifecycle;
 mod node;
 mod outcomes;
 mod output;
+mod page;
+mod report;
 mod show;
+mod top;
 mod trace;
 mod verify;
 
@@ -51,6 +55,9 @@ enum Command {
     /// A process of the scratch pod.
     #[command(hide = true)]
     VerifyActor(verify::ActorArgs),
+    /// A process in a pod that asks for a name.
+    #[command(hide = true)]
+    ResolveActor(explain::ActorArgs),
     /// Redirect a pod by hand, as the plugin's ADD does.
     Attach(Box<attach::Args>),
     /// End the redirection of a pod.
@@ -58,17 +65,15 @@ enum Command {
     /// What is attached.
     List,
     /// One attachment: policy, links, counters.
-    Show {
-        /// Container id, a unique beginning of it, or NAMESPACE/POD.
-        id: String,
-    },
+    Show(show::Args),
     /// The verdict for one connection, and the rule and annotation that gave it.
     Explain(explain::Args),
     /// Live records of every decision, until Ctrl-C.
-    Trace {
-        /// Only this container (or a unique beginning of its id, or NAMESPACE/POD).
-        id: Option<String>,
-    },
+    Trace(trace::Args),
+    /// Which pods talk to which addresses, by which verdict.
+    Flows(flows::Args),
+    /// Pods and programs, live: rates by verdict, time per run.
+    Top(top::Args),
     /// Counters by verdict.
     Stats {
         /// Only this container (or a unique beginning of its id, or NAMESPACE/POD).
@@ -81,6 +86,8 @@ enum Command {
     },
     /// How the plugin decided about pods since the boot, by outcome.
     Outcomes,
+    /// Write an archive for a bug report, without secrets.
+    Report(report::Args),
     /// Answer the plugin's questions about this node's pods, until stopped.
     Agent(Box<agent::Args>),
     /// The plugin's entry in this node's CNI configuration.
@@ -131,7 +138,9 @@ fn run(args: Args) -> Result<ExitCode> {
     let node = Node::new(args.bpffs, args.state_dir);
     match args.command {
         Command::Doctor(command) => return doctor::run(&node, args.output, &command),
+        Command::Trace(command) => return trace::run(&node, args.output, &command),
         Command::Verify(command) => return verify::run(&node, args.output, &command),
+        Command::ResolveActor(command) => return explain::act(&command),
         Command::VerifyActor(command) => return verify::act(&command),
         Command::Completions { shell } => return generate::completions(shell),
         Command::Generate { folder } => return generate::all(&folder),
@@ -149,11 +158,13 @@ fn run(args: Args) -> Result<ExitCode> {
         Command::Attach(command) => attach::attach(&node, output, &command),
         Command::Detach(command) => attach::detach(&node, output, &command),
         Command::List => show::list(&node, output),
-        Command::Show { id } => show::show(&node, output, &id),
+        Command::Show(command) => show::show(&node, output, &command),
         Command::Explain(command) => explain::run(&node, output, &command),
-        Command::Trace { id } => trace::run(&node, output, id.as_deref()),
+        Command::Flows(command) => flows::run(&node, output, &command),
+        Command::Top(command) => top::run(&node, &command),
         Command::Stats { id } => show::stats(&node, output, id.as_deref()),
         Command::Connections { id } => connections::run(&node, output, id.as_deref()),
+        Command::Report(command) => report::run(&node, output, &command),
         Command::Outcomes => outcomes::run(&node, output),
         Command::Node { command } => node::run(output, &command),
         Command::Install => lifecycle::install(&node, output),
@@ -164,8 +175,10 @@ fn run(args: Args) -> Result<ExitCode> {
         Command::Gc => lifecycle::gc(&node, output),
         // Dealt with above.
         Command::Doctor(_)
+        | Command::Trace(_)
         | Command::Verify(_)
         | Command::VerifyActor(_)
+        | Command::ResolveActor(_)
         | Command::Completions { .. }
         | Command::Generate { .. }
         | Command::Agent(_) => Ok(ExitCode::SUCCESS),

@@ -116,18 +116,7 @@ impl Place {
 
     /// The text of the entry.
     pub(crate) fn entry(&self) -> Result<String> {
-        let keys: Map<String, Value> = match self.plugin_conf.as_deref() {
-            None => Map::new(),
-            Some(text) if text.trim_start().starts_with('{') => {
-                serde_json::from_str(text).context("--plugin-conf is not a JSON object")?
-            }
-            Some(file) => {
-                let text = std::fs::read_to_string(file)
-                    .with_context(|| format!("--plugin-conf: cannot read {file}"))?;
-                serde_json::from_str(&text).with_context(|| format!("{file} is not a JSON object"))?
-            }
-        };
-        Ok(conflist::entry(&keys))
+        Ok(conflist::entry(&keys_of(self.plugin_conf.as_deref())?))
     }
 
     /// What to keep where.
@@ -160,6 +149,21 @@ impl Place {
             own_file: None,
             named_file: None,
             wanted: Wanted::Nothing,
+        }
+    }
+}
+
+/// Keys of the plugin's configuration, from a JSON object or the path of a file with one.
+pub(crate) fn keys_of(plugin_conf: Option<&str>) -> Result<Map<String, Value>> {
+    match plugin_conf {
+        None => Ok(Map::new()),
+        Some(text) if text.trim_start().starts_with('{') => {
+            serde_json::from_str(text).context("--plugin-conf is not a JSON object")
+        }
+        Some(file) => {
+            let text = std::fs::read_to_string(file)
+                .with_context(|| format!("--plugin-conf: cannot read {file}"))?;
+            serde_json::from_str(&text).with_context(|| format!("{file} is not a JSON object"))
         }
     }
 }

@@ -1,16 +1,20 @@
 //! `redirect list`, `show` and `stats`.
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use redirect_user::attach::record::{self, Attachment};
 use redirect_user::attach::replan::{self, Remark};
 use redirect_user::attach::tables::Tables;
+use redirect_user::connections;
 use redirect_user::inspect::{self, Drift, FilterState, LinkState};
 use redirect_user::node::Node;
 use serde_json::{Map, Value, json};
 
 use crate::output::{self, Output};
+use crate::page;
 
 /// What is attached, one line each.
 pub(crate) fn list(node: &Node, output: Output) -> Result<ExitCode> {
@@ -73,9 +77,47 @@ fn addresses(attachment: &Attachment) -> String {
     attachment.changes.local_routes.iter().map(|route| route.source.to_string()).collect::<Vec<_>>().join(" ")
 }
 
+/// `redirect show`
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Container id, a unique beginning of it, or NAMESPACE/POD.
+    id: String,
+    /// Write a page for a browser instead: a picture of this pod's interception, with its counters.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// With --html: write the page again after so many seconds, until Ctrl-C. The browser reads it again by
+    /// itself.
+    #[arg(long, value_name = "SECONDS", requires = "html", value_parser = clap::value_parser!(u64).range(1..))]
+    every: Option<u64>,
+}
+
+/// Writes the page of the first attachment that is meant.
+fn write_page(node: &Node, args: &Args, file: &Path) -> Result<ExitCode> {
+    loop {
+        let attachments = output::resolve(node, &args.id)?;
+        let Some(attachment) = attachments.first() else { bail!("{:?} is not attached", args.id) };
+        let drift = inspect::compare(node, attachment)?;
+        let about = page::pod::About {
+            attachment,
+            health: &health(attachment, &drift),
+            links: &inspect::links(node, attachment)?,
+            counters: &Tables::open(node)?.counters(attachment.cookie)?,
+            connections: &connections::of(node, attachment)?,
+        };
+        page::write(file, &about.draw(args.every))?;
+        let Some(seconds) = args.every else { break };
+        std::thread::sleep(Duration::from_secs(seconds));
+    }
+    println!("wrote {}", file.display());
+    Ok(ExitCode::SUCCESS)
+}
+
 /// One container: policy, links, counters.
-pub(crate) fn show(node: &Node, output: Output, id: &str) -> Result<ExitCode> {
-    let attachments = output::resolve(node, id)?;
+pub(crate) fn show(node: &Node, output: Output, args: &Args) -> Result<ExitCode> {
+    if let Some(file) = &args.html {
+        return write_page(node, args, file);
+    }
+    let attachments = output::resolve(node, &args.id)?;
     let mut values = Vec::new();
     for attachment in &attachments {
         let drift = inspect::compare(node, attachment)?;
@@ -151,7 +193,7 @@ fn print_counters(counters: &Map<String, Value>) -> Result<()> {
     output::table(&["COUNTER", "COUNT"], &rows)
 }
 
-fn counters(node: &Node, attachment: &Attachment) -> Result<Map<String, Value>> {
+pub(crate) fn counters(node: &Node, attachment: &Attachment) -> Result<Map<String, Value>> {
     let counters = Tables::open(node)?.counters(attachment.cookie)?;
     Ok(counters.into_iter().map(|(event, count)| (event.label().to_owned(), json!(count))).collect())
 }

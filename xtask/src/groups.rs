@@ -183,8 +183,8 @@ pub(crate) const GROUPS: &[Group] = &[
     },
     Group {
         name: "browser",
-        about: "look at pages as a user does",
-        packages: &[deb("chromium", "/usr/bin/chromium")],
+        about: "look at pages and at a terminal as a user does",
+        packages: &[deb("chromium", "/usr/bin/chromium"), deb("tmux", "/usr/bin/tmux")],
         steps: &[],
     },
 ];

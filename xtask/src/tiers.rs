@@ -104,7 +104,8 @@ pub(crate) const TIERS: &[Tier] = &[
     tier(
         "tool",
         "the operator's tool, as an operator runs it",
-        &["toolchain", "mesh"],
+        // iptables comes with the oracle's group, strace with the faults'.
+        &["toolchain", "mesh", "oracle", "faults", "browser"],
         &[Job::Tests(&["--test", "tool", "--", ONE_BY_ONE])],
     ),
     tier(
