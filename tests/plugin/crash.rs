@@ -28,8 +28,9 @@ fn del_steps() -> Vec<String> {
 }
 
 /// A sandbox whose policy needs every hook.
-fn sandbox(node: &Node, pod: &Pod, id: &str) -> Sandbox {
-    Sandbox::new(node, pod, id).with("dnsCapture", serde_json::json!(true))
+pub(crate) fn sandbox(node: &Node, pod: &Pod, id: &str) -> Sandbox {
+    let tproxy = serde_json::json!({ "interceptionMode": "TPROXY" });
+    Sandbox::new(node, pod, id).with("dnsCapture", serde_json::json!(true)).with("defaults", tproxy)
 }
 
 /// Runs a verb that must die at the step.

@@ -298,7 +298,7 @@ fn annotations_of_an_enrolled_pod_that_cannot_be_used() {
         assert!(details.contains(&format!("{annotation}={value:?}")), "{details}");
         assert!(details.contains("shop/web-0"), "{details}");
     }
-    assert_eq!(place.outcomes(), [("failed_101".to_owned(), 10), ("failed_102".to_owned(), 3)].into());
+    assert_eq!(place.outcomes(), [("failed_101".to_owned(), 11), ("failed_102".to_owned(), 2)].into());
 }
 
 #[test]

@@ -9,7 +9,7 @@ use harness::cli::Outcome;
 use harness::{Node, Pod, Service, binary, kernel_test};
 
 use crate::collect::gc;
-use crate::crash::{add_steps, kill_at};
+use crate::crash::{add_steps, kill_at, sandbox};
 use crate::sandbox::{Sandbox, Trap, any, assert_nothing_attached, assert_redirected, processes_in};
 
 /// `redirect gc` in a mount namespace in which neither cgroup v2 nor the pods' namespaces can be seen.
@@ -58,7 +58,7 @@ fn a_pod_whose_cgroup_is_gone_is_collected_although_its_namespace_was_leaked() {
 fn an_old_sandbox_stays_redirected_when_the_new_ones_add_died_and_was_deleted() {
     kernel_test(|node| {
         let (pod, new_netns) = (node.pod("old"), node.pod("new"));
-        let old = Sandbox::new(node, &pod, "old").with("dnsCapture", serde_json::json!(true));
+        let old = sandbox(node, &pod, "old");
         let new = old.again("new", new_netns.netns().path());
         old.add();
         let (_sidecar, app) = (pod.sidecar(), pod.app());

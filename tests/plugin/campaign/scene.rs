@@ -89,7 +89,7 @@ struct Running {
 impl<'n> Scene<'n> {
     pub(crate) fn new(node: &'n Node) -> Scene<'n> {
         let (pod, far_away, new_netns) = (node.pod("web"), node.pod("far-away"), node.pod("renewed"));
-        let sandbox = Sandbox::new(node, &pod, "c0ffee").with("dnsCapture", serde_json::json!(true));
+        let sandbox = crate::crash::sandbox(node, &pod, "c0ffee");
         let renewed = sandbox.again("decaf", new_netns.netns().path());
         let trap = far_away.process("server", User::APP);
         trap.serve(&[false, true].map(|v6| far_away.at(v6, PORT)), Service::Hangup).expect("set the trap");
