@@ -304,3 +304,15 @@ mod tests {
         assert_eq!(PortsKey::of(7, 1, 2047).block, 0);
     }
 }
+
+/// The look-up that a task makes, as the program in a pod's namespace leaves it for `inbound`. That program
+/// is written by hand and relies on the order of the fields.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entered {
+    /// The pod: cookie of its network namespace.
+    pub cookie: u64,
+    /// The pod of the look-up that this one has interrupted; 0 for none. There are no more than two: one of a
+    /// process may be interrupted by a packet's, which runs with bottom halves disabled.
+    pub below: u64,
+}

@@ -4,8 +4,9 @@
 //! `tests/abi.rs`), so any bytes are a valid value and every byte is initialised.
 
 use crate::{
-    AddrKey, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, GuardedPod, HandoffKey, Ip, ListenerKey,
-    ListeningKey, Origin, PodConfig, PortBlock, PortsKey, RangeKey, SetKey, SlotKey, TraceRecord, kept::Kept,
+    AddrKey, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, Entered, GuardedPod, HandoffKey, Ip,
+    ListenerKey, ListeningKey, Origin, PodConfig, PortBlock, PortsKey, RangeKey, SetKey, SlotKey,
+    TraceRecord, kept::Kept,
 };
 
 macro_rules! plain_bytes {
@@ -22,6 +23,7 @@ plain_bytes!(
     DnsClient,
     DnsProxy,
     Endpoint,
+    Entered,
     GuardedPod,
     HandoffKey,
     Ip,

@@ -7,9 +7,9 @@ use std::mem::{offset_of, size_of};
 use std::path::PathBuf;
 
 use redirect_common::{
-    ABI_VERSION, AddrKey, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, Event, GuardedPod, HandoffKey,
-    Ip, Kept, ListenerKey, ListeningKey, Origin, PodConfig, PortBlock, PortsKey, RangeKey, SetKey, SlotKey,
-    TraceRecord,
+    ABI_VERSION, AddrKey, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, Entered, Event, GuardedPod,
+    HandoffKey, Ip, Kept, ListenerKey, ListeningKey, Origin, PodConfig, PortBlock, PortsKey, RangeKey,
+    SetKey, SlotKey, TraceRecord,
 };
 
 type Destination = Kept<SlotKey>;
@@ -62,6 +62,7 @@ fn layouts() -> String {
         DnsProxy { port, state };
         DnsClient { cookie, client } + 4;
         DnsAsked { first, next, at };
+        Entered { cookie, below };
         GuardedPod { cookie, proxy_uid, audit };
         Counters { counts };
         TraceRecord { cookie, pid, uid, gid, kind, verdict, rule, src, dst };

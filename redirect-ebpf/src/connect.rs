@@ -50,7 +50,8 @@ pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
 /// What becomes of the call.
 enum Step {
     Leave,
-    Rewrite(Endpoint),
+    /// To the address that was put into `to`.
+    Rewrite,
     /// With this error.
     Refuse(i32),
 }
@@ -116,7 +117,7 @@ extern "C" fn connect_call(
     let call = Call::new(asked, pod);
     let decision = Decision(decision);
     let (step, event) = match decision.target() {
-        Some(target) => redirect(&sock, &call, target),
+        Some(target) => redirect(&sock, &call, target, to),
         None => {
             leave_alone(&sock, &call, decision);
             (Step::Leave, decision.event())
@@ -124,10 +125,7 @@ extern "C" fn connect_call(
     };
     let outcome = match step {
         Step::Leave => 0,
-        Step::Rewrite(endpoint) => {
-            *to = endpoint;
-            1 << 32
-        }
+        Step::Rewrite => 1 << 32,
         Step::Refuse(errno) => errno as u64,
     };
     count_event(call.facts.cookie, event);
@@ -160,15 +158,18 @@ fn forget_origin(sock: &SockAddr) {
 }
 
 #[inline(always)]
-fn redirect(sock: &SockAddr, call: &Call<'_>, target: Target) -> (Step, u64) {
+fn redirect(sock: &SockAddr, call: &Call<'_>, target: Target, to: &mut Endpoint) -> (Step, u64) {
     let pod = call.facts.pod;
     match target {
-        Target::Outbound => to_listener(sock, call, pod.outbound_port, Event::OutboundRedirected),
-        Target::Inbound => to_listener(sock, call, pod.inbound_port, Event::SelfCallRedirected),
+        Target::Outbound => to_listener(sock, call, pod.outbound_port, Event::OutboundRedirected, to),
+        Target::Inbound => to_listener(sock, call, pod.inbound_port, Event::SelfCallRedirected, to),
         Target::Dns => match call.flow.protocol {
-            Protocol::Tcp => to_listener(sock, call, pod.dns_port, Event::DnsRedirected),
+            Protocol::Tcp => to_listener(sock, call, pod.dns_port, Event::DnsRedirected, to),
             Protocol::Udp => match asked_at(call) {
-                Some(proxy) => (Step::Rewrite(proxy), Event::DnsRedirected as u64),
+                Some(proxy) => {
+                    *to = proxy;
+                    (Step::Rewrite, Event::DnsRedirected as u64)
+                }
                 None => (Step::Refuse(ECONNREFUSED), Event::DnsRefused as u64),
             },
         },
@@ -181,32 +182,37 @@ fn redirect(sock: &SockAddr, call: &Call<'_>, target: Target) -> (Step, u64) {
 /// there the very address of the listener is dialled; so is a listener on localhost that only the kernel
 /// knows.
 #[inline(always)]
-fn to_listener(sock: &SockAddr, call: &Call<'_>, port: u32, event: Event) -> (Step, u64) {
+fn to_listener(sock: &SockAddr, call: &Call<'_>, port: u32, event: Event, to: &mut Endpoint) -> (Step, u64) {
     let (cookie, dst) = (call.facts.cookie, &call.flow.dst);
     let family = call.flow.family;
     let source = call.facts.pod.source(family);
     if source.is_unspecified() && unreachable(call) {
         return (Step::Refuse(ENETUNREACH), Event::Unreachable as u64);
     }
-    let Some((bound, registered)) = bound_to(sock, cookie, port, family) else {
+    // The answers go straight to their place: Linux 6.1 counts each function's stack in steps of 32 bytes,
+    // and 512 are all.
+    to.port = port;
+    let found = listener_call(sock.context(), cookie, port.into(), family.number().into(), &mut to.ip);
+    if found == 0 {
         return (Step::Refuse(ECONNREFUSED), Event::NoListener as u64);
-    };
-    let anywhere = registered || bound.is_unspecified();
+    }
+    let anywhere = found == REGISTERED || to.ip.is_unspecified();
     if !anywhere || source.is_unspecified() || dst.ip.is_loopback_of(family) {
-        let ip = if bound.is_unspecified() { family.localhost() } else { bound };
+        if to.ip.is_unspecified() {
+            to.ip = family.localhost();
+        }
         if !anywhere {
             bind_anyhow(sock, call, &source);
         }
-        return by_detour(sock, call, role::CLIENT, Endpoint { ip, port }, event);
+        return by_detour(sock, call, role::CLIENT, event);
     }
     bind_source(sock, call);
-    let mut ip = Ip::NONE;
-    if claim_call(call.asked, &mut ip) == 0 {
-        let ip = shared_address(dst, family);
-        return by_detour(sock, call, role::CLIENT, Endpoint { ip, port }, event);
+    if claim_call(call.asked, &mut to.ip) == 0 {
+        to.ip = shared_address(dst, family);
+        return by_detour(sock, call, role::CLIENT, event);
     }
     forget_origin(sock);
-    (Step::Rewrite(Endpoint { ip, port }), event as u64)
+    (Step::Rewrite, event as u64)
 }
 
 /// Has a slot's address stand for the destination and puts it into `ip`; 0 when there is no slot for it.
@@ -241,14 +247,14 @@ fn unreachable(call: &Call<'_>) -> bool {
         && !call.facts.own_address(dst)
 }
 
-/// Rewrites to `proxy` and keeps the true destination in the socket. (Of an MPTCP socket the hook sees the
+/// Rewrites and keeps the true destination in the socket. (Of an MPTCP socket the hook sees the
 /// first subflow, which is what meets the sidecar.)
 #[inline(always)]
-fn by_detour(sock: &SockAddr, call: &Call<'_>, role: u32, proxy: Endpoint, event: Event) -> (Step, u64) {
+fn by_detour(sock: &SockAddr, call: &Call<'_>, role: u32, event: Event) -> (Step, u64) {
     if !sock.set_origin(Origin { dst: call.flow.dst, role }) {
         return (Step::Refuse(ECONNREFUSED), Event::NoStorage as u64);
     }
-    (Step::Rewrite(proxy), event as u64)
+    (Step::Rewrite, event as u64)
 }
 
 /// Gives the client the address that it would have had without us, where the local route's preferred source
@@ -272,23 +278,15 @@ fn bind_anyhow(sock: &SockAddr, call: &Call<'_>, source: &Ip) {
     }
 }
 
-/// The address of the sidecar's listener. The sockets that sock_ops has learned are asked first, then the
-/// kernel: the sidecar may have listened before the pod was attached, an IPv6 listener may serve IPv4 as well
-/// (or not, with IPV6_V6ONLY).
-#[inline(always)]
-fn bound_to(sock: &SockAddr, cookie: u64, port: u32, family: Family) -> Option<(Ip, bool)> {
-    let mut ip = Ip::NONE;
-    let found = listener_call(sock.context(), cookie, port.into(), family.number().into(), &mut ip);
-    (found != 0).then_some((ip, found == REGISTERED))
-}
-
 /// What [`listener_call`] returns for a listener that sock_ops has registered, which `inbound` can give
 /// connections to.
 const REGISTERED: u64 = 1;
 /// For one that only the kernel knows.
 const FOUND: u64 = 2;
 
-/// Puts that address into `ip`; 0 when there is no listener.
+/// Puts the address of the sidecar's listener into `ip`; 0 when there is none. The sockets that sock_ops has
+/// learned are asked first, then the kernel: the sidecar may have listened before the pod was attached, an
+/// IPv6 listener may serve IPv4 as well (or not, with IPV6_V6ONLY).
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn listener_call(

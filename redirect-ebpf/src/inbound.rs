@@ -3,7 +3,7 @@
 //! address is kept.
 //!
 //! The context of sk_lookup does not say in which network namespace it runs. So what is linked to a pod's
-//! namespace is a stub of 18 instructions (`redirect_user::kernel::object`), which leaves
+//! namespace is a stub of 31 instructions (`redirect_user::kernel::object`), which leaves
 //! the pod's cookie in ENTERED and goes on here by a tail call.
 
 use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
@@ -23,13 +23,13 @@ use crate::trace;
 #[sk_lookup]
 pub(crate) fn inbound(ctx: SkLookupContext) -> u32 {
     let packet = Lookup::new(&ctx);
+    let cookie = maps::take_entered();
     if !packet.is_tcp() {
-        return datagram(&packet);
+        return datagram(&packet, cookie);
     }
     if packet.over_lo() {
-        return from_application(&packet);
+        return from_application(&packet, cookie);
     }
-    let cookie = maps::entered();
     let Some(pod) = maps::pod(cookie) else { return SK_PASS };
     let (client, dst) = (packet.remote(), packet.local());
     if from_inside(pod, cookie, &client.ip, &dst.ip, packet.family()) {
@@ -74,10 +74,10 @@ pub(crate) fn inbound(ctx: SkLookupContext) -> u32 {
 /// A SYN over `lo`: an application on its way to the sidecar, if it goes to the private prefix. Given to a
 /// listener there is, because one that listens on localhost would not be found.
 #[inline(always)]
-fn from_application(packet: &Lookup) -> u32 {
+fn from_application(packet: &Lookup, cookie: u64) -> u32 {
     let dst = packet.local();
     if in_prefix(&dst.ip) {
-        steer(packet, maps::entered(), dst.port, packet.family());
+        steer(packet, cookie, dst.port, packet.family());
     }
     SK_PASS
 }
@@ -85,8 +85,7 @@ fn from_application(packet: &Lookup) -> u32 {
 /// A datagram for no connected socket. The DNS proxy's wildcard socket is closed to the outside; who asked it
 /// where is noted as long as it is not known to answer from there.
 #[inline(always)]
-fn datagram(packet: &Lookup) -> u32 {
-    let cookie = maps::entered();
+fn datagram(packet: &Lookup, cookie: u64) -> u32 {
     let Some(proxy) = maps::dns_proxy(cookie) else { return SK_PASS };
     let (client, at) = (packet.remote(), packet.local());
     if at.port != proxy.port {

@@ -4,6 +4,7 @@ use core::sync::atomic::{Ordering, compiler_fence};
 
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::helpers::generated::bpf_get_current_task;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::lpm_trie::Key as Prefix;
 use aya_ebpf::maps::{
@@ -11,9 +12,9 @@ use aya_ebpf::maps::{
 };
 use redirect_common::dns::proxy;
 use redirect_common::{
-    AddrKey, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, Family, GUARDED_PODS, GuardedPod, HandoffKey,
-    Ip, Kept, Key, LISTENER_PLACES, ListenerKey, ListeningKey, Origin, PodConfig, PortBlock, PortsKey,
-    RangeKey, SLOTS_PER_POD, SetKey, SlotKey,
+    AddrKey, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, Entered, Family, GUARDED_PODS, GuardedPod,
+    HandoffKey, Ip, Kept, Key, LISTENER_PLACES, ListenerKey, ListeningKey, Origin, PodConfig, PortBlock,
+    PortsKey, RangeKey, SLOTS_PER_POD, SetKey, SlotKey,
 };
 
 /// Enrolled pods. Written by attach and detach, read by every program. Full: attach fails and says so.
@@ -69,16 +70,17 @@ static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(16_384, 0);
 #[map]
 static LISTENING: HashMap<ListeningKey, u64> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 
-/// The pod whose packet this CPU is looking at. Written by the program in the pod's namespace, read by
-/// `inbound` right after it on the same CPU: look-ups run with bottom halves disabled, so nothing comes in
-/// between.
+/// The look-ups under way: for each task that makes one, the pod that it is for. Written by the program in
+/// the pod's namespace, taken by `inbound` right after it. By task and not by CPU: with PREEMPT_RT, and where
+/// sock_diag looks up, other look-ups come in between on the same CPU. Full: the packet is dropped.
 #[map]
-static ENTERED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+static ENTERED: HashMap<u64, Entered> = HashMap::with_max_entries(4096, 0);
 
-/// Whether the guard is asking the kernel on this CPU who would get a packet: then `inbound` answers and
-/// counts nothing. Written by the guard around its question, which runs with bottom halves disabled.
+/// The task that, as the guard, asks the kernel on this CPU who would get a packet: then `inbound` answers
+/// and counts nothing. Written by the guard around its question. With PREEMPT_RT two may ask on one CPU; then
+/// a packet may be counted by both, and is decided as without.
 #[map]
-static ASKING: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
+static ASKING: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// The guarded pods, by the `classid` of their interfaces' filters; entry 0 is not used. Written by attach
 /// and detach, read by the guard. Full: attach fails and says so.
@@ -328,10 +330,30 @@ pub(crate) fn listeners_ptr() -> *mut core::ffi::c_void {
     (&raw const LISTENERS).cast_mut().cast()
 }
 
-/// The cookie of the pod whose packet is looked at.
+/// The task that runs, as a number that no other task has at the same time. (In a softirq it is the
+/// interrupted one.)
 #[inline(always)]
-pub(crate) fn entered() -> u64 {
-    ENTERED.get(0).copied().unwrap_or(0)
+fn task() -> u64 {
+    // SAFETY: the helper takes no argument; what it returns is only compared.
+    unsafe { bpf_get_current_task() }
+}
+
+/// The cookie of the pod that this look-up is for, which the pod's own program left. Asked once in a run. A
+/// look-up that this one has interrupted is the next of its task.
+#[inline(always)]
+pub(crate) fn take_entered() -> u64 {
+    let task = task();
+    let Some(entered) = ENTERED.get_ptr_mut(task) else { return 0 };
+    // SAFETY: the entry is this task's own; what runs meanwhile as the same task interrupts it, and leaves
+    // the entry as it was.
+    let (cookie, below) = unsafe { ((*entered).cookie, (*entered).below) };
+    if below == 0 {
+        let _ = ENTERED.remove(task);
+    } else {
+        // SAFETY: as above.
+        unsafe { *entered = Entered { cookie: below, below: 0 } };
+    }
+    cookie
 }
 
 /// The pod that a filter's `classid` stands for; `None`: it is guarded no more. A copy: attach may give the
@@ -345,15 +367,15 @@ pub(crate) fn guarded(index: u32) -> Option<GuardedPod> {
 #[inline(always)]
 pub(crate) fn asking(now: bool) {
     if let Some(asking) = ASKING.get_ptr_mut(0) {
-        // SAFETY: the entry is this CPU's own, and nothing else runs on it meanwhile.
-        unsafe { *asking = u32::from(now) };
+        // SAFETY: the entry is this CPU's own, a word that is written at once.
+        unsafe { *asking = if now { task() } else { 0 } };
     }
 }
 
-/// Whether the guard is asking on this CPU.
+/// Whether the guard is asking.
 #[inline(always)]
 pub(crate) fn asked() -> bool {
-    ASKING.get(0).is_some_and(|asking| *asking != 0)
+    ASKING.get(0).is_some_and(|asking| *asking == task())
 }
 
 /// This CPU's counters of a pod.

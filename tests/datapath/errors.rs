@@ -168,6 +168,47 @@ fn an_id_that_is_unknown() {
     });
 }
 
+/// Nothing is written below /proc/sys, so a runtime may keep it closed to its plugins.
+#[test]
+fn a_read_only_proc_sys_is_no_hindrance() {
+    with_pod(|node, pod| {
+        let closed = |command: &Command| {
+            let mut shell = Command::new("unshare");
+            let script =
+                "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec \"$@\"";
+            shell
+                .args(["--mount", "sh", "-c", script, "sh"])
+                .arg(command.get_program())
+                .args(command.get_args());
+            Outcome::of(&mut shell)
+        };
+        let outcome = closed(&node.attach_command(pod));
+        assert_eq!(outcome.code, Some(0), "{outcome:?}");
+        let _sidecar = pod.sidecar();
+        assert_eq!(pod.app().connect(crate::far_away(false, 80)).unwrap().seen().listener, 15001);
+        let outcome = closed(node.redirect().args(["detach", "--force", "--id", pod.name()]));
+        assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    });
+}
+
+/// An installation that fails takes its folders away. The lock is there, the programs are not: a process
+/// without CAP_BPF and CAP_SYS_ADMIN is refused by the kernel after the first folder was made.
+#[test]
+fn a_failed_install_leaves_no_folder() {
+    kernel_test(|node| {
+        let mut command = Command::new("setpriv");
+        command.args(["--inh-caps=-all", "--bounding-set=-bpf,-sys_admin,-perfmon", "--"]);
+        let install = node.redirect();
+        command.arg(install.get_program()).args(install.get_args()).arg("install");
+        fails(&Outcome::of(&mut command), 1, "");
+        let mut left = Vec::new();
+        walk(node.bpffs(), &mut |path| left.push(path.to_owned()));
+        // What every bpffs has: `maps.debug` and `progs.debug`.
+        left.retain(|path| path.extension().is_none_or(|end| end != "debug"));
+        assert!(left.is_empty(), "left behind in bpffs: {left:?}");
+    });
+}
+
 #[test]
 fn a_failure_does_not_disturb_what_is_attached() {
     kernel_test(|node| {

@@ -5,7 +5,7 @@
 //! [`outbound`] and [`inbound`] are the main road; [`bypass`] is what must be left alone; [`original_dst`]
 //! asks every question about SO_ORIGINAL_DST; [`absent`] has no sidecar; [`field`] is what was
 //! reported elsewhere; [`tproxy`] shows the application its client; [`errors`] misuses the tool;
-//! [`load`] and [`cycles`] count in thousands.
+//! [`load`] and [`cycles`] count in thousands; [`realtime`] has look-ups come in between.
 //!
 //! Run as root with `--test-threads=1`; `KEEP=1` keeps the pods of a failed test.
 
@@ -20,6 +20,7 @@ mod load;
 mod original_dst;
 mod outbound;
 mod plain;
+mod realtime;
 mod tproxy;
 
 use std::net::SocketAddr;

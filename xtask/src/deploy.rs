@@ -8,7 +8,6 @@ use anyhow::{Context, Result};
 
 use crate::apt::{self, Package, deb};
 use crate::cmd;
-use crate::suites;
 use crate::workspace::Workspace;
 
 /// The packages, with what they need, as the tests are written for.
@@ -56,7 +55,7 @@ pub(crate) fn has_debian(workspace: &Workspace) -> bool {
 
 /// Makes it in the cache with debootstrap, from the server of the machine's own sources.
 pub(crate) fn make_debian(workspace: &Workspace) -> Result<()> {
-    let server = suites::server()?;
+    let server = crate::debian::server()?;
     let target = debian(workspace);
     in_place(target.parent().context("the cache has a path")?, &target, |scratch| {
         let mut debootstrap = workspace.command("/usr/sbin/debootstrap");

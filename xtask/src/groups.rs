@@ -167,6 +167,8 @@ pub(crate) const GROUPS: &[Group] = &[
             deb("busybox-static", "/bin/busybox"),
             deb("kmod", "/usr/sbin/depmod"),
             deb("cpio", "/usr/bin/cpio"),
+            deb("xz-utils", "/usr/bin/xz"),
+            deb("zstd", "/usr/bin/zstd"),
         ],
         steps: &[],
     },

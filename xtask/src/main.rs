@@ -10,6 +10,7 @@ mod bench;
 mod build;
 mod chroot;
 mod cmd;
+mod debian;
 mod demo;
 mod deploy;
 mod dist;
@@ -25,6 +26,7 @@ mod test;
 mod tidy;
 mod tiers;
 mod toolchain;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;

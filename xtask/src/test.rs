@@ -14,13 +14,16 @@ use crate::cmd;
 use crate::tally::Tally;
 use crate::tiers::{Job, TIERS, Tier};
 use crate::workspace::{Workspace, is_root};
-use crate::{build, setup};
+use crate::{build, setup, vm};
 
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// The tiers to run; without names, all that CI runs
+    /// The tiers to run; without names, all that CI runs. After `vm`: the kernels to boot
     tiers: Vec<String>,
+    /// For `vm`: every kernel, and all tests that fit into a guest
+    #[arg(long)]
+    all: bool,
     /// Show the tiers and run nothing
     #[arg(long)]
     list: bool,
@@ -41,6 +44,11 @@ pub(crate) fn main(workspace: &Workspace, options: &Options) -> Result<ExitCode>
     if options.list {
         TIERS.iter().for_each(|tier| println!("{:<11} {}", tier.name, tier.about));
         return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(("vm", kernels)) = options.tiers.split_first().map(|(first, rest)| (first.as_str(), rest))
+        && (options.all || !kernels.is_empty())
+    {
+        return vm::main(workspace, kernels);
     }
     let tiers = chosen(&options.tiers)?;
     let groups: Vec<&str> = groups_of(tiers.iter().copied());

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::workspace::Workspace;
-use crate::{chroot, lint, tidy};
+use crate::{chroot, lint, tidy, vm};
 
 /// Tests that need the same things and are run together.
 pub(crate) struct Tier {
@@ -70,7 +70,10 @@ pub(crate) const TIERS: &[Tier] = &[
             "kernel",
             "the data path, on this kernel",
             &["toolchain", "mesh"],
-            &[Job::Tests(&["--test", "datapath", "--", ONE_BY_ONE])],
+            &[
+                Job::Tests(&["--test", "features", "--", ONE_BY_ONE]),
+                Job::Tests(&["--test", "datapath", "--", ONE_BY_ONE]),
+            ],
         )
     },
     tier(
@@ -128,6 +131,13 @@ pub(crate) const TIERS: &[Tier] = &[
         "the same connections under iptables and under ours",
         &["toolchain", "mesh", "oracle"],
         &[Job::Tests(&["--test", "oracle", "--", ONE_BY_ONE])],
+    ),
+    tier(
+        "vm",
+        "the oldest kernel that works, in a virtual machine; `vm --all` boots all",
+        // The tests that the guest runs want what they want here.
+        &["toolchain", "mesh", "oracle", "vm"],
+        &[Job::Check(vm::check)],
     ),
     tier(
         "envoy",

@@ -47,9 +47,9 @@ checks! {
     BPFFS = "RC0102", "bpf file system", "mount -t bpf bpf /sys/fs/bpf (systemd does it at boot)";
     CGROUP2 = "RC0103", "cgroup v2",
         "boot with systemd.unified_cgroup_hierarchy=1, or mount -t cgroup2 none /sys/fs/cgroup/unified";
-    COOKIE = "RC0104", "network namespace cookie", "Linux 5.15 or newer is needed";
+    COOKIE = "RC0104", "network namespace cookie", "Linux 6.1 or newer is needed";
     PROGRAMS = "RC0105", "kernel programs",
-        "Linux 5.18 or newer is needed, with CONFIG_CGROUP_BPF, CONFIG_NET and CONFIG_BPF_JIT; the whole log with \
+        "Linux 6.1 or newer is needed, with CONFIG_CGROUP_BPF, CONFIG_NET and CONFIG_BPF_JIT; the whole log with \
          --verifier-log";
     STATE = "RC0106", "state directory", "make it writable, or name another with --state-dir";
     VERSION = "RC0107", "version of the programs",

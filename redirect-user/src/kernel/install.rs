@@ -40,15 +40,23 @@ pub enum Error {
     /// The object could not be loaded.
     #[error(
         "cannot load the kernel programs: {}; `redirect doctor` says what this node lacks",
-        refusal::of_object(source, false)
+        refusal::of_object(refused, false)
     )]
-    Load { source: Box<aya::EbpfError> },
+    Load {
+        /// Not a `source`: a chain of causes would print the verifier's whole log.
+        refused: Box<aya::EbpfError>,
+    },
     /// The kernel refused a program.
     #[error(
-        "the kernel refused program {program}: {}; `redirect doctor` says what this node lacks",
-        refusal::of_program(source, false)
+        "the kernel refused program {program}: {}; Linux 6.1 or newer is needed, and `redirect doctor` says what \
+         this node lacks",
+        refusal::of_program(refused, false)
     )]
-    Program { program: String, source: Box<ProgramError> },
+    Program {
+        program: String,
+        /// Not a `source`, as above.
+        refused: Box<ProgramError>,
+    },
     /// A map or program could not be pinned.
     #[error("cannot pin {path}: {source}")]
     Pin { path: PathBuf, source: Box<PinError> },
@@ -147,6 +155,11 @@ pub fn ensure(node: &Node, _lock: &NodeLock) -> Result<Ensured, Error> {
         put_in_place(node, &unfinished, maps)
     });
     let _ = remove_tree(&unfinished);
+    if result.is_err() {
+        // What else is in these folders keeps them.
+        let _ = fs::remove_dir(pins::current(node).folder());
+        let _ = fs::remove_dir(pins::root(node));
+    }
     result.map(|()| Ensured::Fresh)
 }
 
@@ -228,7 +241,7 @@ fn prepare(unfinished: &Path) -> Result<Vec<String>, Error> {
         folders::make(&unfinished.join(folder))?;
     }
     let mut object =
-        EbpfLoader::new().load(OBJECT).map_err(|source| Error::Load { source: Box::new(source) })?;
+        EbpfLoader::new().load(OBJECT).map_err(|error| Error::Load { refused: Box::new(error) })?;
     for (name, map) in object.maps() {
         let path = unfinished.join(pins::map_file(name));
         map.pin(&path).map_err(|source| Error::Pin { path, source: Box::new(source) })?;
@@ -267,7 +280,7 @@ pub(crate) fn prepare_programs(node: &Node, _lock: &NodeLock, folder: &Path) -> 
             loader.map_pin_path(name, path.as_path());
         }
     }
-    let mut object = loader.load(OBJECT).map_err(|source| Error::Load { source: Box::new(source) })?;
+    let mut object = loader.load(OBJECT).map_err(|error| Error::Load { refused: Box::new(error) })?;
     for (name, map) in object.maps().filter(|(name, _)| name.starts_with('.')) {
         let path = folder.join(pins::constants_file(name));
         map.pin(&path).map_err(|source| Error::Pin { path, source: Box::new(source) })?;
@@ -294,7 +307,7 @@ fn load_all(object: &mut Ebpf, folder: &Path) -> Result<(), Error> {
 fn load(object: &mut Ebpf, name: &'static str, path: PathBuf) -> Result<(), Error> {
     let program = object.program_mut(name).ok_or(Error::Missing { program: name })?;
     load_program(program)
-        .map_err(|source| Error::Program { program: name.into(), source: Box::new(source) })?;
+        .map_err(|error| Error::Program { program: name.into(), refused: Box::new(error) })?;
     program.pin(&path).map_err(|source| Error::Pin { path, source: Box::new(source) })
 }
 

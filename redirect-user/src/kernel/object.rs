@@ -13,7 +13,7 @@ pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_
 /// Loads the program that is linked to a pod's namespace: it leaves the pod's cookie in ENTERED and goes on
 /// in `inbound`.
 ///
-/// The verifier walks 18 instructions here instead of all of `inbound` for every pod.
+/// The verifier walks 31 instructions here instead of all of `inbound` for every pod.
 ///
 /// # Errors
 /// A map is not pinned, or the kernel refuses the program.
@@ -45,9 +45,14 @@ pub(crate) fn is_ours(program: u32, hook: Hook) -> bool {
 
 /// The instructions, 8 bytes each: code, registers (source in the upper half), offset, immediate;
 /// `linux/bpf.h` and Documentation/bpf/standardization/instruction-set.rst have the numbers.
+///
+/// A look-up of sock_diag runs in a process and may be interrupted by a packet's, which then runs as the same
+/// task. So what the task has in ENTERED already is kept below ([`redirect_common::Entered`]).
 fn entry(cookie: u64, entered: i32, inbound: i32) -> Vec<u8> {
     const MAP_LOOKUP_ELEM: i32 = 1;
+    const MAP_UPDATE_ELEM: i32 = 2;
     const TAIL_CALL: i32 = 12;
+    const GET_CURRENT_TASK: i32 = 35;
     let mut code = Vec::new();
     let mut insn = |op: u8, dst: u8, src: u8, offset: i16, immediate: i32| {
         code.extend([op, dst | src << 4]);
@@ -56,20 +61,34 @@ fn entry(cookie: u64, entered: i32, inbound: i32) -> Vec<u8> {
     };
     // r6 = the context
     insn(0xbf, 6, 1, 0, 0);
-    // *(u32 *)(r10 - 4) = 0, the key in ENTERED; r2 = r10 - 4
-    insn(0x62, 10, 0, -4, 0);
-    insn(0xbf, 2, 10, 0, 0);
-    insn(0x07, 2, 0, 0, -4);
-    // r0 = bpf_map_lookup_elem(ENTERED, r2); the 1 marks the immediate as a map's descriptor
-    insn(0x18, 1, 1, 0, entered);
-    insn(0, 0, 0, 0, 0);
-    insn(0x85, 0, 0, 0, MAP_LOOKUP_ELEM);
-    // if r0 is null (an array element never is) go to the end
-    insn(0x15, 0, 0, 8, 0);
-    // *(u64 *)r0 = cookie
+    // *(u64 *)(r10 - 8) = bpf_get_current_task(), the key in ENTERED
+    insn(0x85, 0, 0, 0, GET_CURRENT_TASK);
+    insn(0x7b, 10, 0, -8, 0);
+    // at r10 - 24 the value: the cookie, and nothing below it
     insn(0x18, 1, 0, 0, cookie as i32);
     insn(0, 0, 0, 0, (cookie >> 32) as i32);
-    insn(0x7b, 0, 1, 0, 0);
+    insn(0x7b, 10, 1, -24, 0);
+    insn(0x7a, 10, 0, -16, 0);
+    // r0 = bpf_map_lookup_elem(ENTERED, r10 - 8); the 1 marks the immediate as a map's descriptor
+    insn(0x18, 1, 1, 0, entered);
+    insn(0, 0, 0, 0, 0);
+    insn(0xbf, 2, 10, 0, 0);
+    insn(0x07, 2, 0, 0, -8);
+    insn(0x85, 0, 0, 0, MAP_LOOKUP_ELEM);
+    // if r0 is not null, its cookie goes below ours
+    insn(0x15, 0, 0, 2, 0);
+    insn(0x79, 1, 0, 0, 0);
+    insn(0x7b, 10, 1, -16, 0);
+    // r0 = bpf_map_update_elem(ENTERED, r10 - 8, r10 - 24, 0); if it fails go to the end
+    insn(0x18, 1, 1, 0, entered);
+    insn(0, 0, 0, 0, 0);
+    insn(0xbf, 2, 10, 0, 0);
+    insn(0x07, 2, 0, 0, -8);
+    insn(0xbf, 3, 10, 0, 0);
+    insn(0x07, 3, 0, 0, -24);
+    insn(0xb7, 4, 0, 0, 0);
+    insn(0x85, 0, 0, 0, MAP_UPDATE_ELEM);
+    insn(0x55, 0, 0, 5, 0);
     // bpf_tail_call(r6, INBOUND, 0)
     insn(0xbf, 1, 6, 0, 0);
     insn(0x18, 2, 1, 0, inbound);
@@ -91,9 +110,9 @@ mod tests {
         let code = entry(0x1122_3344_5566_7788, 7, 9);
         assert_eq!(code.len() % 8, 0);
         let at = |slot: usize| &code[slot * 8..slot * 8 + 8];
-        assert_eq!(at(8)[4..], 0x5566_7788_u32.to_ne_bytes());
-        assert_eq!(at(9)[4..], 0x1122_3344_u32.to_ne_bytes());
-        // The jump at slot 7 skips 8 slots: to `r0 = 0` at slot 16, the last but one.
-        assert_eq!((at(7)[0], at(16)[0], code.len() / 8), (0x15, 0xb7, 18));
+        assert_eq!(at(3)[4..], 0x5566_7788_u32.to_ne_bytes());
+        assert_eq!(at(4)[4..], 0x1122_3344_u32.to_ne_bytes());
+        // The jump at slot 23 skips 5 slots: to `r0 = 0` at slot 29, the last but one.
+        assert_eq!((at(23)[0], at(29)[0], code.len() / 8), (0x55, 0xb7, 31));
     }
 }

@@ -165,17 +165,27 @@ pub fn link_detach(link: impl AsFd) -> Result<()> {
 /// # Errors
 /// `BPF_PROG_LOAD`: the verifier's refusal, or EPERM without CAP_BPF and CAP_NET_ADMIN.
 pub fn load_sk_lookup(instructions: &[u8], name: &str) -> Result<OwnedFd> {
+    let kind = (bpf_prog_type::BPF_PROG_TYPE_SK_LOOKUP as u32, bpf_attach_type::BPF_SK_LOOKUP as u32);
+    load(kind, instructions, name)
+}
+
+/// Loads a program of a type and, where its type has several, for a type of attachment: the numbers of
+/// `linux/bpf.h`.
+///
+/// # Errors
+/// As [`load_sk_lookup`].
+pub fn load((prog_type, attach_type): (u32, u32), instructions: &[u8], name: &str) -> Result<OwnedFd> {
     let mut program_name = [0; 16];
     for (to, from) in program_name[..15].iter_mut().zip(name.bytes()) {
         *to = from as core::ffi::c_char;
     }
     let mut attr = attr();
-    attr.__bindgen_anon_3.prog_type = bpf_prog_type::BPF_PROG_TYPE_SK_LOOKUP as u32;
+    attr.__bindgen_anon_3.prog_type = prog_type;
     attr.__bindgen_anon_3.insn_cnt = (instructions.len() / 8) as u32;
     attr.__bindgen_anon_3.insns = instructions.as_ptr() as u64;
     attr.__bindgen_anon_3.license = c"Dual MIT/GPL".as_ptr() as u64;
     attr.__bindgen_anon_3.prog_name = program_name;
-    attr.__bindgen_anon_3.expected_attach_type = bpf_attach_type::BPF_SK_LOOKUP as u32;
+    attr.__bindgen_anon_3.expected_attach_type = attach_type;
     bpf(bpf_cmd::BPF_PROG_LOAD, "BPF_PROG_LOAD", &mut attr).map(owned)
 }
 

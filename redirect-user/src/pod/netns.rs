@@ -50,7 +50,7 @@ pub enum Error {
     #[error("cannot enter the network namespace {path}: {source}{hint}", hint = root_hint(source))]
     Enter { path: PathBuf, source: io::Error },
     /// The namespace's cookie cannot be read.
-    #[error("cannot identify the network namespace {path}: {source}; Linux 5.14 or newer is needed")]
+    #[error("cannot identify the network namespace {path}: {source}; Linux 6.1 or newer is needed")]
     Cookie { path: PathBuf, source: SyscallError },
     /// A request to the kernel's routing tables failed.
     #[error("cannot {what} in the network namespace {path}: {source}")]

@@ -1,0 +1,143 @@
+//! `cargo xtask test vm [KERNEL..]`: boots other kernels and runs the tool and tests in them.
+//!
+//! A plain `cargo xtask test` boots the oldest kernel that works and runs a few tests there. With names, or
+//! `--all`, each kernel gets all that fits; with `--all` the table of results goes into docs/kernels.md.
+
+mod guest;
+mod jobs;
+mod kernels;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+
+use self::guest::Report;
+use self::kernels::{KERNELS, Kernel};
+use crate::workspace::{Workspace, is_root};
+use crate::{build, setup};
+
+/// The kernel of a plain run.
+const OLDEST: &str = "6.1";
+/// What the results stand between.
+const MARKS: [&str; 2] = ["<!-- results -->", "<!-- end of results -->"];
+/// The document with the results.
+const DOCUMENT: &str = "docs/kernels.md";
+
+/// A few tests on the oldest kernel.
+pub(crate) fn check(workspace: &Workspace) -> Result<()> {
+    let kernel =
+        KERNELS.iter().find(|kernel| kernel.name == OLDEST).context("the list has the oldest one")?;
+    let report = boot(workspace, kernel, false)?;
+    ensure!(failed(&report) == 0, "{} of the tests failed on Linux {}", failed(&report), report.release);
+    Ok(())
+}
+
+/// All tests that fit, on the kernels with these names, or on all.
+pub(crate) fn main(workspace: &Workspace, names: &[String]) -> Result<ExitCode> {
+    ensure!(is_root(), "only root can run the tests in a guest, which reads this machine's files");
+    let known = || KERNELS.iter().map(|kernel| kernel.name).collect::<Vec<_>>().join(", ");
+    for name in names {
+        ensure!(
+            KERNELS.iter().any(|kernel| kernel.name == name),
+            "there is no kernel {name:?}; there are: {}",
+            known()
+        );
+    }
+    setup::ensure(workspace, &["toolchain", "mesh", "oracle", "vm"])?;
+    build::build_all(workspace)?;
+    let wanted = |kernel: &&Kernel| names.is_empty() || names.iter().any(|name| name == kernel.name);
+    let mut reports = Vec::new();
+    for kernel in KERNELS.iter().filter(wanted) {
+        reports.push((kernel, boot(workspace, kernel, true)?));
+    }
+    let table = table(&reports);
+    print!("\n{table}");
+    if names.is_empty() {
+        publish(workspace, &table)?;
+    }
+    let failed: usize = reports.iter().map(|(_, report)| failed(report)).sum();
+    let passed: usize = reports.iter().map(|(_, report)| report.outcomes.len()).sum::<usize>() - failed;
+    println!("\n{passed} passed, {failed} failed");
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn boot(workspace: &Workspace, kernel: &Kernel, all: bool) -> Result<Report> {
+    let files = kernel.files(workspace)?;
+    let jobs = jobs::plan(workspace, kernel, &workspace.target.join("debug"), all)?;
+    println!("\n==> Linux {}: {} jobs", kernel.name, jobs.len());
+    guest::run(kernel, &files, &jobs)
+}
+
+fn failed(report: &Report) -> usize {
+    report.outcomes.iter().filter(|outcome| outcome.status != 0).count()
+}
+
+/// Passed and all, by tier.
+fn by_tier(report: &Report) -> BTreeMap<&str, (usize, usize)> {
+    let mut tiers = BTreeMap::new();
+    for outcome in &report.outcomes {
+        let tier = outcome.label.split("::").next().unwrap_or_default();
+        let (passed, all) = tiers.entry(tier).or_insert((0, 0));
+        *passed += usize::from(outcome.status == 0);
+        *all += 1;
+    }
+    tiers
+}
+
+/// Kernel by tier.
+fn table(reports: &[(&Kernel, Report)]) -> String {
+    const TIERS: [&str; 6] = ["tool", "features", "datapath", "capture", "guard", "oracle"];
+    let mut text = format!("| kernel | release | CPUs | {} | up after, s | jobs, s |\n", TIERS.join(" | "));
+    text += &format!("|---|---|---:|{}---:|---:|\n", "---|".repeat(TIERS.len()));
+    for (kernel, report) in reports {
+        let tiers = by_tier(report);
+        let cell = |tier: &&str| match tiers.get(*tier) {
+            Some((passed, all)) if passed == all && kernel.works => format!("{all} pass"),
+            Some((passed, all)) if passed == all => "refused, as it must".into(),
+            Some((passed, all)) => format!("{} of {all} fail", all - passed),
+            None => "–".into(),
+        };
+        let cells = TIERS.iter().map(cell).collect::<Vec<_>>().join(" | ");
+        let jobs: f64 = report.outcomes.iter().map(|outcome| outcome.took.as_secs_f64()).sum();
+        let (name, release, cpus, boot) = (kernel.name, &report.release, kernel.cpus, report.boot);
+        let _ = writeln!(text, "| {name} | {release} | {cpus} | {cells} | {boot:.0} | {jobs:.0} |");
+    }
+    text
+}
+
+/// Puts the table into the document.
+fn publish(workspace: &Workspace, table: &str) -> Result<()> {
+    let path = workspace.root.join(DOCUMENT);
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let new = with_results(&text, table).with_context(|| format!("{DOCUMENT} lacks its marks"))?;
+    fs::write(&path, new).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn with_results(text: &str, table: &str) -> Option<String> {
+    let [begin, end] = MARKS;
+    let (head, rest) = text.split_once(begin)?;
+    let (_, tail) = rest.split_once(end)?;
+    Some(format!("{head}{begin}\n\n{table}\n{end}{tail}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_takes_the_results() {
+        let root = Workspace::find().unwrap().root;
+        let text = fs::read_to_string(root.join(DOCUMENT)).unwrap();
+        let once = with_results(&text, "| a |\n").unwrap();
+        assert_eq!(with_results(&once, "| a |\n").as_ref(), Some(&once));
+        assert!(once.contains("| a |"), "{once}");
+    }
+
+    #[test]
+    fn the_plain_kernel_is_one_that_works() {
+        assert!(KERNELS.iter().any(|kernel| kernel.name == OLDEST && kernel.works));
+    }
+}

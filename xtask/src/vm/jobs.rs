@@ -1,0 +1,141 @@
+//! What is run in a guest: commands of the tool, and tests of this workspace's tiers one by one.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::kernels::Kernel;
+use crate::cmd;
+use crate::workspace::Workspace;
+
+/// Something that the guest runs.
+pub(crate) struct Job {
+    /// `TIER::TEST`, without blanks.
+    pub(crate) label: String,
+    pub(crate) limit: Duration,
+    /// A line for a shell.
+    command: String,
+}
+
+impl Job {
+    fn new(label: &str, seconds: u64, command: String) -> Job {
+        Job { label: label.to_owned(), limit: Duration::from_secs(seconds), command }
+    }
+
+    /// The line of the guest's list.
+    pub(crate) fn line(&self) -> String {
+        format!("{} {} {}\n", self.label, self.limit.as_secs(), self.command)
+    }
+}
+
+/// Tests of one target.
+struct Selection {
+    target: &'static str,
+    /// What a plain run takes: whole names.
+    few: &'static [&'static str],
+    /// What `--all` leaves out, by the beginning of the name: it counts in thousands, or compares documents,
+    /// and a guest is ten times slower.
+    not: &'static [&'static str],
+}
+
+const SELECTIONS: &[Selection] = &[
+    Selection { target: "features", few: &["each_feature_is_there_since_its_version"], not: &[] },
+    Selection {
+        target: "datapath",
+        few: &[
+            "outbound::ipv4",
+            "outbound::ipv6",
+            "outbound::with_syn_cookies",
+            "inbound::ipv4",
+            "inbound::ipv6",
+            "absent::outbound_is_refused_counted_and_works_later",
+            "realtime::a_syn_is_decided_as_its_own_pods",
+        ],
+        not: &[
+            "load::",
+            "cycles::",
+            "field::a_scan",
+            "field::five_thousand",
+            "field::many_workers",
+            "outbound::a_destination_without",
+        ],
+    },
+    Selection {
+        target: "capture",
+        few: &[
+            "dns::dig_resolves_over_udp_and_tcp_in_both_families",
+            "tools::an_upgrade_loses_no_connection",
+        ],
+        not: &["large::", "shown::"],
+    },
+    Selection {
+        target: "guard",
+        few: &["in_order::the_way_there_and_back", "faults::all_pins_removed"],
+        not: &[],
+    },
+    Selection { target: "oracle", few: &[], not: &["random_", "differences::"] },
+];
+
+/// The jobs for a kernel.
+pub(crate) fn plan(workspace: &Workspace, kernel: &Kernel, binaries: &Path, all: bool) -> Result<Vec<Job>> {
+    let tool = format!("{} --state-dir /tmp/state", binaries.join("redirect").display());
+    if !kernel.works {
+        // Refused by name: what is missing, and since when it is there; and nothing is left.
+        let refused = format!(
+            "! {tool} install 2>/tmp/error && cat /tmp/error && grep -q 'Linux 6.1 or newer' /tmp/error && \
+             grep -Eq 'unknown func|cannot use helper|invalid bpf_context' /tmp/error && \
+             [ $(wc -l </tmp/error) = 1 ] && [ -z \"$(ls /sys/fs/bpf)\" ] && ! {tool} doctor"
+        );
+        let mut jobs = vec![Job::new("tool::refused", 300, refused)];
+        jobs.extend(tests(workspace, &SELECTIONS[0], binaries, false)?);
+        return Ok(jobs);
+    }
+    let installed = format!("{tool} install && {tool} doctor && {tool} uninstall");
+    let mut jobs = vec![Job::new("tool::install_and_doctor", 300, installed)];
+    for selection in SELECTIONS {
+        jobs.extend(tests(workspace, selection, binaries, all)?);
+    }
+    Ok(jobs)
+}
+
+/// One job for each test of a selection.
+fn tests(workspace: &Workspace, selection: &Selection, binaries: &Path, all: bool) -> Result<Vec<Job>> {
+    let executable = executable(workspace, selection.target)?;
+    let variable = format!("REDIRECT_BIN_DIR={}", binaries.display());
+    let job = |test: &String| {
+        let label = format!("{}::{test}", selection.target);
+        let command =
+            format!("{variable} {} --exact --test-threads=1 --nocapture {test}", executable.display());
+        Job::new(&label, 300, command)
+    };
+    Ok(chosen(&executable, selection, all)?.iter().map(job).collect())
+}
+
+/// The tests that are selected of those that there are.
+fn chosen(executable: &Path, selection: &Selection, all: bool) -> Result<Vec<String>> {
+    let list = cmd::output(std::process::Command::new(executable).arg("--list"))?;
+    let there: Vec<&str> = list.lines().filter_map(|line| line.strip_suffix(": test")).collect();
+    if let Some(gone) = selection.few.iter().find(|name| !there.contains(*name)) {
+        anyhow::bail!(
+            "there is no test {gone} in {}: see SELECTIONS in xtask/src/vm/jobs.rs",
+            selection.target
+        );
+    }
+    let wanted = |name: &&str| match all {
+        true => !selection.not.iter().any(|begin| name.starts_with(begin)),
+        false => selection.few.contains(name),
+    };
+    Ok(there.into_iter().filter(wanted).map(str::to_owned).collect())
+}
+
+/// The executable of a test target, from cargo's own account.
+fn executable(workspace: &Workspace, target: &str) -> Result<PathBuf> {
+    let mut cargo = workspace.cargo();
+    cargo.args(["test", "--no-run", "--quiet", "--message-format=json", "--test", target]);
+    let account = cmd::output(&mut cargo)?;
+    let name = format!("\"name\":\"{target}\"");
+    let line = account.lines().find(|line| line.contains(&name) && line.contains("\"kind\":[\"test\"]"));
+    let path = line.and_then(|line| line.split_once("\"executable\":\"")?.1.split('"').next());
+    path.map(PathBuf::from).with_context(|| format!("cargo names no executable of the tests {target}"))
+}
