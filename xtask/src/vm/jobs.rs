@@ -43,15 +43,7 @@ const SELECTIONS: &[Selection] = &[
     Selection { target: "features", few: &["each_feature_is_there_since_its_version"], not: &[] },
     Selection {
         target: "datapath",
-        few: &[
-            "outbound::ipv4",
-            "outbound::ipv6",
-            "outbound::with_syn_cookies",
-            "inbound::ipv4",
-            "inbound::ipv6",
-            "absent::outbound_is_refused_counted_and_works_later",
-            "realtime::a_syn_is_decided_as_its_own_pods",
-        ],
+        few: &["outbound::ipv4", "outbound::ipv6", "inbound::ipv4", "outbound::with_syn_cookies"],
         not: &[
             "load::",
             "cycles::",
@@ -63,17 +55,10 @@ const SELECTIONS: &[Selection] = &[
     },
     Selection {
         target: "capture",
-        few: &[
-            "dns::dig_resolves_over_udp_and_tcp_in_both_families",
-            "tools::an_upgrade_loses_no_connection",
-        ],
+        few: &["dns::dig_resolves_over_udp_and_tcp_in_both_families"],
         not: &["large::", "shown::"],
     },
-    Selection {
-        target: "guard",
-        few: &["in_order::the_way_there_and_back", "faults::all_pins_removed"],
-        not: &[],
-    },
+    Selection { target: "guard", few: &["faults::all_pins_removed"], not: &[] },
     Selection { target: "oracle", few: &[], not: &["random_", "differences::"] },
 ];
 
