@@ -104,13 +104,16 @@ pub(crate) const TIERS: &[Tier] = &[
         &["toolchain", "mesh", "oracle"],
         &[Job::Tests(&["--test", "guard", "--", ONE_BY_ONE])],
     ),
-    tier(
-        "tool",
-        "the operator's tool, as an operator runs it",
-        // iptables comes with the oracle's group, strace with the faults'.
-        &["toolchain", "mesh", "oracle", "faults", "browser"],
-        &[Job::Tests(&["--test", "tool", "--", ONE_BY_ONE])],
-    ),
+    Tier {
+        minutes: 15,
+        ..tier(
+            "tool",
+            "the operator's tool, as an operator runs it",
+            // iptables comes with the oracle's group, strace with the faults'.
+            &["toolchain", "mesh", "oracle", "faults", "browser"],
+            &[Job::Tests(&["--test", "tool", "--", ONE_BY_ONE])],
+        )
+    },
     tier(
         "agent",
         "the node's agent against an API server, and kubectl beside it",
