@@ -88,6 +88,29 @@ fn what_is_installed_and_attached_is_left_alone_and_the_run_is_short() {
 }
 
 #[test]
+fn without_ipv6_its_trials_are_not_tried_and_that_is_no_failure() {
+    kernel_test(|node| {
+        // The kernel's answer is replaced on its way: a node that was booted with ipv6.disable=1 has no such
+        // folder.
+        let run = |format: &str| {
+            let mut command = Command::new("strace");
+            command.args(["-f", "-qq", "-o", "/dev/null", "-P", "/proc/sys/net/ipv6/conf"]);
+            command.args(["-e", "inject=open,openat:error=ENOENT"]).arg(binary("redirect"));
+            command.arg("--bpffs").arg(node.bpffs()).arg("--state-dir").arg(node.state_dir());
+            command.args(["verify", "-o", format, "--cgroup-root"]).arg(node.cgroup());
+            Outcome::of(&mut command)
+        };
+        let text = run("text");
+        assert_eq!(text.code, Some(0), "{text:?}");
+        let sum = "12 not tried: IPv6 is switched off on this node";
+        assert!(text.stdout.contains("12 of 12 in ") && text.stdout.contains(sum), "{}", text.stdout);
+        let junit = run("junit");
+        assert!(junit.stdout.contains(r#"tests="24" failures="0" skipped="12""#), "{}", junit.stdout);
+        assert_nothing_stays(node);
+    });
+}
+
+#[test]
 fn two_runs_at_once_do_not_disturb_each_other() {
     kernel_test(|node| {
         let runs: Vec<_> =
