@@ -240,6 +240,31 @@ fn self_calls_go_to_the_sidecar_once() {
 }
 
 #[test]
+fn a_client_is_told_with_tcp_fast_open() {
+    const TCP_FASTOPEN_CONNECT: i32 = 30;
+    kernel_test(|node| {
+        let pod = tproxy(node, "server");
+        // Both sides, without cookies, for every listener: the application's side is established first.
+        pod.netns().sysctl("net/ipv4/tcp_fastopen", "1543");
+        let (app, proxy) = (pod.app(), pod.proxy());
+        for v6 in FAMILIES {
+            let listener = app.listen(any(v6, 8080)).unwrap();
+            for _ in 0..3 {
+                let socket = transparent(&proxy, v6);
+                socket.set_option(libc::IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1).unwrap();
+                socket.bind(client(v6)).unwrap();
+                socket.connect(pod.at(v6, 8080)).unwrap();
+                socket.send(b"in the SYN").unwrap();
+                let accepted = listener.accept().unwrap();
+                assert_eq!(accepted.peername(), Ok(client(v6)));
+                assert_eq!(accepted.receive(100).unwrap().data, b"in the SYN");
+            }
+        }
+        assert_eq!(node.handshakes(), []);
+    });
+}
+
+#[test]
 fn nothing_is_kept_of_a_client_that_was_refused() {
     kernel_test(|node| {
         let pod = tproxy(node, "server");
