@@ -9,6 +9,7 @@ use redirect_user::attach::tables::Tables;
 use redirect_user::inspect;
 use redirect_user::kernel::install;
 use redirect_user::node::{Node, outcomes, timings};
+use redirect_user::ready;
 use tokio::sync::watch;
 
 use crate::conflist::keep::{Installed, Wanted};
@@ -55,7 +56,7 @@ impl State {
         let mut missing = Vec::new();
         if self.wanted == Some(Wanted::Nothing) {
             // The programs go with the last pod.
-        } else if let Err(problem) = inspect::ready(&self.node, None) {
+        } else if let Err(problem) = ready::ready(&self.node, None) {
             missing.push(format!("programs: {problem}"));
         } else if !install::installed(&self.node) {
             missing.push("programs: not on the node yet".to_owned());

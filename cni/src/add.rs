@@ -7,12 +7,13 @@ use redirect_user::attach::{self, Request};
 use redirect_user::enrol::Enrolment;
 use redirect_user::ids::PodRef;
 use redirect_user::kernel::hook::Hook;
+use redirect_user::kernel::install::Ensured;
 use redirect_user::node::Node;
 use redirect_user::node::timings::Clock;
 use redirect_user::node::{fault, outcomes};
 use redirect_user::pod::cgroup::{self, Clues, PodCgroup};
 use redirect_user::policy::Policy;
-use redirect_user::upgrade;
+use redirect_user::{repair, upgrade};
 
 use crate::call::Sandbox;
 use crate::conf::Conf;
@@ -87,11 +88,20 @@ fn redirect(
 
 /// The node first, then the pod.
 fn attach(node: &Node, request: &Request, clock: &mut Clock) -> Result<(), Error> {
-    upgrade::settle(node, &request.id)?;
+    let failed = upgrade::settle(node, &request.id)?;
     clock.lap("settle");
     let attached = attach::attach_alone(node, request);
     clock.lap("attach");
-    attached?;
+    let (attached, lock) =
+        attached.map_err(|error| error.after_upgrade(failed.map(|error| error.to_string())))?;
+    if attached.programs == Ensured::Fresh && repair::others_have_pins(node, &request.id) {
+        // The pods that were attached before are in no map now.
+        match repair::repair(node, &lock, None) {
+            Ok(repaired) if repaired.is_empty() => {}
+            Ok(repaired) => tracing::warn!(pods = repaired.len(), "other pods were attached again"),
+            Err(error) => tracing::error!(%error, "other pods could not be attached again"),
+        }
+    }
     Ok(())
 }
 
@@ -111,7 +121,11 @@ fn pod_cgroup(conf: &Conf, pod: &PodRef, hooks: &[Hook]) -> Result<PodCgroup, Er
 fn check_netns(path: &Path) -> Result<(), Error> {
     let failed = |problem: String| Error::Netns { path: path.to_owned(), problem };
     let identity = |path: &Path| std::fs::metadata(path).map(|file| (file.dev(), file.ino()));
-    let theirs = identity(path).map_err(|error| failed(format!("cannot look at CNI_NETNS: {error}")))?;
+    let theirs = identity(path).map_err(|error| {
+        failed(format!(
+            "cannot look at CNI_NETNS: {error}; the runtime must make the namespace before it calls ADD"
+        ))
+    })?;
     let own = Path::new("/proc/self/ns/net");
     let ours =
         identity(own).map_err(|error| failed(format!("cannot compare with {}: {error}", own.display())))?;

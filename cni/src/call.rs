@@ -79,7 +79,11 @@ impl<F: Fn(&str) -> Option<OsString>> Env<F> {
 
     fn required(&self, variable: &'static str) -> Result<String, Error> {
         let value = self.optional(variable)?;
-        if value.is_empty() { Err(invalid(variable, "is not set".to_owned())) } else { Ok(value) }
+        if value.is_empty() {
+            Err(invalid(variable, "is not set; the runtime sets it for this verb".to_owned()))
+        } else {
+            Ok(value)
+        }
     }
 
     fn optional(&self, variable: &'static str) -> Result<String, Error> {
@@ -211,7 +215,7 @@ mod tests {
                 .map(|(_, pair)| *pair)
                 .collect();
             let text = parse(&some).unwrap_err().to_string();
-            assert_eq!(text, format!("{} is not set", add[missing].0));
+            assert_eq!(text, format!("{} is not set; the runtime sets it for this verb", add[missing].0));
         }
     }
 

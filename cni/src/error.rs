@@ -10,7 +10,7 @@ use redirect_user::enrol::{self, source};
 use redirect_user::node::lock;
 use redirect_user::pod::cgroup;
 use redirect_user::policy::annotations;
-use redirect_user::{attach, inspect};
+use redirect_user::{attach, inspect, ready};
 use thiserror::Error as ThisError;
 
 use crate::version::Version;
@@ -25,7 +25,8 @@ pub(crate) enum Error {
     #[error("{key} is {value:?}; supported are {supported}")]
     Unsupported { key: &'static str, value: String, supported: &'static str },
     #[error(
-        "container {container} has no redirection for {ifname}, though its pod {pod} is to be redirected"
+        "container {container} has no redirection for {ifname}, though its pod {pod} is to be redirected; delete the \
+         pod: the ADD of the one in its place redirects it"
     )]
     UnknownContainer { container: String, ifname: String, pod: String },
     #[error("{variable} {problem}")]
@@ -52,14 +53,14 @@ pub(crate) enum Error {
         /// What a repair came to.
         outcome: String,
     },
-    #[error("{source}{}", if *attached > 0 {
+    #[error("{source}{}", if *attached > 0 && !matches!(source, ready::NotReady::Outside { .. }) {
         format!("; {attached} pods are attached according to their records: those whose links are gone send in clear \
                  until `redirect repair` has attached them again")
     } else {
         String::new()
     })]
     NotReady {
-        source: inspect::NotReady,
+        source: ready::NotReady,
         /// Pods that are attached according to their records, and may be open.
         attached: usize,
     },

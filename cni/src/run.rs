@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal as _, Read as _};
 
-use crate::call::Call;
+use crate::call::{Call, Sandbox};
 use crate::conf::Conf;
 use crate::error::Error;
 use crate::version::Version;
@@ -30,9 +30,20 @@ pub(crate) fn run() -> Result<String, Error> {
     }
     let outcome = dispatch(&call, &conf);
     if let Err(error) = &outcome {
-        tracing::error!(code = error.code().0, "{error}");
+        tracing::error!(code = error.code().0, "{}", in_span(&call, error));
     }
     outcome
+}
+
+/// The error for a line that names the pod already.
+fn in_span(call: &Call, error: &Error) -> String {
+    let text = error.to_string();
+    match call {
+        Call::Add(Sandbox { pod: Some(pod), .. }) | Call::Check(Sandbox { pod: Some(pod), .. }) => {
+            text.replace(&format!("pod {pod}"), "the pod")
+        }
+        _ => text,
+    }
 }
 
 /// Each verb gets the node that the configuration names: where pins and records are.
@@ -72,10 +83,10 @@ fn versions() -> String {
 
 fn stdin() -> Result<Vec<u8>, Error> {
     let mut text = Vec::new();
-    std::io::stdin()
-        .take(STDIN_MAX + 1)
-        .read_to_end(&mut text)
-        .map_err(|source| Error::Io { what: "read the network configuration from stdin", source })?;
+    std::io::stdin().take(STDIN_MAX + 1).read_to_end(&mut text).map_err(|source| Error::Io {
+        what: "read the network configuration, which the runtime hands over on stdin",
+        source,
+    })?;
     if text.len() as u64 > STDIN_MAX {
         let what = "the network configuration on stdin".to_owned();
         return Err(Error::Decode { what, problem: format!("it is longer than {STDIN_MAX} bytes") });

@@ -241,6 +241,26 @@ pub struct ListeningKey {
     pub place: u32,
 }
 
+/// How much a pod has of the tables that programs fill, so that no pod fills one of them for all others. Each
+/// number goes up before or with an entry, and down when the entry is taken out again; two programs at the
+/// same moment may go past a limit by one.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claims {
+    /// Entries of DESTINATIONS; at most [`SLOTS_PER_POD`](crate::prefix::SLOTS_PER_POD).
+    pub destinations: u64,
+    /// Entries of HANDOFF; at most [`HANDSHAKES_PER_POD`](crate::socket::HANDSHAKES_PER_POD).
+    pub handshakes: u64,
+    /// Entries of LISTENING that programs made; at most
+    /// [`LISTENING_PER_POD`](crate::socket::LISTENING_PER_POD).
+    pub listening: u64,
+}
+
+impl Claims {
+    /// A pod that has not done anything yet.
+    pub const NONE: Claims = Claims { destinations: 0, handshakes: 0, listening: 0 };
+}
+
 /// A range of a pod's policy, the data part of a longest-prefix key: the first 96 bits (pod and list) always
 /// match whole, the rest as far as the range's prefix says. IPv4 ranges are stored in IPv4-mapped form, 96
 /// bits longer.

@@ -12,7 +12,7 @@
 //! | SETS | hash | [`SetKey`] -> 1 |
 //! | OWN | hash | [`AddrKey`] -> 1 |
 //! | DESTINATIONS | hash | [`SlotKey`] -> [`Kept<SlotKey>`](Kept) |
-//! | CLAIMS | hash | netns cookie -> number of slots |
+//! | CLAIMS | hash | netns cookie -> [`Claims`] |
 //! | ORIGIN | socket storage | socket -> [`Origin`] |
 //! | DNS_PROXIES | hash | netns cookie -> [`DnsProxy`] |
 //! | DNS_ASKED | LRU hash | [`DnsClient`] -> [`DnsAsked`] |

@@ -4,7 +4,7 @@
 //! `tests/abi.rs`), so any bytes are a valid value and every byte is initialised.
 
 use crate::{
-    AddrKey, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, Entered, GuardedPod, HandoffKey, Ip,
+    AddrKey, Claims, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, Entered, GuardedPod, HandoffKey, Ip,
     ListenerKey, ListeningKey, Origin, PodConfig, PortBlock, PortsKey, RangeKey, SetKey, SlotKey,
     TraceRecord, kept::Kept,
 };
@@ -18,6 +18,7 @@ macro_rules! plain_bytes {
 
 plain_bytes!(
     AddrKey,
+    Claims,
     Counters,
     DnsAsked,
     DnsClient,

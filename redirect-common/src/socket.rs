@@ -67,6 +67,13 @@ impl Key for HandoffKey {
     }
 }
 
+/// How many handshakes of a pod on the detour may be under way: an eighth of HANDOFF.
+pub const HANDSHAKES_PER_POD: u64 = 8192;
+
+/// How many sockets of a pod that listen on ephemeral ports are noted: a sixteenth of LISTENING. Attach notes
+/// as many more at most, of those that listened before.
+pub const LISTENING_PER_POD: u64 = 4096;
+
 /// A place for a listening socket of the sidecar. Several per listener, because SO_REUSEPORT workers each
 /// have a socket and closing one must not make the sidecar unknown.
 #[repr(C)]

@@ -7,9 +7,9 @@ use std::mem::{offset_of, size_of};
 use std::path::PathBuf;
 
 use redirect_common::{
-    ABI_VERSION, AddrKey, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, Entered, Event, GuardedPod,
-    HandoffKey, Ip, Kept, ListenerKey, ListeningKey, Origin, PodConfig, PortBlock, PortsKey, RangeKey,
-    SetKey, SlotKey, TraceRecord,
+    ABI_VERSION, AddrKey, Claims, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, Entered, Event,
+    GuardedPod, HandoffKey, Ip, Kept, ListenerKey, ListeningKey, Origin, PodConfig, PortBlock, PortsKey,
+    RangeKey, SetKey, SlotKey, TraceRecord,
 };
 
 type Destination = Kept<SlotKey>;
@@ -51,6 +51,7 @@ fn layouts() -> String {
         PortsKey { cookie, set, block };
         PortBlock { words };
         AddrKey { cookie, ip };
+        Claims { destinations, handshakes, listening };
         RangeKey { cookie, list, ip };
         ListeningKey { cookie, port, place };
         SlotKey { cookie, slot, family };

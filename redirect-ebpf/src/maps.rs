@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{Ordering, compiler_fence};
 
-use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
+use aya_ebpf::bindings::{BPF_EXIST, BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::helpers::generated::bpf_get_current_task;
 use aya_ebpf::macros::{btf_map, map};
@@ -12,9 +12,10 @@ use aya_ebpf::maps::{
 };
 use redirect_common::dns::proxy;
 use redirect_common::{
-    AddrKey, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, Entered, Family, GUARDED_PODS, GuardedPod,
-    HandoffKey, Ip, Kept, Key, LISTENER_PLACES, ListenerKey, ListeningKey, Origin, PodConfig, PortBlock,
-    PortsKey, RangeKey, SLOTS_PER_POD, SetKey, SlotKey,
+    AddrKey, Claims, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, Entered, Family, GUARDED_PODS,
+    GuardedPod, HANDSHAKES_PER_POD, HandoffKey, Ip, Kept, Key, LISTENER_PLACES, LISTENING_PER_POD,
+    ListenerKey, ListeningKey, Origin, PodConfig, PortBlock, PortsKey, RangeKey, SLOTS_PER_POD, SetKey,
+    SlotKey,
 };
 
 /// Enrolled pods. Written by attach and detach, read by every program. Full: attach fails and says so.
@@ -47,15 +48,16 @@ static OWN: HashMap<AddrKey, u8> = HashMap::with_max_entries(65_536, BPF_F_NO_PR
 #[map]
 static DESTINATIONS: HashMap<SlotKey, Kept<SlotKey>> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
 
-/// How many entries of DESTINATIONS each pod has. The entry is made and removed by attach and detach, counted
-/// up on connect.
+/// How many entries of DESTINATIONS, HANDOFF and LISTENING each pod has, so that one pod cannot fill them.
+/// The entry is made and removed by attach and detach, counted up and down by the programs that write those
+/// maps.
 #[map]
-static CLAIMS: HashMap<u64, u64> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+static CLAIMS: HashMap<u64, Claims> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 
 /// Handshakes under way of connections that take the detour: written at the client's ACTIVE_ESTABLISHED,
 /// taken and deleted at the server's PASSIVE_ESTABLISHED, which on loopback comes later, or deleted when the
-/// client closes before that. Full: the sidecar does not learn the destination, sends the connection to its
-/// black hole, and `handoff_full` counts it.
+/// client closes before that. Full, or the pod has [`HANDSHAKES_PER_POD`] of them: the sidecar does not learn
+/// the destination, sends the connection to its black hole, and `handoff_full` counts it.
 #[map]
 static HANDOFF: HashMap<HandoffKey, Kept<HandoffKey>> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 
@@ -66,7 +68,8 @@ static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(16_384, 0);
 
 /// The sockets that listen on the ephemeral ports of a pod, by their cookies. Written in sock_ops when a
 /// socket begins to listen, removed when it ends to; attach puts in what listened before, detach removes all
-/// of a pod. Full: the port counts as not listened on, and what comes in for it is refused.
+/// of a pod. Full, or the pod has [`LISTENING_PER_POD`]: the port counts as not listened on, and what comes
+/// in for it is refused.
 #[map]
 static LISTENING: HashMap<ListeningKey, u64> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 
@@ -175,7 +178,7 @@ pub(crate) fn claim_slot(key: &SlotKey, dst: &Endpoint) -> Claim {
     let Some(claims) = CLAIMS.get_ptr_mut(key.cookie) else { return Claim::Full };
     // SAFETY: the entry is there until detach, and then its memory another pod's count. Two connections at
     // the same moment may count as one: the limit need not be exact.
-    if unsafe { *claims } >= u64::from(SLOTS_PER_POD) {
+    if unsafe { (*claims).destinations } >= u64::from(SLOTS_PER_POD) {
         return Claim::Full;
     }
     // Another connection may claim it at the same moment; the one that comes second finds it taken the next
@@ -184,7 +187,7 @@ pub(crate) fn claim_slot(key: &SlotKey, dst: &Endpoint) -> Claim {
         return Claim::Full;
     }
     // SAFETY: as above.
-    unsafe { *claims += 1 };
+    unsafe { (*claims).destinations += 1 };
     Claim::Done
 }
 
@@ -247,10 +250,65 @@ pub(crate) fn dns_asked(client: &DnsClient) -> Option<&'static mut DnsAsked> {
     DNS_ASKED.get_ptr_mut(client).map(|asked| unsafe { &mut *asked })
 }
 
-/// Keeps the true destination for the time of one loopback handshake; false when the table is full.
+/// A number in a pod's entry of CLAIMS that several CPUs change at once.
+#[derive(Clone, Copy)]
+struct Count(*mut u64);
+
+impl Count {
+    /// Handshakes that are under way.
+    #[inline(always)]
+    fn handshakes(cookie: u64) -> Option<Count> {
+        // SAFETY: the entry is there until detach; then its memory is another pod's, which counts less
+        // exactly.
+        CLAIMS.get_ptr_mut(cookie).map(|claims| Count(unsafe { &raw mut (*claims).handshakes }))
+    }
+
+    /// Listening sockets that are noted.
+    #[inline(always)]
+    fn listening(cookie: u64) -> Option<Count> {
+        // SAFETY: as above.
+        CLAIMS.get_ptr_mut(cookie).map(|claims| Count(unsafe { &raw mut (*claims).listening }))
+    }
+
+    /// Whether it is below a limit.
+    #[inline(always)]
+    fn is_below(self, limit: u64) -> bool {
+        // SAFETY: a read of valid memory.
+        unsafe { core::ptr::read_volatile(self.0) < limit }
+    }
+
+    /// Adds a number, all bits set for minus one: an instruction of the kernel's, as the target has no
+    /// atomics in `core`.
+    #[inline(always)]
+    fn add(self, number: u64) {
+        // SAFETY: the address is that of a number in a map's value, which is aligned.
+        unsafe { core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) self.0, in(reg) number) }
+    }
+
+    #[inline(always)]
+    fn up(self) {
+        self.add(1);
+    }
+
+    #[inline(always)]
+    fn down(self) {
+        self.add(u64::MAX);
+    }
+}
+
+/// Keeps the true destination for the time of one loopback handshake; false when the table is full, or the
+/// pod has its share of it.
 #[inline(always)]
 pub(crate) fn handoff_put(key: &HandoffKey, dst: &Endpoint) -> bool {
-    HANDOFF.insert(key, Kept::new(*key, *dst), 0).is_ok()
+    let Some(count) = Count::handshakes(key.cookie) else { return false };
+    if count.is_below(HANDSHAKES_PER_POD)
+        && HANDOFF.insert(key, Kept::new(*key, *dst), BPF_NOEXIST.into()).is_ok()
+    {
+        count.up();
+        return true;
+    }
+    // The same two ends again, before anybody took what the first handshake left.
+    HANDOFF.insert(key, Kept::new(*key, *dst), BPF_EXIST.into()).is_ok()
 }
 
 /// Takes a true destination out of the handshake table.
@@ -258,26 +316,34 @@ pub(crate) fn handoff_put(key: &HandoffKey, dst: &Endpoint) -> bool {
 pub(crate) fn handoff_take(key: &HandoffKey) -> Option<Endpoint> {
     // SAFETY: as in `destination`; the client may close, and thereby remove the entry, in the same moment.
     let dst = copied(unsafe { HANDOFF.get(key) }, key)?;
-    let _ = HANDOFF.remove(key);
+    handoff_remove(key);
     Some(dst)
 }
 
 /// Forgets a handshake that the sidecar did not finish.
 #[inline(always)]
 pub(crate) fn handoff_remove(key: &HandoffKey) {
-    let _ = HANDOFF.remove(key);
+    if HANDOFF.remove(key).is_ok()
+        && let Some(count) = Count::handshakes(key.cookie)
+    {
+        count.down();
+    }
 }
 
 /// Notes a socket that begins to listen on an ephemeral port, in the place of another one when all are taken;
-/// false when there is no room.
+/// false when there is no room, or the pod has its share of it.
 #[inline(always)]
 pub(crate) fn listening(cookie: u64, port: u32, socket: u64) -> bool {
-    for place in 0..LISTENER_PLACES {
-        if LISTENING.insert(ListeningKey { cookie, port, place }, socket, BPF_NOEXIST.into()).is_ok() {
-            return true;
+    let Some(count) = Count::listening(cookie) else { return false };
+    if count.is_below(LISTENING_PER_POD) {
+        for place in 0..LISTENER_PLACES {
+            if LISTENING.insert(ListeningKey { cookie, port, place }, socket, BPF_NOEXIST.into()).is_ok() {
+                count.up();
+                return true;
+            }
         }
     }
-    LISTENING.insert(ListeningKey { cookie, port, place: 0 }, socket, 0).is_ok()
+    LISTENING.insert(ListeningKey { cookie, port, place: 0 }, socket, BPF_EXIST.into()).is_ok()
 }
 
 /// Forgets a socket that ends to listen.
@@ -287,7 +353,11 @@ pub(crate) fn listened(cookie: u64, port: u32, socket: u64) {
         let key = ListeningKey { cookie, port, place };
         // SAFETY: 8 bytes, read at once. Another port's socket, read in its place, is not this one.
         if unsafe { LISTENING.get(key) }.is_some_and(|noted| *noted == socket) {
-            let _ = LISTENING.remove(key);
+            if LISTENING.remove(key).is_ok()
+                && let Some(count) = Count::listening(cookie)
+            {
+                count.down();
+            }
             return;
         }
     }

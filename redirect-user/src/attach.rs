@@ -10,7 +10,7 @@
 mod detach;
 pub(crate) mod entries;
 mod error;
-mod full;
+pub mod full;
 pub(crate) mod guard;
 pub(crate) mod guarded;
 pub mod life;
@@ -33,10 +33,11 @@ use crate::attach::record::{Attachment, NetnsChanges};
 use crate::attach::tables::Tables;
 use crate::kernel::hook::Hook;
 use crate::kernel::install::{self, Ensured};
-use crate::kernel::pins;
+use crate::kernel::{pins, stamp};
 use crate::node::Node;
 use crate::node::fault;
 use crate::node::lock::NodeLock;
+use crate::path_error::is_gone;
 use crate::pod::cgroup;
 use crate::pod::netns::{Netns, TcpSocket};
 
@@ -166,7 +167,7 @@ impl Begun {
 
     /// Whether an ADD of the same attachment has come as far as its pins.
     fn is_pinned(&self, node: &Node) -> bool {
-        pins::current(node).attachment(&self.planned.attachment.id).path().exists()
+        !is_gone(pins::current(node).attachment(&self.planned.attachment.id).path())
     }
 
     /// Takes back what was done without the lock.
@@ -222,6 +223,10 @@ fn keep_known_changes(node: &Node, attachment: &mut Attachment) -> Result<bool, 
 /// entries.
 fn carry_out(node: &Node, lock: &NodeLock, planned: &mut Planned) -> Result<Ensured, Error> {
     let programs = install::ensure(node, lock)?;
+    let (config, _) = entries::of(&planned.attachment);
+    if let Some(lacking) = stamp::lacking(node, config.flags) {
+        return Err(Error::Lacking(Box::new(lacking)));
+    }
     links::make_folder(node, &planned.attachment)?;
     fault::point("attach-folder");
     write_tables(node, &planned.attachment)?;
@@ -233,6 +238,10 @@ fn carry_out(node: &Node, lock: &NodeLock, planned: &mut Planned) -> Result<Ensu
     }
     guard::choose_entry(node, &mut planned.attachment)?;
     guard::post(node, &planned.attachment, &mut planned.netns)?;
+    if programs == Ensured::Fresh && cgroup::populated(&planned.attachment.cgroup) {
+        // The sidecar of a pod that runs has begun to listen when there was another map.
+        listeners::register(node, &planned.attachment).map_err(|source| Error::Listeners { source })?;
+    }
     Ok(programs)
 }
 

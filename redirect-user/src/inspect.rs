@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
 
 use serde::Serialize;
 
@@ -12,13 +11,13 @@ use crate::attach::replan::{self, Stale};
 use crate::attach::tables::Tables;
 use crate::attach::{Error, entries, life};
 use crate::ids::AttachmentId;
+use crate::kernel::folders;
 use crate::kernel::hook::Hook;
 use crate::kernel::install;
-use crate::kernel::pins::{self, AttachmentFolder};
+use crate::kernel::pins::{self, AttachmentFolder, Generation};
 use crate::kernel::sys;
-use crate::node::{Node, is_bpffs, lock};
-use crate::path_error::PathError;
-use crate::pod::cgroup::{self, Life};
+use crate::node::Node;
+use crate::path_error::is_gone;
 use crate::pod::netns::Netns;
 
 /// The state of one link.
@@ -44,6 +43,11 @@ pub enum Drift {
     NoRecord,
     /// The record belongs to an earlier boot.
     EarlierBoot,
+    /// The pod is attached by another ABI version, with programs and maps of its own.
+    OtherVersion {
+        /// Which.
+        abi: u32,
+    },
     /// The link's pin is gone.
     LinkGone {
         /// The hook's name.
@@ -103,6 +107,11 @@ impl std::fmt::Display for Drift {
         match self {
             Drift::NoRecord => write!(f, "there is no record of this attachment"),
             Drift::EarlierBoot => write!(f, "the record is from an earlier boot"),
+            Drift::OtherVersion { abi } => write!(
+                f,
+                "the pod is attached by ABI version {abi}, this is {}; `redirect upgrade` brings it over",
+                pins::abi()
+            ),
             Drift::LinkGone { hook } => write!(f, "the link of {hook} is gone"),
             Drift::LinkDefunct { hook } => write!(f, "the link of {hook} is defunct: what it was on is gone"),
             Drift::WrongTarget { hook } => write!(f, "the link of {hook} is not on this pod"),
@@ -257,6 +266,9 @@ pub fn compare(node: &Node, attachment: &Attachment) -> Result<Vec<Drift>, Error
     if !attachment.of_this_boot() {
         return Ok(vec![Drift::EarlierBoot]);
     }
+    if let Some(abi) = other_version(node, attachment)? {
+        return Ok(vec![Drift::OtherVersion { abi }]);
+    }
     let mut drift: Vec<_> = links(node, attachment)?.into_iter().filter_map(|link| link.drift).collect();
     drift.extend(filters(node, attachment)?.into_iter().filter_map(|filter| filter.drift));
     if install::installed(node) {
@@ -267,12 +279,21 @@ pub fn compare(node: &Node, attachment: &Attachment) -> Result<Vec<Drift>, Error
     } else {
         drift.push(Drift::NotInstalled);
     }
-    if is_outside_cgroup(attachment) {
+    if !life::outside_cgroup(std::slice::from_ref(attachment)).is_empty() {
         drift.push(Drift::OutsideCgroup);
     }
     let stale = replan::look(attachment)?.stale;
     drift.extend(stale.into_iter().filter(Stale::is_news).map(|what| Drift::NotCovered { what }));
     Ok(drift)
+}
+
+/// The ABI version that has the attachment, if it is not this one.
+fn other_version(node: &Node, attachment: &Attachment) -> Result<Option<u32>, Error> {
+    if !is_gone(pins::current(node).attachment(&attachment.id).path()) {
+        return Ok(None);
+    }
+    let has_it = |version: &Generation| !is_gone(version.attachment(&attachment.id).path());
+    Ok(folders::generations(node)?.iter().find(|version| has_it(version)).map(Generation::abi))
 }
 
 fn compare_entries(node: &Node, attachment: &Attachment) -> Result<Option<Drift>, Error> {
@@ -283,89 +304,4 @@ fn compare_entries(node: &Node, attachment: &Attachment) -> Result<Option<Drift>
         Some(config) if config != expected => Some(Drift::ConfigDiffers),
         Some(_) => (!tables.holds(attachment.cookie, entries)?).then_some(Drift::EntriesDiffer),
     })
-}
-
-/// No process is in the cgroup, and some are in the namespace.
-fn is_outside_cgroup(attachment: &Attachment) -> bool {
-    if cgroup::life(&attachment.cgroup, attachment.cgroup_id) != Life::Empty {
-        return false;
-    }
-    let Ok(namespace) = fs::metadata(&attachment.netns) else { return false };
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let inside = |entry: fs::DirEntry| fs::metadata(entry.path().join("ns/net"));
-    let own = std::process::id().to_string();
-    processes.filter(|entry| entry.file_name().to_str().is_some_and(|pid| pid != own)).any(|entry| {
-        inside(entry).is_ok_and(|file| file.ino() == namespace.ino() && file.dev() == namespace.dev())
-    })
-}
-
-/// Why an ADD would not work on this node.
-#[derive(Debug, thiserror::Error)]
-pub enum NotReady {
-    /// bpffs is missing, or the programs cannot be loaded.
-    #[error(transparent)]
-    Install(#[from] install::Error),
-    /// The process may not use bpf(2).
-    #[error("not permitted to use bpf(2): CAP_BPF and CAP_NET_ADMIN (or root) are needed")]
-    Privileges,
-    /// A program is refused.
-    #[error("the kernel programs cannot be loaded: {0}; `redirect doctor` says what this node lacks")]
-    Programs(String),
-    /// There is no cgroup v2.
-    #[error(transparent)]
-    Cgroup(#[from] cgroup::Error),
-    /// Records cannot be written.
-    #[error("{0}; records of attachments are kept there")]
-    State(#[from] PathError),
-    /// Pods are without their links.
-    #[error(
-        "{pods} attached pods have lost their links and send in clear; `redirect repair` attaches them again"
-    )]
-    Open {
-        /// How many.
-        pods: usize,
-    },
-}
-
-/// Whether an ADD would work: it is tried as far as that changes nothing.
-///
-/// # Errors
-/// What is missing.
-pub fn ready(node: &Node, cgroup_root: Option<&Path>) -> Result<(), NotReady> {
-    if !is_bpffs(&node.bpffs).unwrap_or(false) {
-        return Err(install::Error::NoBpffs { path: node.bpffs.clone() }.into());
-    }
-    if !sys::may_use_bpf() {
-        return Err(NotReady::Privileges);
-    }
-    cgroup::root(cgroup_root)?;
-    state_is_writable(node)?;
-    if !install::installed(node) {
-        install::try_load(false).map_err(NotReady::Programs)?;
-    }
-    match open_pods(node) {
-        0 => Ok(()),
-        pods => Err(NotReady::Open { pods }),
-    }
-}
-
-/// Tries to write in the state directory.
-///
-/// # Errors
-/// It cannot be made or written.
-pub fn state_is_writable(node: &Node) -> Result<(), PathError> {
-    lock::make_private(&node.state_dir)?;
-    let probe = node.state_dir.join(format!("probe-{}", std::process::id()));
-    let tried = fs::write(&probe, "").and_then(|()| fs::remove_file(&probe));
-    tried.map_err(PathError::at("write in", &node.state_dir))
-}
-
-/// Living pods of this boot that have none of their links.
-fn open_pods(node: &Node) -> usize {
-    let all = record::all(node).unwrap_or_default();
-    let open = |attachment: &&Attachment| {
-        let folder = pins::current(node).attachment(&attachment.id);
-        !folder.path().exists() && !matches!(life::of(node, attachment), Life::Gone)
-    };
-    all.iter().filter(open).count()
 }

@@ -4,9 +4,9 @@
 //! [`policy`] says what is captured in a pod and reads it from the pod's annotations; [`node`] says where on
 //! this machine things are; [`kernel`] is bpf(2), the programs and their pins; [`pod`] is a pod's network
 //! namespace, user namespace and cgroup; [`enrol`] decides whether a pod is ours; [`attach`] is the steps of
-//! ADD and DEL. [`gc`] collects, [`repair`] attaches again, [`upgrade`] replaces programs, [`inspect`] and
-//! [`connections`] report, [`explain`] answers as the kernel would, [`doctor`] examines the node,
-//! [`verify`] tries it in a pod of its own.
+//! ADD and DEL. [`gc`] collects, [`repair`] attaches again, [`upgrade`] replaces programs, [`inspect`],
+//! [`ready`] and [`connections`] report, [`explain`] answers as the kernel would, [`doctor`] examines the
+//! node, [`verify`] tries it in a pod of its own.
 
 pub mod attach;
 pub mod connections;
@@ -21,6 +21,7 @@ pub mod node;
 pub mod path_error;
 pub mod pod;
 pub mod policy;
+pub mod ready;
 pub mod repair;
 pub mod upgrade;
 pub mod verify;

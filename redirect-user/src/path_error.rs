@@ -2,7 +2,7 @@
 //! reason.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A step on a path that failed.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +24,17 @@ impl PathError {
     ) -> impl FnOnce(E) -> PathError {
         move |source| PathError { what, path: path.into(), source: source.into() }
     }
+}
+
+/// Whether the kernel says that there is nothing at this path. What cannot be looked at is not gone.
+#[must_use]
+pub fn is_gone(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_err_and(|error| is_not_found(&error))
+}
+
+/// Whether an error says that a path leads nowhere.
+pub(crate) fn is_not_found(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// As the step's result, except that what is gone already is fine.

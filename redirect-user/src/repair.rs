@@ -11,9 +11,10 @@ use crate::ids::AttachmentId;
 use crate::inspect::{self, Drift};
 use crate::kernel::folders;
 use crate::kernel::install::{self, Ensured};
-use crate::kernel::pins;
+use crate::kernel::pins::{self, Generation};
 use crate::node::Node;
 use crate::node::lock::NodeLock;
+use crate::path_error::is_gone;
 use crate::pod::cgroup::{self, Life};
 use crate::pod::netns::Netns;
 
@@ -50,6 +51,7 @@ pub fn repair(node: &Node, lock: &NodeLock, container: Option<&str>) -> Result<V
     for attachment in living {
         let drift = inspect::compare(node, &attachment)?;
         if drift.is_empty() {
+            remove_older_folders(node, &attachment)?;
             continue;
         }
         let again = attach_again(node, lock, &attachment);
@@ -72,7 +74,7 @@ pub fn repair(node: &Node, lock: &NodeLock, container: Option<&str>) -> Result<V
 
 /// Whether another attachment has lost its pins, or all have: a few looks, cheap enough for every ADD.
 pub(crate) fn is_needed(node: &Node, besides: &AttachmentId, installed: bool) -> bool {
-    let pods = pins::current(node).pods();
+    let (own_version, all) = (pins::current(node), folders::generations(node).unwrap_or_default());
     let recorded = fs::read_dir(node.attachments()).into_iter().flatten().flatten();
     let own = node.attachment(besides);
     let mut recorded = recorded
@@ -81,9 +83,20 @@ pub(crate) fn is_needed(node: &Node, besides: &AttachmentId, installed: bool) ->
     let missing = |path: PathBuf| {
         let name = path.file_stem()?.to_str()?.to_owned();
         let (container, _) = name.split_once('.')?;
-        (!installed || !pods.join(container).exists()).then_some(())
+        // A newer version's pods are its own.
+        let kept = |generation: &Generation| {
+            !is_gone(&generation.pods().join(container)) && (installed || *generation != own_version)
+        };
+        (!all.iter().any(kept)).then_some(())
     };
     recorded.any(|path| missing(path).is_some())
+}
+
+/// Whether other containers than this one have pins of this version.
+#[must_use]
+pub fn others_have_pins(node: &Node, besides: &AttachmentId) -> bool {
+    let own = pins::current(node).container(&besides.container_id);
+    folders::list(&pins::current(node).pods()).is_ok_and(|pods| pods.iter().any(|pod| *pod != own))
 }
 
 /// ADD again, as the record says.
@@ -101,11 +114,17 @@ fn attach_again(node: &Node, lock: &NodeLock, attachment: &Attachment) -> Result
         made_cgroups: attachment.made_cgroups.clone(),
     };
     let attached = attach::attach(node, lock, &request)?;
+    remove_older_folders(node, attachment)?;
+    Ok(attached)
+}
+
+/// Ends what other versions have of an attachment that is this version's now.
+fn remove_older_folders(node: &Node, attachment: &Attachment) -> Result<(), Error> {
     for folder in older_folders(node, attachment) {
         attach::links::remove_links(&folder)?;
         let _ = fs::remove_dir(folder.container());
     }
-    Ok(attached)
+    Ok(())
 }
 
 /// The folders that the attachment has in other versions: what was in them is shared with this version's.
@@ -113,7 +132,7 @@ fn older_folders(node: &Node, attachment: &Attachment) -> Vec<pins::AttachmentFo
     let generations = folders::generations(node).unwrap_or_default();
     let others = generations.into_iter().filter(|generation| *generation != pins::current(node));
     let folders = others.map(|generation| generation.attachment(&attachment.id));
-    folders.filter(|folder| folder.path().exists()).collect()
+    folders.filter(|folder| !is_gone(folder.path())).collect()
 }
 
 /// The pod's namespace: where it was, or, if the runtime has taken that path away, a process of the pod's

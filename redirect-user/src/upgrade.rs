@@ -93,16 +93,16 @@ fn has_older_programs(node: &Node) -> bool {
 }
 
 /// What an ADD does for the node before it attaches its own pod: programs of this version, pods of an older
-/// one brought over, and pods that have lost their pins attached again. What fails is logged: it is not this
-/// pod's fault.
+/// one brought over, and pods that have lost their pins attached again. What fails is logged and returned: it
+/// is not this pod's fault, unless this pod needs what the old programs lack.
 ///
 /// # Errors
 /// The node's lock cannot be had.
-pub fn settle(node: &Node, id: &AttachmentId) -> Result<(), lock::Error> {
+pub fn settle(node: &Node, id: &AttachmentId) -> Result<Option<Error>, lock::Error> {
     let whole = install::installed(node);
     let due = whole && has_older_programs(node) || older_generation_has_pods(node);
     if !due && !repair::is_needed(node, id, whole) {
-        return Ok(());
+        return Ok(None);
     }
     let lock = NodeLock::acquire(node)?;
     let settled = if due {
@@ -111,18 +111,22 @@ pub fn settle(node: &Node, id: &AttachmentId) -> Result<(), lock::Error> {
         repair::repair(node, &lock, None).map(|repaired| (0, repaired.len())).map_err(Error::from)
     };
     match settled {
-        Ok((replaced, repaired)) => tracing::warn!(replaced, repaired, "the node was brought in order"),
-        Err(error) => tracing::error!(%error, "the node could not be brought in order"),
+        Ok((replaced, repaired)) => {
+            tracing::warn!(replaced, repaired, "the node was brought in order");
+            Ok(None)
+        }
+        Err(error) => {
+            tracing::error!(%error, "the node could not be brought in order");
+            Ok(Some(error))
+        }
     }
-    Ok(())
 }
 
 /// A newer version's pods stay with it until somebody runs `redirect upgrade`.
 fn older_generation_has_pods(node: &Node) -> bool {
     let generations = folders::generations(node).unwrap_or_default();
     generations.iter().any(|generation| {
-        generation.abi() < redirect_common::ABI_VERSION
-            && folders::list(&generation.pods()).is_ok_and(|pods| !pods.is_empty())
+        generation.abi() < pins::abi() && folders::list(&generation.pods()).is_ok_and(|pods| !pods.is_empty())
     })
 }
 

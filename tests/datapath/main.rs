@@ -5,11 +5,13 @@
 //! [`outbound`] and [`inbound`] are the main road; [`bypass`] is what must be left alone; [`original_dst`]
 //! asks every question about SO_ORIGINAL_DST; [`absent`] has no sidecar; [`field`] is what was
 //! reported elsewhere; [`tproxy`] shows the application its client; [`errors`] misuses the tool;
-//! [`load`] and [`cycles`] count in thousands; [`realtime`] has look-ups come in between.
+//! [`load`] and [`cycles`] count in thousands, and [`bounds`] says how many of them one pod may have;
+//! [`realtime`] has look-ups come in between.
 //!
 //! Run as root with `--test-threads=1`; `KEEP=1` keeps the pods of a failed test.
 
 mod absent;
+mod bounds;
 mod bypass;
 mod cycles;
 mod errors;
@@ -24,6 +26,7 @@ mod realtime;
 mod tproxy;
 
 use std::net::SocketAddr;
+use std::sync::OnceLock;
 
 use harness::{Node, Pod};
 
@@ -65,6 +68,12 @@ fn mapped(address: SocketAddr) -> SocketAddr {
 /// Destinations of which the last finds no slot when they are dialled in this order: the others have all the
 /// slots of the pod's private prefix that are tried for it. Connections to it take the detour.
 fn crowded(v6: bool) -> Vec<SocketAddr> {
+    static FOUND: [OnceLock<Vec<SocketAddr>>; 2] = [const { OnceLock::new() }; 2];
+    FOUND[usize::from(v6)].get_or_init(|| find_crowded(v6)).clone()
+}
+
+/// Searches for them, which takes seconds without optimisation.
+fn find_crowded(v6: bool) -> Vec<SocketAddr> {
     use redirect_common::{TRIES, slot_of};
     let last = far_away(v6, 8080);
     let destination = |n: u32| {

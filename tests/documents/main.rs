@@ -5,6 +5,7 @@
 mod commands;
 mod crates;
 mod doctor;
+mod faults;
 mod maps;
 mod pictures;
 mod plugin;

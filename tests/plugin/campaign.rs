@@ -43,7 +43,8 @@ fn faults(scene: &Scene<'_>, situation: &Situation) -> Vec<Fault> {
     let mounts = [scene.node.bpffs().to_owned(), Cgroup::mount_point()];
     faults.extend(mounts.map(Fault::Unmounted));
     faults.extend(Litter::ALL.map(Fault::Litter));
-    faults.extend(["PODS", "SETS", "OWN"].map(Fault::Full));
+    faults.extend(["PODS", "SETS", "OWN", "CLAIMS", "GUARD"].map(Fault::Full));
+    faults.push(Fault::OtherVersion);
     faults
 }
 
@@ -126,9 +127,7 @@ fn nothing_that_goes_wrong_opens_a_pod_or_leaves_one_stuck() {
         let mut scene = Scene::new(node);
         scene.sandbox.add();
         scene.sandbox.del();
-        // The kernel makes some routes of IPv6 a while after the addresses that they belong to.
-        std::thread::sleep(std::time::Duration::from_secs(3));
-        let fresh = scene.namespace();
+        let fresh = scene.settled_namespace();
         let only = std::env::var("CAMPAIGN_ONLY").ok();
         let wanted = |one: &&Situation| only.as_ref().is_none_or(|name| name == one.name);
         let (mut tried, mut wrong) = (0, Vec::new());

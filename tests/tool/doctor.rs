@@ -53,6 +53,18 @@ fn write(node: &Node, path: &str, text: &str) {
 }
 
 #[test]
+fn a_full_map_is_named_with_the_pod_that_has_most_of_it() {
+    kernel_test(|node| {
+        assert_eq!(Outcome::of(node.redirect().arg("install")).code, Some(0));
+        assert_says(&mut doctor(node), "RC0109", "found", "the fullest is");
+        let filled = node.fill_map("PODS");
+        assert_says(&mut doctor(node), "RC0109", "missing", "PODS: 4096 of 4096 entries, most of them of");
+        drop(filled);
+        assert_says(&mut doctor(node), "RC0109", "found", "the fullest is");
+    });
+}
+
+#[test]
 fn on_this_machine_nothing_that_an_add_needs_is_missing() {
     kernel_test(|node| {
         let outcome = Outcome::of(doctor(node).arg("--pre"));

@@ -11,6 +11,7 @@ use redirect_user::attach::tables::Tables;
 use redirect_user::connections;
 use redirect_user::inspect::{self, Drift, FilterState, LinkState};
 use redirect_user::node::Node;
+use redirect_user::ready;
 use serde_json::{Map, Value, json};
 
 use crate::output::{self, Output};
@@ -42,6 +43,9 @@ pub(crate) fn list(node: &Node, output: Output) -> Result<ExitCode> {
         Output::Text => {
             output::table(&["CONTAINER", "INTERFACE", "POD", "MODE", "ADDRESSES", "HEALTH"], &rows)?;
         }
+    }
+    if let Some(stamp) = ready::other_build(node) {
+        eprintln!("redirect: the programs are of another build ({stamp}); `redirect upgrade` replaces them");
     }
     for record in record::unreadable(node)? {
         healthy = false;
@@ -154,7 +158,7 @@ fn print(attachment: &Attachment, drift: &[Drift], links: &[LinkState]) -> Resul
     println!("mode        {}", attachment.policy.interception_mode.name());
     println!("addresses   {}", addresses(attachment));
     println!("health      {}", health(attachment, drift));
-    println!("policy      {}", serde_json::to_string(&attachment.policy)?);
+    print_policy(&serde_json::to_value(&attachment.policy)?)?;
     println!("sockets     redirect connections {}", attachment.id.container_id);
     let id = |id: Option<u32>| id.map_or("-".into(), |id| id.to_string());
     let rows: Vec<_> = links
@@ -166,6 +170,37 @@ fn print(attachment: &Attachment, drift: &[Drift], links: &[LinkState]) -> Resul
         .collect();
     println!();
     output::table(&["HOOK", "LINK", "PROGRAM", "STATE"], &rows)
+}
+
+/// A line for each parameter; of a long list the beginning, and how long it is.
+fn print_policy(policy: &Value) -> Result<()> {
+    let rows = policy.as_object().into_iter().flatten();
+    for (number, (name, value)) in rows.enumerate() {
+        let head = if number == 0 { "policy" } else { "" };
+        println!("{head:<12}{name}: {}", parameter(value));
+    }
+    Ok(())
+}
+
+fn parameter(value: &Value) -> String {
+    const SHOWN: usize = 8;
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    match value {
+        Value::Array(all) if all.is_empty() => "none".to_owned(),
+        Value::Array(all) => {
+            let mut items: Vec<_> = all.iter().take(SHOWN).map(text).collect();
+            if all.len() > SHOWN {
+                items.push(format!(".. ({} in all; `--output json` shows them)", all.len()));
+            }
+            items.join(", ")
+        }
+        Value::Object(fields) => fields
+            .iter()
+            .map(|(name, value)| format!("{name} {}", parameter(value)))
+            .collect::<Vec<_>>()
+            .join(", "),
+        other => text(other),
+    }
 }
 
 fn print_filters(filters: &[FilterState]) -> Result<()> {

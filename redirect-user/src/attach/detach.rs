@@ -14,6 +14,7 @@ use crate::kernel::install;
 use crate::kernel::pins::{self, AttachmentFolder, Generation};
 use crate::node::lock::NodeLock;
 use crate::node::{Node, fault, names};
+use crate::path_error::is_gone;
 use crate::pod::netns::Netns;
 
 /// Ends the redirection of a container, or of one of its interfaces. `false` when there was nothing.
@@ -41,7 +42,7 @@ pub fn detach(node: &Node, lock: &NodeLock, container_id: &str, ifname: Option<&
 pub fn has_anything(node: &Node, container_id: &str) -> bool {
     let recorded = record::exists(node, container_id).unwrap_or(true);
     let pinned = |generations: Vec<Generation>| {
-        generations.iter().any(|generation| generation.container(container_id).exists())
+        generations.iter().any(|generation| !is_gone(&generation.container(container_id)))
     };
     recorded || folders::generations(node).map_or(true, pinned)
 }
@@ -107,16 +108,25 @@ enum Namespace {
 }
 
 fn others_of_namespace(node: &Node, attachment: &Attachment) -> Result<Namespace, Error> {
-    let folder = pins::current(node).attachment(&attachment.id);
-    let owners = links::owners(&folder.link(Hook::Inbound));
-    if owners == 1 {
+    // The attachment itself may have several names for its link, in folders of several versions.
+    let (mut owners, mut ours) = (0, 0);
+    for generation in folders::generations(node)? {
+        let found = links::owners(&generation.attachment(&attachment.id).link(Hook::Inbound))?;
+        owners = owners.max(found);
+        ours += u64::from(found > 0);
+    }
+    if owners > 0 && owners <= ours {
         return Ok(Namespace::Ours);
     }
     // No pin tells, or it tells of others: the records say who.
     let other = record::all(node)?
         .into_iter()
         .find(|other| other.id != attachment.id && other.cookie == attachment.cookie && other.of_this_boot());
-    Ok(if other.is_some() || owners > 1 { Namespace::Shared(other.map(Box::new)) } else { Namespace::Ours })
+    Ok(if other.is_some() || owners > ours {
+        Namespace::Shared(other.map(Box::new))
+    } else {
+        Namespace::Ours
+    })
 }
 
 fn remove_if_empty(folder: &Path) {
@@ -203,12 +213,13 @@ fn remove_unrecorded(node: &Node, container_id: &str, ifname: Option<&str>) -> R
 }
 
 fn remove_folder(node: &Node, folder: &AttachmentFolder) -> Result<(), Error> {
-    let (cookies, shared) = (folders::cookies(folder)?, links::owners(&folder.link(Hook::Inbound)) > 1);
-    links::remove_links(folder)?;
+    let (cookies, shared) = (folders::cookies(folder)?, links::owners(&folder.link(Hook::Inbound))? > 1);
+    links::remove_pins(folder)?;
     if !shared {
         for generation in folders::generations(node)? {
             tables::sweep(&generation, |cookie| cookies.contains(&cookie))?;
         }
     }
-    Ok(())
+    // Only now: its name is all that tells a repeated call which entries to take out.
+    Ok(folders::remove_tree(folder.path())?)
 }

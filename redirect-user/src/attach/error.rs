@@ -8,6 +8,7 @@ use crate::attach::{record, tables};
 use crate::kernel::filter::Filter;
 use crate::kernel::hook::Hook;
 use crate::kernel::install;
+use crate::kernel::stamp::Lacking;
 use crate::kernel::sys::SyscallError;
 use crate::node::lock;
 use crate::path_error::PathError;
@@ -22,6 +23,9 @@ pub enum Error {
     /// The programs could not be put on the node.
     #[error(transparent)]
     Install(#[from] install::Error),
+    /// The programs on the node do not know what the policy needs.
+    #[error(transparent)]
+    Lacking(Box<Lacking>),
     /// The cgroup cannot be opened.
     #[error("cannot open the cgroup {path}: {source}; it must be the pod's directory in cgroup v2")]
     Cgroup { path: PathBuf, source: io::Error },
@@ -101,6 +105,17 @@ pub enum Error {
     /// The boot id is needed to know whether a record is current.
     #[error("cannot read the boot id: {source}; is /proc mounted?")]
     BootId { source: io::Error },
+}
+
+impl Error {
+    /// With the reason for which an upgrade failed that would have given the programs what they lack.
+    #[must_use]
+    pub fn after_upgrade(self, failed: Option<String>) -> Error {
+        match self {
+            Error::Lacking(lacking) => Error::Lacking(Box::new(Lacking { upgrade: failed, ..*lacking })),
+            other => other,
+        }
+    }
 }
 
 /// What the operator can do about the two refusals that are not obvious.

@@ -1,7 +1,9 @@
 //! Whether an attached pod is still there, and whether it runs: the kernel's own answers, not paths.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
+use std::time::Duration;
 
 use crate::attach::links;
 use crate::attach::record::Attachment;
@@ -11,6 +13,9 @@ use crate::kernel::pins::AttachmentFolder;
 use crate::kernel::sys;
 use crate::node::Node;
 use crate::pod::cgroup::{self, Life};
+
+/// A process that is in a pod's namespace for no longer than this is not the pod's.
+const MOMENT: Duration = Duration::from_millis(200);
 
 /// What is known about the attached pod. A pod whose cgroup is gone has no process; that it cannot be looked
 /// at, says nothing.
@@ -50,7 +55,9 @@ fn links_are_defunct(node: &Node, attachment: &Attachment) -> bool {
 
 /// Whether another attachment has the cgroup's links, too.
 fn is_shared(node: &Node, attachment: &Attachment) -> bool {
-    folders_of(node, attachment).iter().any(|folder| links::owners(&folder.link(Hook::Connect4)) > 1)
+    folders_of(node, attachment)
+        .iter()
+        .any(|folder| links::owners(&folder.link(Hook::Connect4)).is_ok_and(|owners| owners > 1))
 }
 
 /// The attachment's folder in every version.
@@ -69,4 +76,39 @@ fn has_process_in_namespace(attachment: &Attachment) -> bool {
         Err(error) => pid == 0 || error.kind() != std::io::ErrorKind::NotFound,
     };
     pids.into_iter().any(inside)
+}
+
+/// The attachments of which no process is in the cgroup, and some are in the namespace.
+pub(crate) fn outside_cgroup(attachments: &[Attachment]) -> Vec<&Attachment> {
+    let namespace = |attachment: &&Attachment| {
+        let file = fs::metadata(&attachment.netns).ok()?;
+        Some((file.dev(), file.ino()))
+    };
+    let empty = attachments
+        .iter()
+        .filter(|attachment| cgroup::life(&attachment.cgroup, attachment.cgroup_id) == Life::Empty);
+    let empty: Vec<_> = empty.filter_map(|attachment| Some((attachment, namespace(&attachment)?))).collect();
+    if empty.is_empty() {
+        return Vec::new();
+    }
+    let own = std::process::id().to_string();
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let others = processes.filter(|entry| entry.file_name().to_str().is_some_and(|pid| pid != own));
+    let inhabited: BTreeSet<(u64, u64)> = others
+        .filter_map(|entry| fs::metadata(entry.path().join("ns/net")).ok())
+        .map(|file| (file.dev(), file.ino()))
+        .collect();
+    empty.into_iter().filter(|(_, namespace)| inhabited.contains(namespace)).map(|(pod, _)| pod).collect()
+}
+
+/// As [`outside_cgroup`], but for processes that are there for a moment only: a plugin of the chain that
+/// works in a namespace whose pod has not begun.
+pub(crate) fn outside_cgroup_for_long(attachments: &[Attachment]) -> Vec<&Attachment> {
+    let first = outside_cgroup(attachments);
+    if first.is_empty() {
+        return first;
+    }
+    std::thread::sleep(MOMENT);
+    let second = outside_cgroup(attachments);
+    first.into_iter().filter(|pod| second.iter().any(|again| again.id == pod.id)).collect()
 }

@@ -5,7 +5,6 @@
 //! pin. So the file system counts the owners, and the last one ends the link.
 
 use std::fs;
-use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -20,7 +19,7 @@ use crate::kernel::pins::{self, AttachmentFolder, Generation};
 use crate::kernel::sys::{self, LinkInfo, SyscallError};
 use crate::node::Node;
 use crate::node::fault;
-use crate::path_error::{PathError, fine_if_gone};
+use crate::path_error::{PathError, fine_if_gone, is_not_found};
 
 /// Makes the attachment's folder, with the one in it that names the pod.
 pub(crate) fn make_folder(node: &Node, attachment: &Attachment) -> Result<(), PathError> {
@@ -140,6 +139,8 @@ impl<'a> Place<'a> {
                 remove_pin(pin)?;
                 Ok(fs::hard_link(from, pin).map_err(PathError::at("share", from))?)
             }
+            // The folder could not be read, and the name is there: to remove it would end the link.
+            None if names(pin, &found.info) => Ok(()),
             None => {
                 remove_pin(pin)?;
                 sys::obj_pin(found.fd.as_fd(), pin).map_err(|source| self.error(source))
@@ -211,13 +212,25 @@ pub(crate) fn replace_program(
     sys::link_update(link, new, old).map(|()| true)
 }
 
+/// Whether a pin is this link's.
+fn names(pin: &Path, link: &LinkInfo) -> bool {
+    sys::obj_get(pin).and_then(sys::link_info).is_ok_and(|info| info.id == link.id)
+}
+
 fn inode(file: &fs::File) -> u64 {
     file.metadata().map(|metadata| metadata.ino()).unwrap_or(0)
 }
 
 /// How many attachments have this link; 0 when there is no such pin.
-pub(crate) fn owners(pin: &Path) -> u64 {
-    fs::symlink_metadata(pin).map_or(0, |metadata| metadata.nlink())
+///
+/// # Errors
+/// The pin cannot be looked at.
+pub(crate) fn owners(pin: &Path) -> Result<u64, PathError> {
+    match fs::symlink_metadata(pin) {
+        Ok(metadata) => Ok(metadata.nlink()),
+        Err(error) if is_not_found(&error) => Ok(0),
+        Err(source) => Err(PathError { what: "look at", path: pin.into(), source }),
+    }
 }
 
 /// Whether the kernel says that the pod's network namespace is no more: the link to it has lost its target.
@@ -227,24 +240,30 @@ pub(crate) fn namespace_gone(folder: &AttachmentFolder) -> bool {
 
 /// Removes an attachment's folder with its names of links.
 pub(crate) fn remove_links(folder: &AttachmentFolder) -> Result<(), PathError> {
+    remove_pins(folder)?;
+    folders::remove_tree(folder.path())
+}
+
+/// Removes an attachment's names of links; the folder stays, and with it the name of the pod.
+pub(crate) fn remove_pins(folder: &AttachmentFolder) -> Result<(), PathError> {
     // Producers first: no connect() may be rewritten when nothing answers SO_ORIGINAL_DST any more.
     for hook in Hook::ALL.iter().rev().copied() {
         remove_pin(&folder.link(hook))?;
         fault::point(&format!("detach-{hook}"));
     }
-    folders::remove_tree(folder.path())
+    Ok(())
 }
 
 /// Removes one name of a link; with the last one the link ends.
 fn remove_pin(path: &Path) -> Result<(), PathError> {
-    match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.nlink() == 1 => {
+    match owners(path)? {
+        0 => return Ok(()),
+        1 => {
             if let Ok(link) = sys::obj_get(path) {
                 // It fails for a link whose cgroup or namespace is gone: that one has ended already.
                 let _ = sys::link_detach(link);
             }
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         _ => {}
     }
     fine_if_gone(fs::remove_file(path)).map_err(PathError::at("remove", path))

@@ -10,8 +10,8 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuVal
 use aya::util::nr_cpus;
 use ipnet::IpNet;
 use redirect_common::{
-    AddrKey, Counters, DnsAsked, DnsClient, Event, HandoffKey, Ip, Kept, ListeningKey, PodConfig, PortBlock,
-    PortsKey, RangeKey, SetKey, SlotKey,
+    AddrKey, Claims, Counters, DnsAsked, DnsClient, Event, HandoffKey, Ip, Kept, LISTENING_PER_POD,
+    ListeningKey, PodConfig, PortBlock, PortsKey, RangeKey, SetKey, SlotKey,
 };
 
 use crate::attach::entries::Entries;
@@ -55,7 +55,10 @@ pub enum Error {
     #[error(transparent)]
     Path(#[from] PathError),
     /// No room for one more guarded pod.
-    #[error("all {pods} places for guarded pods are taken; `redirect gc` frees those of pods that are gone")]
+    #[error(
+        "map GUARD is full: {pods} of {pods} entries, one for each guarded pod; `redirect gc` frees those of pods that \
+         are gone"
+    )]
     GuardFull { pods: u64 },
     /// The number of CPUs is needed for per-CPU values.
     #[error("cannot read {path}: {source}")]
@@ -71,7 +74,7 @@ pub struct Tables {
     sets: HashMap<MapData, SetKey, u8>,
     own: HashMap<MapData, AddrKey, u8>,
     stats: PerCpuHashMap<MapData, u64, Counters>,
-    claims: HashMap<MapData, u64, u64>,
+    claims: HashMap<MapData, u64, Claims>,
     listening: HashMap<MapData, ListeningKey, u64>,
     traced: Array<MapData, u64>,
     traces: HashMap<MapData, u64, u64>,
@@ -87,7 +90,7 @@ impl Tables {
     /// # Errors
     /// A map is not pinned.
     pub fn open(node: &Node) -> Result<Tables, Error> {
-        let raw = |name| sys::obj_get(&pins::current(node).map(name)).map_err(scan(name));
+        let raw = |name| raw(node, name);
         Ok(Tables {
             node: node.clone(),
             pods: open(node, "PODS")?,
@@ -135,31 +138,31 @@ impl Tables {
         for (list, range, holds) in &entries.ranges {
             let key = range_key(cookie, *list, range);
             let added = self.ranges.insert(&key, u8::from(*holds), 0);
-            self.added("RANGES", added, || range_cookies(&self.ranges))?;
+            self.added("RANGES", added)?;
         }
         for (set, block, ports) in &entries.ports {
             let key = PortsKey { cookie, set: *set, block: *block };
             let added = self.ports.insert(key, ports, 0);
-            self.added("PORTS", added, || cookies(&self.ports, |key| key.cookie))?;
+            self.added("PORTS", added)?;
         }
         for (set, value) in &entries.sets {
             let added = self.sets.insert(SetKey { cookie, set: *set, value: *value }, 1, 0);
-            self.added("SETS", added, || cookies(&self.sets, |key| key.cookie))?;
+            self.added("SETS", added)?;
         }
         for ip in &entries.own {
             let added = self.own.insert(AddrKey { cookie, ip: (*ip).into() }, 1, 0);
-            self.added("OWN", added, || cookies(&self.own, |key| key.cookie))?;
+            self.added("OWN", added)?;
         }
         if change_optional("read", "STATS", self.stats.get(&cookie, 0))?.is_none() {
             let cpus = nr_cpus().map_err(|(path, source)| Error::Cpus { path, source })?;
             let zero = PerCpuValues::try_from(vec![Counters::ZERO; cpus])
                 .map_err(|source| Error::Cpus { path: "/sys/devices/system/cpu/possible", source })?;
             let added = self.stats.insert(cookie, zero, 0);
-            self.added("STATS", added, || self.stats.keys().flatten().collect())?;
+            self.added("STATS", added)?;
         }
         if change_optional("read", "CLAIMS", self.claims.get(&cookie, 0))?.is_none() {
-            let added = self.claims.insert(cookie, 0, 0);
-            self.added("CLAIMS", added, || cookies(&self.claims, |cookie| *cookie))?;
+            let added = self.claims.insert(cookie, Claims::NONE, 0);
+            self.added("CLAIMS", added)?;
         }
         // A program may be looking at a configuration that is there already: it is replaced only by another
         // one.
@@ -167,33 +170,34 @@ impl Tables {
             return Ok(());
         }
         let added = self.pods.insert(cookie, config, 0);
-        self.added("PODS", added, || cookies(&self.pods, |cookie| *cookie))
+        self.added("PODS", added)
     }
 
-    /// The result of adding to a map. Where that is full, `cookies` says whose entries it holds.
-    fn added(
-        &self,
-        map: &'static str,
-        result: Result<(), MapError>,
-        cookies: impl FnOnce() -> Vec<u64>,
-    ) -> Result<(), Error> {
+    /// The result of adding to a map; where that is full, with whose entries it holds.
+    fn added(&self, map: &'static str, result: Result<(), MapError>) -> Result<(), Error> {
         match result {
             Err(error) if full::is_full(&error) => {
-                Err(Box::new(Full::of(&self.node, map, errno_of(&error), &cookies())).into())
+                Err(Box::new(Full::of(&self.node, map, errno_of(&error))).into())
             }
             other => change("add to", map, other),
         }
     }
 
-    /// Notes ports of a pod on which sockets listened before its programs were there to see it.
+    /// Notes ports of a pod on which sockets listened before its programs were there to see it, as many as a
+    /// pod may have. A port that the programs know is left to them.
     ///
     /// # Errors
     /// The map is full or not writable.
     pub fn note_listening(&mut self, cookie: u64, ports: &BTreeSet<u16>) -> Result<(), Error> {
-        for port in ports {
+        const NOEXIST: u64 = 1;
+        for port in ports.iter().take(LISTENING_PER_POD as usize) {
             // 0 is no socket's cookie: the place is given back by detach only.
             let key = ListeningKey { cookie, port: u32::from(*port), place: 0 };
-            change("add to", "LISTENING", self.listening.insert(key, 0, 0))?;
+            let added = match self.listening.insert(key, 0, NOEXIST) {
+                Err(error) if errno_of(&error) == libc::EEXIST => Ok(()),
+                added => added,
+            };
+            self.added("LISTENING", added)?;
         }
         Ok(())
     }
@@ -255,8 +259,7 @@ impl Tables {
 
     /// What sockets of the pod listened on.
     fn remove_listening(&mut self, cookie: u64) -> Result<(), Error> {
-        for key in self.listening.keys().collect::<Vec<_>>() {
-            let key = change("read", "LISTENING", key)?;
+        for (key, _) in self.all::<ListeningKey, u64>("LISTENING")? {
             if key.cookie == cookie {
                 change_optional("remove from", "LISTENING", self.listening.remove(&key))?;
             }
@@ -302,8 +305,7 @@ impl Tables {
     /// What the maps hold for a pod.
     fn entries(&self, cookie: u64) -> Result<Entries, Error> {
         let mut entries = Entries::default();
-        for entry in self.ranges.iter() {
-            let (key, holds) = change("read", "RANGES", entry)?;
+        for (key, holds) in self.all::<Key<RangeKey>, u8>("RANGES")? {
             let (prefix, data) = (key.prefix_len(), key.data());
             let (pod, list) = data.pod_and_list();
             if pod == cookie {
@@ -311,25 +313,27 @@ impl Tables {
                 entries.ranges.push((list, range, holds != 0));
             }
         }
-        for entry in self.ports.iter() {
-            let (key, ports) = change("read", "PORTS", entry)?;
+        for (key, ports) in self.all::<PortsKey, PortBlock>("PORTS")? {
             if key.cookie == cookie {
                 entries.ports.push((key.set, key.block, ports));
             }
         }
-        for key in self.sets.keys() {
-            let key = change("read", "SETS", key)?;
+        for (key, _) in self.all::<SetKey, u8>("SETS")? {
             if key.cookie == cookie {
                 entries.sets.push((key.set, key.value));
             }
         }
-        for key in self.own.keys() {
-            let key = change("read", "OWN", key)?;
+        for (key, _) in self.all::<AddrKey, u8>("OWN")? {
             if key.cookie == cookie {
                 entries.own.push(key.ip.into());
             }
         }
         Ok(entries)
+    }
+
+    /// All entries of a map, of all pods, in few calls.
+    fn all<K: aya::Pod, V: aya::Pod>(&self, map: &'static str) -> Result<Vec<(K, V)>, Error> {
+        sys::map_entries(raw(&self.node, map)?).map_err(scan(map))
     }
 
     /// The pod's configuration, if it is enrolled.
@@ -393,7 +397,8 @@ pub(crate) fn sweep(generation: &Generation, gone: impl Fn(u64) -> bool) -> Resu
     let mut paths = folders::list(&generation.maps())?;
     paths.sort_by_key(|path| (!path.ends_with("PODS"), path.clone()));
     let mut swept = BTreeSet::new();
-    for path in paths {
+    // The keys of ENTERED are tasks, whose look-ups are under way.
+    for path in paths.into_iter().filter(|path| !path.ends_with("ENTERED")) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let failed = |source| Error::Sweep { map: name.clone(), source };
         let Some(map) = RawMap::open(&path).map_err(failed)? else { continue };
@@ -417,7 +422,12 @@ where
     map.map_err(|source| Error::Open { path, source: Box::new(source) })
 }
 
-fn scan(map: &'static str) -> impl Fn(SyscallError) -> Error {
+/// A pinned map as a descriptor.
+pub(crate) fn raw(node: &Node, name: &'static str) -> Result<OwnedFd, Error> {
+    sys::obj_get(&pins::current(node).map(name)).map_err(scan(name))
+}
+
+pub(crate) fn scan(map: &'static str) -> impl Fn(SyscallError) -> Error {
     move |source| Error::Scan { map, source }
 }
 
@@ -441,14 +451,6 @@ fn change_optional<T>(
         Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(source) => Err(Error::Change { what, map, source: Box::new(source) }),
     }
-}
-
-fn cookies<K: aya::Pod, V: aya::Pod>(map: &HashMap<MapData, K, V>, of: impl Fn(&K) -> u64) -> Vec<u64> {
-    map.keys().flatten().map(|key| of(&key)).collect()
-}
-
-fn range_cookies(map: &LpmTrie<MapData, RangeKey, u8>) -> Vec<u64> {
-    map.keys().flatten().map(|key| key.data().pod_and_list().0).collect()
 }
 
 /// What the kernel said. (aya's own text names the call and leaves the errno to the source.)

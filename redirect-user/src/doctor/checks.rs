@@ -55,6 +55,8 @@ checks! {
     VERSION = "RC0107", "version of the programs",
         "`redirect upgrade` replaces the programs of running pods in place";
     WHOLE = "RC0108", "installation", "run `redirect install`: it makes the installation whole and repairs the pods";
+    ROOM = "RC0109", "room in the maps",
+        "run `redirect gc` for pods that are gone, or give the pod with most of them fewer ranges, ports or addresses";
 
     ENTRY = "RC0201", "the plugin's entry",
         "`redirect node enable`, or the agent with --install, puts it last into what the runtime takes";

@@ -2,15 +2,16 @@
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-use super::checks::{BPFFS, CGROUP2, COOKIE, PRIVILEGES, PROGRAMS, STATE, VERSION, WHOLE};
+use super::checks::{BPFFS, CGROUP2, COOKIE, PRIVILEGES, PROGRAMS, ROOM, STATE, VERSION, WHOLE};
 use super::{Finding, Options, Says};
-use crate::inspect;
+use crate::attach::full::{self, Fill};
 use crate::kernel::install::{self, Installed};
 use crate::kernel::pins;
 use crate::kernel::stamp::Stamp;
 use crate::kernel::sys;
 use crate::node::{Node, is_bpffs};
 use crate::pod::cgroup;
+use crate::ready;
 
 pub(super) fn examine(node: &Node, options: &Options) -> Vec<Finding> {
     let mut findings = vec![
@@ -22,7 +23,7 @@ pub(super) fn examine(node: &Node, options: &Options) -> Vec<Finding> {
         STATE.says(state_dir(node)),
     ];
     if !options.before {
-        findings.extend([VERSION.says(version(node)), WHOLE.says(whole(node))]);
+        findings.extend([VERSION.says(version(node)), WHOLE.says(whole(node)), ROOM.says(room(node))]);
     }
     findings
 }
@@ -108,8 +109,29 @@ fn whole(node: &Node) -> Says {
     }
 }
 
+/// The fullest map, or those without room.
+fn room(node: &Node) -> Says {
+    if !install::installed(node) {
+        return Says::Untried("there are no maps".into());
+    }
+    let said = |fill: &Fill| {
+        let most = fill.most(node).map(|(holder, held)| format!(", most of them of {holder}, {held}"));
+        format!("{}: {} of {} entries{}", fill.map, fill.entries, fill.limit, most.unwrap_or_default())
+    };
+    let fills = match full::all(node) {
+        Ok(fills) => fills,
+        Err(error) => return Says::Untried(error.to_string()),
+    };
+    let full: Vec<_> = fills.iter().filter(|fill| fill.is_full()).map(said).collect();
+    if !full.is_empty() {
+        return Says::Missing(full.join("; "));
+    }
+    let fullest = fills.iter().max_by_key(|fill| fill.entries as u64 * 1_000_000 / u64::from(fill.limit));
+    Says::Found(fullest.map_or_else(String::new, |fill| format!("the fullest is {}", said(fill))))
+}
+
 fn state_dir(node: &Node) -> Says {
-    match inspect::state_is_writable(node) {
+    match ready::state_is_writable(node) {
         Ok(()) => Says::Found(node.state_dir.display().to_string()),
         Err(error) => Says::Missing(error.to_string()),
     }

@@ -43,6 +43,12 @@ impl PodSource for AskAgent {
         }
         Ok(details)
     }
+
+    fn answers(&self) -> Result<(), String> {
+        let connected = UnixStream::connect(&self.socket).and_then(trusted);
+        let said = |error| format!("the agent does not answer at {}: {error}", self.socket.display());
+        connected.map(drop).map_err(said)
+    }
 }
 
 /// The part of an answer that every version has.

@@ -92,6 +92,14 @@ pub trait PodSource {
     /// What `pod` is made of; `handed_over` are the annotations that the runtime passed to the plugin, if it
     /// did.
     fn details(&self, pod: &PodRef, handed_over: Option<&Annotations>) -> Result<PodDetails, Error>;
+
+    /// Whether it would answer now; what is wrong, in words, if not.
+    ///
+    /// # Errors
+    /// Why it would not.
+    fn answers(&self) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// Why a pod's details are not available.

@@ -22,7 +22,7 @@ use crate::kernel::stamp::Stamp;
 use crate::node::fault;
 use crate::node::lock::NodeLock;
 use crate::node::{Node, is_bpffs};
-use crate::path_error::{PathError, fine_if_gone};
+use crate::path_error::{PathError, fine_if_gone, is_gone, is_not_found};
 
 /// Why the programs could not be put on the node.
 #[derive(Debug, thiserror::Error)]
@@ -93,29 +93,44 @@ pub enum Installed {
 #[must_use]
 pub fn state(node: &Node) -> Installed {
     let pins = pins::current(node);
-    if !pins.programs().exists() && !pins.maps().exists() {
+    if is_gone(&pins.programs()) && is_gone(&pins.maps()) {
         return Installed::Not;
     }
     // Without a stamp the exchange of an installation was interrupted: programs and maps may not belong
     // together.
-    let Some(Stamp { maps, .. }) = Stamp::read(&pins) else {
-        return Installed::Partly { missing: pins.stamp() };
+    let maps = match Stamp::read(&pins) {
+        Some(stamp) => stamp.maps,
+        // What cannot be looked at is not gone, and to make a node's maps again costs its pods their
+        // listeners.
+        None if is_unreadable(&pins.stamp()) => Vec::new(),
+        None => return Installed::Partly { missing: pins.stamp() },
     };
     let filters = Filter::ALL.iter().map(|filter| pins.filter(*filter));
     let programs = Hook::ALL.iter().map(|hook| pins.program(*hook)).chain(filters);
     let all = programs.chain(maps.iter().map(|map| pins.map(map)));
-    let there: HashSet<PathBuf> =
-        [pins.programs(), pins.maps()].iter().flat_map(|folder| list(folder)).collect();
-    match { all }.find(|pin| !there.contains(pin)) {
+    let folders = [pins.programs(), pins.maps()].map(|folder| (list(&folder), folder));
+    let is_missing = |pin: &PathBuf| {
+        let listed = folders.iter().find(|(_, folder)| pin.starts_with(folder));
+        listed.and_then(|(there, _)| there.as_ref()).is_some_and(|there| !there.contains(pin))
+    };
+    match { all }.find(is_missing) {
         Some(missing) => Installed::Partly { missing },
         None => Installed::Wholly,
     }
 }
 
-/// What is in a folder; nothing when it cannot be read, as when it is not there.
-fn list(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).into_iter().flatten();
-    entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
+/// What is in a folder: nothing when it is not there, none when it cannot be read.
+fn list(folder: &Path) -> Option<HashSet<PathBuf>> {
+    match fs::read_dir(folder) {
+        Ok(entries) => entries.map(|entry| Some(entry.ok()?.path())).collect(),
+        Err(error) if is_not_found(&error) => Some(HashSet::new()),
+        Err(_) => None,
+    }
+}
+
+/// Whether a symbolic link is there and cannot be read now.
+fn is_unreadable(path: &Path) -> bool {
+    fs::read_link(path).is_err() && !is_gone(path)
 }
 
 /// Whether this version is installed: every pin is there.
@@ -180,7 +195,7 @@ fn put_in_place(node: &Node, unfinished: &Path, maps: Vec<String>) -> Result<(),
 fn discard(node: &Node, path: &Path) -> Result<(), Error> {
     let old = pins::discarded(node);
     remove_tree(&old)?;
-    if fs::symlink_metadata(path).is_err() {
+    if is_gone(path) {
         return Ok(());
     }
     folders::make(&old)?;

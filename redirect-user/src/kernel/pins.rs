@@ -41,10 +41,21 @@ pub fn discarded(node: &Node) -> PathBuf {
     root(node).join("old")
 }
 
+/// The variable that gives a build with debug assertions another ABI version, so that tests have two versions
+/// of the same plugin. A release build does not look at it.
+pub const ABI_VARIABLE: &str = "REDIRECT_ABI_VERSION";
+
+/// The ABI version of this library's programs.
+#[must_use]
+pub fn abi() -> u32 {
+    let other = || std::env::var(ABI_VARIABLE).ok()?.parse().ok();
+    if cfg!(debug_assertions) { other().unwrap_or(ABI_VERSION) } else { ABI_VERSION }
+}
+
 /// The pins of this library's version.
 #[must_use]
 pub fn current(node: &Node) -> Generation {
-    Generation { folder: root(node).join(format!("v{ABI_VERSION}")), abi: ABI_VERSION }
+    Generation { folder: root(node).join(format!("v{}", abi())), abi: abi() }
 }
 
 /// Programs, maps and attachments of one ABI version: a folder of its own, so that two versions can stand

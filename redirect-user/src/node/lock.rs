@@ -17,7 +17,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{major, minor};
 
 use crate::node::Node;
-use crate::path_error::PathError;
+use crate::path_error::{PathError, is_gone};
 
 /// A wait that is longer than this is logged.
 const NOTICEABLE: Duration = Duration::from_secs(1);
@@ -83,7 +83,7 @@ impl NodeLock {
 fn protected(node: &Node) -> Result<Vec<PathBuf>, Error> {
     make_private(&node.state_dir).map_err(Error::Open)?;
     // Where there is no such directory there are no pins to protect, and what needs them says so itself.
-    Ok([&node.bpffs, &node.state_dir].into_iter().filter(|path| path.is_dir()).cloned().collect())
+    Ok([&node.bpffs, &node.state_dir].into_iter().filter(|path| !is_gone(path)).cloned().collect())
 }
 
 /// Makes the state directory, for root only: records name pods and their policies.

@@ -1,10 +1,10 @@
 //! The pinned maps of a node, read by their keys.
 
 use aya::Pod;
-use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuHashMap};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuHashMap};
 use redirect_common::{
-    AddrKey, Counters, Endpoint, HandoffKey, Ip, Kept, ListeningKey, PodConfig, PortBlock, PortsKey,
-    RangeKey, SetKey, SlotKey,
+    AddrKey, Claims, Counters, Endpoint, GuardedPod, HandoffKey, Ip, Kept, ListeningKey, PodConfig,
+    PortBlock, PortsKey, RangeKey, SetKey, SlotKey,
 };
 
 use crate::node::Node;
@@ -30,12 +30,19 @@ impl Node {
                 "DESTINATIONS",
                 self.pinned_map::<HashMap<_, SlotKey, Kept<SlotKey>>>("DESTINATIONS").keys().count(),
             ),
-            ("CLAIMS", self.pinned_map::<HashMap<_, u64, u64>>("CLAIMS").keys().count()),
+            ("CLAIMS", self.pinned_map::<HashMap<_, u64, Claims>>("CLAIMS").keys().count()),
             ("HANDOFF", self.handshakes().len()),
             ("LISTENING", self.pinned_map::<HashMap<_, ListeningKey, u64>>("LISTENING").keys().count()),
             ("TRACES", self.pinned_map::<HashMap<_, u64, u64>>("TRACES").keys().count()),
             ("STATS", self.pinned_map::<PerCpuHashMap<_, u64, Counters>>("STATS").keys().count()),
         ]
+    }
+
+    /// How many pods have an entry in the map GUARD.
+    #[must_use]
+    pub fn guarded(&self) -> usize {
+        let map: Array<_, GuardedPod> = self.pinned_map("GUARD");
+        map.iter().filter(|entry| entry.as_ref().is_ok_and(|pod| pod.cookie != 0)).count()
     }
 
     /// Fills the map OWN to the last entry with addresses of a pod, which the cookie of its namespace names.
@@ -47,6 +54,28 @@ impl Node {
         }
     }
 
+    /// How much an attached pod has of the tables that programs fill.
+    #[must_use]
+    pub fn claims(&self, pod: &crate::Pod) -> Claims {
+        let map: HashMap<_, u64, Claims> = self.pinned_map("CLAIMS");
+        map.get(&self.cookie(pod), 0).expect("an attached pod has an entry in CLAIMS")
+    }
+
+    /// Makes the programs believe that a pod has that much of their tables.
+    pub fn set_claims(&self, pod: &crate::Pod, claims: Claims) {
+        let mut map: HashMap<_, u64, Claims> = self.pinned_map("CLAIMS");
+        map.insert(self.cookie(pod), claims, 0).expect("change CLAIMS");
+    }
+
+    /// The cookie of an attached pod's namespace.
+    #[must_use]
+    pub fn cookie(&self, pod: &crate::Pod) -> u64 {
+        let list = self.list();
+        let all = list.as_array().expect("list prints an array of attachments");
+        let one = all.iter().find(|entry| entry["containerId"] == pod.name()).expect("the pod is attached");
+        one["cookie"].as_u64().expect("a cookie is a number")
+    }
+
     /// Takes everything out of the map OWN.
     pub fn empty_own_addresses(&self) {
         let mut map: HashMap<_, AddrKey, u8> = self.pinned_map("OWN");
@@ -56,16 +85,40 @@ impl Node {
         }
     }
 
-    /// Fills a map to its limit with entries of no pod, which go when the answer does: PODS, SETS or OWN.
+    /// Fills a map to its limit with entries of no pod, which go when the answer does: PODS, SETS, OWN,
+    /// CLAIMS or GUARD.
     #[must_use]
     pub fn fill_map(&self, name: &'static str) -> FilledMap {
         let entries: Box<dyn FnMut(u64, bool) -> bool> = match name {
             "PODS" => self.filler::<u64, PodConfig>(name, |number| number),
             "SETS" => self.filler::<SetKey, u8>(name, |number| SetKey { cookie: number, set: 0, value: 0 }),
             "OWN" => self.filler::<AddrKey, u8>(name, |number| AddrKey { cookie: number, ip: Ip::v4(0) }),
+            "CLAIMS" => self.filler::<u64, Claims>(name, |number| number),
+            "GUARD" => self.guard_filler(),
             _ => panic!("{name} cannot be filled"),
         };
         FilledMap::fill(entries)
+    }
+
+    /// As [`Node::filler`], for an array, in which each free entry is taken.
+    fn guard_filler(&self) -> Box<dyn FnMut(u64, bool) -> bool> {
+        let mut map: Array<MapData, GuardedPod> = self.pinned_map("GUARD");
+        let mut taken: Vec<u32> = Vec::new();
+        Box::new(move |number, put| {
+            let is_free = |index: &u32| map.get(index, 0).is_ok_and(|entry| entry.cookie == 0);
+            let index = if put {
+                let from = taken.last().map_or(1, |last| last + 1);
+                (from..map.len()).find(is_free)
+            } else {
+                taken.pop()
+            };
+            let Some(index) = index else { return false };
+            let cookie = if put { number } else { 0 };
+            if put {
+                taken.push(index);
+            }
+            map.set(index, GuardedPod { cookie, ..GuardedPod::FREE }, 0).is_ok()
+        })
     }
 
     /// Puts an entry with such a number in, or takes it out; whether that could be done.

@@ -7,9 +7,11 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use harness::Node;
+use redirect_user::kernel::pins::ABI_VARIABLE;
 
 use super::scene::Ended;
 
@@ -35,6 +37,8 @@ pub(crate) enum Fault {
     Litter(Litter),
     /// A map of the node has no room.
     Full(&'static str),
+    /// The verb is carried out by a plugin or tool of the next ABI version.
+    OtherVersion,
 }
 
 /// A file that should not be there, or not like this.
@@ -52,16 +56,22 @@ pub(crate) enum Litter {
     Pins,
     /// The folder of another version beside this one's.
     OtherVersion,
+    /// A record that is a symbolic link to itself: it is there, and cannot be opened.
+    Loop,
+    /// The same among the pins.
+    PinLoop,
 }
 
 impl Litter {
-    pub(crate) const ALL: [Litter; 6] = [
+    pub(crate) const ALL: [Litter; 8] = [
         Litter::Empty,
         Litter::Garbage,
         Litter::Foreign,
         Litter::Directory,
         Litter::Pins,
         Litter::OtherVersion,
+        Litter::Loop,
+        Litter::PinLoop,
     ];
 
     fn put(self, node: &Node) -> Vec<PathBuf> {
@@ -81,10 +91,17 @@ impl Litter {
             Litter::Directory => fs::create_dir_all(&record),
             Litter::Pins => fs::create_dir_all(version.join("pods/litter/eth0")),
             Litter::OtherVersion => fs::create_dir_all(ours.join("v99/pods/litter/eth0")),
+            Litter::Loop => {
+                fs::create_dir_all(&attachments).and_then(|()| symlink("litter.eth0.json", &record))
+            }
+            Litter::PinLoop => {
+                let pods = version.join("pods");
+                fs::create_dir_all(&pods).and_then(|()| symlink("litter", pods.join("litter")))
+            }
         };
         made.unwrap_or_else(|error| panic!("{self:?}: {error}"));
         match self {
-            Litter::Pins => vec![version.join("pods/litter")],
+            Litter::Pins | Litter::PinLoop => vec![version.join("pods/litter")],
             Litter::OtherVersion => vec![ours.join("v99")],
             _ => vec![record],
         }
@@ -112,6 +129,10 @@ impl Fault {
                 let ended = verb(&words);
                 made.iter().for_each(|path| remove(path));
                 return ended;
+            }
+            Fault::OtherVersion => {
+                let other = redirect_common::ABI_VERSION + 1;
+                words.extend(["env".into(), format!("{ABI_VARIABLE}={other}").into()]);
             }
             Fault::Full(map) => {
                 let filled = node.fill_map(map);
@@ -160,6 +181,7 @@ impl fmt::Display for Fault {
             Fault::Unmounted(path) => write!(f, "without {}", path.display()),
             Fault::Litter(litter) => write!(f, "with litter: {litter:?}"),
             Fault::Full(map) => write!(f, "with {map} full"),
+            Fault::OtherVersion => write!(f, "by the next version"),
         }
     }
 }

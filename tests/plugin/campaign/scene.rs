@@ -20,6 +20,9 @@ const PORT: u16 = 8080;
 /// A verb that takes longer than this did not return by itself.
 const PATIENCE: Duration = Duration::from_secs(25);
 
+/// What has not come about after this time will not.
+const LONG: Duration = Duration::from_secs(20);
+
 /// How a verb ended.
 #[derive(Clone, Debug)]
 pub(crate) struct Ended {
@@ -115,12 +118,7 @@ impl<'n> Scene<'n> {
         peer.dial_every(&[false, true].map(|v6| self.pod.at(v6, PORT)), PAUSE);
         self.running = Some(Running { sidecar, app, client, peer });
         // They get through, to the sidecar: else a campaign would prove nothing.
-        std::thread::sleep(PAUSE * 20);
-        let running = self.running.as_ref().expect("just started");
-        for dialer in [&running.client, &running.peer] {
-            let dialled = dialer.take_dialled();
-            assert!(dialled.accepted > 0, "nothing is dialled: {dialled:?}");
-        }
+        assert_eq!(self.cut_off(), None);
         assert_eq!(self.in_clear(), Vec::<String>::new());
     }
 
@@ -141,15 +139,25 @@ impl<'n> Scene<'n> {
         out.chain(inwards).collect()
     }
 
-    /// Whether both dialers get through to the sidecar again.
+    /// A dialer that does not get through to the sidecar, however long it tries.
     pub(crate) fn cut_off(&self) -> Option<String> {
         let running = self.running.as_ref()?;
         let dialers = [("out", &running.client), ("in", &running.peer)];
+        // What was dialled before says nothing about now.
         let _ = dialers.map(|(_, dialer)| dialer.take_dialled());
-        std::thread::sleep(PAUSE * 8);
-        let dialled = dialers.map(|(way, dialer)| (way, dialer.take_dialled()));
-        let (way, dialled) = dialled.into_iter().find(|(_, dialled)| dialled.accepted == 0)?;
-        Some(format!("{way}: nobody gets through to the sidecar: {dialled:?}"))
+        dialers.into_iter().find_map(|(way, dialer)| {
+            let deadline = Instant::now() + LONG;
+            loop {
+                let dialled = dialer.take_dialled();
+                if dialled.accepted > 0 {
+                    return None;
+                }
+                if Instant::now() > deadline {
+                    return Some(format!("{way}: nothing gets through to the sidecar: {dialled:?}"));
+                }
+                std::thread::sleep(PAUSE);
+            }
+        })
     }
 
     /// What is left of pods that were deleted.
@@ -161,16 +169,36 @@ impl<'n> Scene<'n> {
         })
     }
 
+    /// As [`Scene::namespace`], when the kernel is done with IPv6. It makes the link-local address and the
+    /// routes of both addresses some time after the interface and its address are there.
+    pub(crate) fn settled_namespace(&self) -> String {
+        let deadline = Instant::now() + LONG;
+        loop {
+            let addresses = self.show(&["-6", "-o", "addr", "show", "dev", "eth0"]);
+            let routes = self.show(&["-6", "route", "show", "table", "all"]);
+            let settled = addresses.contains("fe80:") && !addresses.contains("tentative");
+            let routed = [format!("local {} dev eth0", self.pod.ip6()), "multicast ff00::/8 dev eth0".into()];
+            if settled && routed.iter().all(|route| routes.contains(route)) {
+                return self.namespace();
+            }
+            assert!(Instant::now() < deadline, "IPv6 does not come up:\n{addresses}{routes}");
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    fn show(&self, words: &[&str]) -> String {
+        self.pod.netns().output_of(Command::new("ip").args(words))
+    }
+
     /// The pod's namespace as a runtime would find it: addresses, routes, rules.
     pub(crate) fn namespace(&self) -> String {
-        let show = |words: &[&str]| self.pod.netns().output_of(Command::new("ip").args(words));
         let all: [&[&str]; 4] = [
             &["-o", "addr", "show"],
             &["route", "show", "table", "all"],
             &["-6", "route", "show", "table", "all"],
             &["rule", "show"],
         ];
-        let all = all.map(show).concat();
+        let all = all.map(|words| self.show(words)).concat();
         // The link-local address comes by itself, some time after the interface.
         let lines = all.lines().filter(|line| !line.contains("fe80:"));
         lines.map(|line| format!("{line}\n")).collect()

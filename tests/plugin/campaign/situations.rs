@@ -100,6 +100,38 @@ pub(super) const SITUATIONS: &[Situation] = &[
         settle: nothing_more,
     },
     Situation {
+        name: "repair",
+        running: true,
+        prepare: nothing,
+        verb: |scene, words| tool(scene, words, "repair"),
+        settle: nothing_more,
+    },
+    // It refuses, as the pod runs.
+    Situation {
+        name: "uninstall",
+        running: true,
+        prepare: nothing,
+        verb: |scene, words| tool(scene, words, "uninstall"),
+        settle: nothing_more,
+    },
+    Situation {
+        name: "ADD of a pod whose cgroup and namespace vanish meanwhile",
+        running: true,
+        prepare: nothing,
+        verb: |scene, words| {
+            let pod = scene.node.pod("vanishing");
+            let call = Sandbox::new(scene.node, &pod, &scene.vanished().id).call("ADD").wrapped(words);
+            let adding = std::thread::spawn(move || Ended::of_call(&call));
+            drop(pod);
+            adding.join().expect("ADD is a process")
+        },
+        settle: |scene, _| {
+            let mut problems = repeated(Ended::of_call(&scene.vanished().call("DEL")));
+            problems.extend(only_the_pod(scene));
+            problems
+        },
+    },
+    Situation {
         name: "list",
         running: true,
         prepare: nothing,

@@ -1,6 +1,7 @@
 //! Maps as bytes, where a typed map does not fit: keys by the thousand, sockets as values, tables of another
 //! version.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::Path;
 
@@ -9,52 +10,67 @@ use aya_obj::generated::{bpf_cmd, bpf_map_info, bpf_map_type};
 use super::info::{object_info, text};
 use super::{Result, attr, bpf, obj_get, owned, raw};
 
-/// All keys of a hash map, some thousand per call. `K` and `V` are the map's key and value types.
+/// All keys of a map, some thousand per call. `K` and `V` are the map's key and value types.
 ///
 /// # Errors
-/// `BPF_MAP_LOOKUP_BATCH` (Linux 5.6 for hash maps).
+/// `BPF_MAP_LOOKUP_BATCH` (Linux 5.6 for hash tables and arrays, 5.13 for tries).
 pub fn map_keys<K: aya::Pod, V: aya::Pod>(map: impl AsFd) -> Result<Vec<K>> {
     Ok(map_entries::<K, V>(map)?.into_iter().map(|(key, _)| key).collect())
 }
 
-/// All entries of a hash map.
+/// All entries of a hash table, an array or a trie.
 ///
 /// # Errors
 /// As [`map_keys`].
 pub fn map_entries<K: aya::Pod, V: aya::Pod>(map: impl AsFd) -> Result<Vec<(K, V)>> {
+    let mut found = Vec::new();
+    for_all(&map, size_of::<K>(), size_of::<V>(), |key, value| {
+        // SAFETY: the slices have the sizes of the types, and any bytes are a valid `Pod`.
+        found.push(unsafe {
+            (key.as_ptr().cast::<K>().read_unaligned(), value.as_ptr().cast::<V>().read_unaligned())
+        });
+    })?;
+    Ok(found)
+}
+
+/// Shows every entry as bytes; the kernel copies some thousand at once.
+fn for_all(
+    map: &impl AsFd,
+    key_bytes: usize,
+    value_bytes: usize,
+    mut show: impl FnMut(&[u8], &[u8]),
+) -> Result<()> {
     // More than a bucket of the map will ever hold, or the kernel answers ENOSPC.
     const AT_ONCE: usize = 4096;
     const CALL: &str = "BPF_MAP_LOOKUP_BATCH";
-    let mut found = Vec::new();
-    let mut keys: Vec<K> = Vec::with_capacity(AT_ONCE);
-    let mut values: Vec<V> = Vec::with_capacity(AT_ONCE);
-    let (mut position, mut next) = (0_u32, 0_u32);
+    let (mut keys, mut values) = (vec![0_u8; AT_ONCE * key_bytes], vec![0_u8; AT_ONCE * value_bytes]);
+    // A hash table's position is the number of a bucket, that of the others is a key.
+    let mut position = vec![0_u8; key_bytes.max(size_of::<u32>())];
+    let mut next = position.clone();
     let mut started = false;
     loop {
         let mut attr = attr();
-        attr.batch.in_batch = if started { (&raw const position) as u64 } else { 0 };
-        attr.batch.out_batch = (&raw mut next) as u64;
+        attr.batch.in_batch = if started { position.as_ptr() as u64 } else { 0 };
+        attr.batch.out_batch = next.as_mut_ptr() as u64;
         attr.batch.keys = keys.as_mut_ptr() as u64;
         attr.batch.values = values.as_mut_ptr() as u64;
         attr.batch.count = AT_ONCE as u32;
-        attr.batch.map_fd = raw(&map);
+        attr.batch.map_fd = raw(map);
         let result = bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, CALL, &mut attr);
         let end = matches!(&result, Err(error) if error.errno() == Some(libc::ENOENT));
         if !end {
             result?;
         }
-        // SAFETY: the kernel has written `count` keys, no more than the capacity; any bytes are a valid
-        // `Pod`. `batch` is the member of the union that this command uses.
-        unsafe {
-            let count = (attr.batch.count as usize).min(AT_ONCE);
-            keys.set_len(count);
-            values.set_len(count);
-        }
-        found.extend(keys.iter().copied().zip(values.iter().copied()));
+        // SAFETY: `batch` is the member of the union that this command uses, and its count is a plain
+        // integer.
+        let count = unsafe { attr.batch.count as usize }.min(AT_ONCE);
+        let entries = keys.chunks_exact(key_bytes).zip(values.chunks_exact(value_bytes));
+        entries.take(count).for_each(|(key, value)| show(key, value));
         if end {
-            return Ok(found);
+            return Ok(());
         }
-        (position, started) = (next, true);
+        std::mem::swap(&mut position, &mut next);
+        started = true;
     }
 }
 
@@ -120,7 +136,10 @@ fn map_info(map: &impl AsFd) -> Result<bpf_map_info> {
 pub struct RawMap {
     fd: OwnedFd,
     key_bytes: usize,
+    /// Where the kernel copies many entries in one call.
+    value_bytes: Option<usize>,
     cookie_at: usize,
+    limit: u32,
 }
 
 impl RawMap {
@@ -132,19 +151,25 @@ impl RawMap {
         let fd = obj_get(path)?;
         let info = map_info(&fd)?;
         // The key of a trie begins with the length of its prefix.
-        let cookie_at = match info.type_ {
-            kind if kind == bpf_map_type::BPF_MAP_TYPE_LPM_TRIE as u32 => 4,
+        let (cookie_at, many) = match info.type_ {
+            kind if kind == bpf_map_type::BPF_MAP_TYPE_LPM_TRIE as u32 => (4, true),
             kind if kind == bpf_map_type::BPF_MAP_TYPE_HASH as u32
-                || kind == bpf_map_type::BPF_MAP_TYPE_PERCPU_HASH as u32
+                || kind == bpf_map_type::BPF_MAP_TYPE_LRU_HASH as u32 =>
+            {
+                (0, true)
+            }
+            kind if kind == bpf_map_type::BPF_MAP_TYPE_PERCPU_HASH as u32
                 || kind == bpf_map_type::BPF_MAP_TYPE_SOCKHASH as u32 =>
             {
-                0
+                (0, false)
             }
             // An array, socket storage, a ring buffer.
             _ => return Ok(None),
         };
         let key_bytes = info.key_size as usize;
-        Ok((key_bytes >= cookie_at + 8).then_some(RawMap { fd, key_bytes, cookie_at }))
+        let value_bytes = many.then_some(info.value_size as usize);
+        let limit = info.max_entries;
+        Ok((key_bytes >= cookie_at + 8).then_some(RawMap { fd, key_bytes, value_bytes, cookie_at, limit }))
     }
 
     /// The pod that a key belongs to.
@@ -154,13 +179,37 @@ impl RawMap {
         u64::from_ne_bytes(bytes)
     }
 
+    /// How many entries it may have.
+    #[must_use]
+    pub fn limit(&self) -> u32 {
+        self.limit
+    }
+
+    /// How many entries each pod has.
+    ///
+    /// # Errors
+    /// As [`RawMap::keys`].
+    pub fn entries_by_pod(&self) -> Result<HashMap<u64, usize>> {
+        let mut counts = HashMap::new();
+        let mut count = |key: &[u8]| *counts.entry(self.cookie(key)).or_default() += 1;
+        match self.value_bytes {
+            Some(value_bytes) => for_all(&self.fd, self.key_bytes, value_bytes, |key, _| count(key))?,
+            None => self.keys()?.iter().for_each(|key| count(key)),
+        }
+        Ok(counts)
+    }
+
     /// All keys.
     ///
     /// # Errors
-    /// `BPF_MAP_GET_NEXT_KEY`.
+    /// `BPF_MAP_LOOKUP_BATCH`, `BPF_MAP_GET_NEXT_KEY`.
     pub fn keys(&self) -> Result<Vec<Vec<u8>>> {
         const CALL: &str = "BPF_MAP_GET_NEXT_KEY";
         let mut keys: Vec<Vec<u8>> = Vec::new();
+        if let Some(value_bytes) = self.value_bytes {
+            for_all(&self.fd, self.key_bytes, value_bytes, |key, _| keys.push(key.to_vec()))?;
+            return Ok(keys);
+        }
         loop {
             let mut next = vec![0_u8; self.key_bytes];
             let mut attr = attr();

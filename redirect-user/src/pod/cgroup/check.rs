@@ -95,8 +95,10 @@ fn failed(what: &'static str, path: &Path, source: io::Error) -> Error {
     PathError { what, path: path.to_owned(), source }.into()
 }
 
-/// Whether a cgroup has a process in it or below.
+/// Whether a cgroup has a process in it or below; that it cannot be looked at, counts as yes.
 pub(crate) fn populated(path: &Path) -> bool {
-    let events = std::fs::read_to_string(path.join("cgroup.events")).unwrap_or_default();
-    events.lines().any(|line| line == "populated 1")
+    match std::fs::read_to_string(path.join("cgroup.events")) {
+        Ok(events) => events.lines().any(|line| line == "populated 1"),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    }
 }

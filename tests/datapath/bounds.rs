@@ -1,0 +1,75 @@
+//! What one pod does takes no room from the others: each pod has a share of every table that programs fill.
+
+use harness::{Errno, Event, kernel_test};
+use redirect_common::{Claims, HANDSHAKES_PER_POD, LISTENING_PER_POD};
+
+use crate::{any, crowded, enrolled};
+
+#[test]
+fn a_pod_with_its_share_of_handshakes_starts_no_more_and_another_pod_does() {
+    kernel_test(|node| {
+        let (greedy, other) = (enrolled(node, "greedy"), enrolled(node, "other"));
+        let (_first, _second) = (greedy.sidecar(), other.sidecar());
+        let all = crowded(false);
+        let detour = all[all.len() - 1];
+        let (app, neighbour) = (greedy.app(), other.app());
+        for to in &all[..all.len() - 1] {
+            drop(app.connect(*to).unwrap());
+            drop(neighbour.connect(*to).unwrap());
+        }
+        let has = |handshakes| Claims { handshakes, ..node.claims(&greedy) };
+        node.set_claims(&greedy, has(HANDSHAKES_PER_POD));
+        let seen = app.connect(detour).unwrap().seen();
+        assert!(seen.original_dst.is_err(), "{seen:?}");
+        assert_eq!((node.count(&greedy, Event::HandoffFull), node.handshakes().len()), (1, 0));
+        assert_eq!(neighbour.connect(detour).unwrap().seen().original_dst, Ok(detour));
+        // One less, and there is room for one.
+        node.set_claims(&greedy, has(HANDSHAKES_PER_POD - 1));
+        assert_eq!(app.connect(detour).unwrap().seen().original_dst, Ok(detour));
+        assert_eq!(node.claims(&greedy).handshakes, HANDSHAKES_PER_POD - 1);
+        assert_eq!(node.claims(&other).handshakes, 0);
+    });
+}
+
+#[test]
+fn a_pod_with_its_share_of_listeners_has_no_more_noted_and_another_pod_has() {
+    kernel_test(|node| {
+        let (greedy, other, peer) = (enrolled(node, "greedy"), enrolled(node, "other"), node.pod("peer"));
+        let (_first, _second) = (greedy.sidecar(), other.sidecar());
+        let (app, neighbour, client) = (greedy.app(), other.app(), peer.app());
+        let noted = app.listen(any(false, 40_001)).unwrap();
+        assert_eq!(node.claims(&greedy).listening, 1);
+        node.set_claims(&greedy, Claims { listening: LISTENING_PER_POD, ..node.claims(&greedy) });
+        let _unknown = app.listen(any(false, 40_002)).unwrap();
+        let _known = neighbour.listen(any(false, 40_002)).unwrap();
+        assert_eq!(client.connect(greedy.at(false, 40_002)).map(drop), Err(Errno::ECONNREFUSED));
+        assert_eq!(client.connect(other.at(false, 40_002)).unwrap().seen().listener, 15006);
+        // The one that was noted before stays so, and gives its place back.
+        assert_eq!(client.connect(greedy.at(false, 40_001)).unwrap().seen().listener, 15006);
+        drop(noted);
+        assert_eq!(node.claims(&greedy).listening, LISTENING_PER_POD - 1);
+        let _again = app.listen(any(false, 40_003)).unwrap();
+        assert_eq!(client.connect(greedy.at(false, 40_003)).unwrap().seen().listener, 15006);
+        assert_eq!(node.claims(&greedy).listening, LISTENING_PER_POD);
+    });
+}
+
+#[test]
+fn a_pod_has_one_entry_in_guard_however_many_interfaces_and_calls_it_has() {
+    kernel_test(|node| {
+        let pod = enrolled(node, "pod");
+        let guarded = || node.guarded();
+        assert_eq!(guarded(), 1);
+        for number in 1..=3 {
+            pod.netns().ip(&format!(
+                "link add net{number} type veth peer name far{number}\nlink set far{number} up\nlink set net{number} up"
+            ));
+            node.attach(&pod, &[]);
+            assert_eq!(guarded(), 1);
+        }
+        let interfaces = node.list()[0]["guard"]["interfaces"].as_array().map_or(0, Vec::len);
+        assert!(interfaces >= 4, "the guard stands on {interfaces}");
+        node.detach(&pod);
+        assert_eq!(guarded(), 0);
+    });
+}
