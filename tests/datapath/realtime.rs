@@ -66,7 +66,8 @@ fn ask(question: &[u8], stop: &AtomicBool, answers: &AtomicU64) {
 
 #[test]
 fn a_syn_is_decided_as_its_own_pods() {
-    const CONNECTIONS: usize = 1500;
+    const ROUNDS: usize = 40;
+    const CONNECTIONS: usize = 500;
     kernel_test(|node| {
         let (pod, neighbour, other) = (node.pod("server"), node.pod("neighbour"), node.pod("client"));
         // The guard would decide again, by the interface on which the packet is.
@@ -77,8 +78,9 @@ fn a_syn_is_decided_as_its_own_pods() {
         app.serve(&[any(false, 8080)], Service::Tell).unwrap();
         let (stop, answers) = (AtomicBool::new(false), AtomicU64::new(0));
         let question = question(pod.at(false, 8080), other.at(false, 40_000));
-        let deadline = Instant::now() + Duration::from_secs(30);
-        let mut wrong = Vec::new();
+        // A guest without acceleration comes less far in this time.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut opened = Vec::new();
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 neighbour.netns().run(|| {
@@ -86,17 +88,15 @@ fn a_syn_is_decided_as_its_own_pods() {
                     ask(&question, &stop, &answers);
                 });
             });
-            let dialled = (0..CONNECTIONS).take_while(|_| Instant::now() < deadline);
-            wrong.extend(dialled.filter_map(|number| match client.connect(pod.at(false, 8080)) {
-                Ok(socket) => {
-                    let listener = socket.seen().listener;
-                    (listener != 15006).then(|| format!("{number}: at {listener}"))
-                }
-                Err(error) => Some(format!("{number}: {error}")),
-            }));
+            for _ in (0..ROUNDS).take_while(|_| Instant::now() < deadline) {
+                opened.push(client.open_many(&[pod.at(false, 8080)], CONNECTIONS));
+                client.close_many();
+            }
             stop.store(true, Ordering::Relaxed);
         });
-        assert_eq!(wrong, [""; 0], "connections that did not go to the sidecar");
+        let past = app.take_seen();
+        assert_eq!(past, [], "connections that went past the sidecar, of {}", opened.len() * CONNECTIONS);
+        assert!(opened.iter().all(|round| round.error.is_none()), "connections failed: {opened:?}");
         assert!(answers.load(Ordering::Relaxed) > 100, "the neighbour did ask");
     });
 }

@@ -24,6 +24,9 @@ pub(crate) struct Options {
     /// For `vm`: every kernel, and all tests that fit into a guest
     #[arg(long)]
     all: bool,
+    /// For `vm`: only the few tests of a plain run
+    #[arg(long)]
+    short: bool,
     /// Show the tiers and run nothing
     #[arg(long)]
     list: bool,
@@ -48,7 +51,7 @@ pub(crate) fn main(workspace: &Workspace, options: &Options) -> Result<ExitCode>
     if let Some(("vm", kernels)) = options.tiers.split_first().map(|(first, rest)| (first.as_str(), rest))
         && (options.all || !kernels.is_empty())
     {
-        return vm::main(workspace, kernels);
+        return vm::main(workspace, kernels, options.short);
     }
     let tiers = chosen(&options.tiers)?;
     let groups: Vec<&str> = groups_of(tiers.iter().copied());

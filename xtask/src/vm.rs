@@ -35,8 +35,8 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-/// All tests that fit, on the kernels with these names, or on all.
-pub(crate) fn main(workspace: &Workspace, names: &[String]) -> Result<ExitCode> {
+/// All tests that fit, or a few, on the kernels with these names, or on all.
+pub(crate) fn main(workspace: &Workspace, names: &[String], short: bool) -> Result<ExitCode> {
     ensure!(is_root(), "only root can run the tests in a guest, which reads this machine's files");
     let known = || KERNELS.iter().map(|kernel| kernel.name).collect::<Vec<_>>().join(", ");
     for name in names {
@@ -51,13 +51,13 @@ pub(crate) fn main(workspace: &Workspace, names: &[String]) -> Result<ExitCode> 
     let wanted = |kernel: &&Kernel| names.is_empty() || names.iter().any(|name| name == kernel.name);
     let mut reports = Vec::new();
     for kernel in KERNELS.iter().filter(wanted) {
-        reports.push((kernel, boot(workspace, kernel, true)?));
+        reports.push((kernel, boot(workspace, kernel, !short)?));
+        if names.is_empty() {
+            // After each: what was found stays, also when somebody ends the command.
+            publish(workspace, &table(&reports))?;
+        }
     }
-    let table = table(&reports);
-    print!("\n{table}");
-    if names.is_empty() {
-        publish(workspace, &table)?;
-    }
+    print!("\n{}", table(&reports));
     let failed: usize = reports.iter().map(|(_, report)| failed(report)).sum();
     let passed: usize = reports.iter().map(|(_, report)| report.outcomes.len()).sum::<usize>() - failed;
     println!("\n{passed} passed, {failed} failed");
@@ -95,8 +95,10 @@ fn table(reports: &[(&Kernel, Report)]) -> String {
     for (kernel, report) in reports {
         let tiers = by_tier(report);
         let cell = |tier: &&str| match tiers.get(*tier) {
-            Some((passed, all)) if passed == all && kernel.works => format!("{all} pass"),
-            Some((passed, all)) if passed == all => "refused, as it must".into(),
+            Some((passed, all)) if passed == all && !kernel.works && *tier == "tool" => {
+                "refused, as it must".into()
+            }
+            Some((passed, all)) if passed == all => format!("{all} pass"),
             Some((passed, all)) => format!("{} of {all} fail", all - passed),
             None => "–".into(),
         };
