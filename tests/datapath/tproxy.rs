@@ -260,6 +260,10 @@ fn a_client_is_told_with_tcp_fast_open() {
                 assert_eq!(accepted.receive(100).unwrap().data, b"in the SYN");
             }
         }
+        let counted = pod.netns().run(|| std::fs::read_to_string("/proc/thread-self/net/netstat").unwrap());
+        let lines: Vec<Vec<&str>> = counted.lines().map(|line| line.split(' ').collect()).collect();
+        let at = lines[0].iter().position(|name| *name == "TCPFastOpenPassive").unwrap();
+        assert_eq!(lines[1][at], "6", "the data came in the SYN");
         assert_eq!(node.handshakes(), []);
     });
 }
