@@ -10,6 +10,7 @@ pub mod leave;
 pub mod list;
 pub mod multus;
 pub mod places;
+mod runtime;
 
 use serde_json::{Map, Value, json};
 

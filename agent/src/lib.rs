@@ -4,7 +4,8 @@
 //! there), [`manifests`] from files; [`pod`] is what both keep of a pod. [`server`] answers the plugin's
 //! questions, [`logs`] takes its lines. [`conflist`] puts the plugin and its entry in their places and keeps
 //! them there. [`repair`] looks after pods that run, by the plugin's own [`rules`]. [`state`] is what is
-//! known of the node, [`metrics`] what is shown of it, and [`http`] where.
+//! known of the node, [`metrics`] what is shown of it, and [`http`] where. [`trial`] tries programs before
+//! pods get them.
 
 pub mod api;
 pub mod conflist;
@@ -18,4 +19,5 @@ pub mod rules;
 pub mod run;
 pub mod server;
 pub mod state;
+pub mod trial;
 pub mod watch;

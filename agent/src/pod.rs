@@ -3,6 +3,9 @@
 //!
 //! Manifests in files and the watch on the API server share this shape.
 
+#[cfg(test)]
+mod shapes;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;

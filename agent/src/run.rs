@@ -17,6 +17,7 @@ use redirect_user::kernel::install;
 use redirect_user::node::Node;
 use redirect_user::node::lock::NodeLock;
 use thiserror::Error;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -30,6 +31,7 @@ use crate::manifests::Manifests;
 use crate::repair::{Modes, Repairer};
 use crate::server::{BindError, PodStore, Server, StoreError};
 use crate::state::State;
+use crate::trial::{self, Tried};
 use crate::watch::Pods;
 
 /// Between two tries to put the programs on the node.
@@ -52,6 +54,8 @@ pub struct Options {
     pub install: Option<Plan>,
     /// The text of the entry, where Multus gets it as a network of its own.
     pub multus: Option<String>,
+    /// Try programs before pods get them, and the node before it is ready.
+    pub verify: bool,
     /// What is done about broken pods, and by which rules a pod is ours.
     pub repair: Option<(Modes, Rules)>,
 }
@@ -108,7 +112,7 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
     };
     let wanted = options.install.as_ref().map(|plan| plan.wanted);
     let leaving = wanted == Some(Wanted::Nothing);
-    let state = Arc::new(State::new(options.node, stores.pods.clone(), wanted));
+    let state = Arc::new(State::new(options.node, stores.pods.clone(), wanted, options.verify && !leaving));
     if let Some(address) = options.listen {
         tasks.spawn(http::serve(http::bind(address).await?, Arc::clone(&state)));
     }
@@ -123,7 +127,15 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
         if leaving {
             tasks.spawn(leave(Arc::clone(&state), plan.clone()));
         }
-        tasks.spawn(keep::keep(plan, installed));
+        let tried = state.tried.as_ref().map(watch::Sender::subscribe);
+        tasks.spawn(async move {
+            if let Some(mut tried) = tried {
+                // A plugin does not come before the programs that belong to it. The sender lives as long as
+                // we.
+                let _ = tried.wait_for(|tried| tried.attempted && !tried.held).await;
+            }
+            keep::keep(plan, installed).await;
+        });
     }
     if let (Some(entry), Some(pods)) = (options.multus, &stores.pods) {
         tasks.spawn(multus::keep(Arc::clone(pods), entry));
@@ -141,8 +153,8 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
 async fn tend(state: Arc<State>) {
     let mut told = false;
     loop {
-        let node = state.node.clone();
-        let done = tokio::task::spawn_blocking(move || tend_once(&node)).await;
+        let for_thread = Arc::clone(&state);
+        let done = tokio::task::spawn_blocking(move || tend_once(&for_thread)).await;
         match done.unwrap_or_else(|panic| Err(panic.to_string())) {
             Ok(collected) => {
                 if collected > 0 {
@@ -153,10 +165,7 @@ async fn tend(state: Arc<State>) {
             }
             Err(problem) => {
                 if !told {
-                    tracing::error!(
-                        problem,
-                        "pods with sidecars cannot start: the programs are not on this node"
-                    );
+                    tracing::error!(problem, "the programs on this node are not as they should be");
                 }
                 told = true;
                 sleep(AGAIN).await;
@@ -194,11 +203,43 @@ async fn leave(state: Arc<State>, plan: Plan) {
     }
 }
 
-fn tend_once(node: &Node) -> Result<usize, String> {
+fn tend_once(state: &State) -> Result<usize, String> {
+    let node = &state.node;
+    match &state.tried {
+        Some(tried) => try_once(node, tried)?,
+        None => {
+            let lock = NodeLock::acquire(node).map_err(|error| error.to_string())?;
+            install::ensure(node, &lock).map_err(|error| error.to_string())?;
+        }
+    }
     let lock = NodeLock::acquire(node).map_err(|error| error.to_string())?;
-    install::ensure(node, &lock).map_err(|error| error.to_string())?;
     let collected = gc::collect(node, &lock, |_| Listed::Unasked).map_err(|error| error.to_string())?;
     Ok(collected.removed.len() + collected.cookies.len())
+}
+
+/// Programs that are tried, and the node with them; again only when something was not as it should be.
+fn try_once(node: &Node, tried: &watch::Sender<Tried>) -> Result<(), String> {
+    let tell = |held: bool, problem: Option<String>| {
+        tried.send_replace(Tried { attempted: true, held, problem });
+    };
+    match trial::bring(node) {
+        Ok(Some(upgraded)) => {
+            let (links, repaired) = (upgraded.replaced, upgraded.repaired.len());
+            tracing::info!(links, repaired, "running pods have the new programs");
+        }
+        Ok(None) if tried.borrow().attempted && tried.borrow().problem.is_none() => return Ok(()),
+        Ok(None) => {}
+        Err(error) => {
+            tell(matches!(error, trial::Error::Failed(_)), Some(error.to_string()));
+            return Err(error.to_string());
+        }
+    }
+    let verified = trial::verify(node);
+    tell(false, verified.clone().err());
+    if verified.is_ok() {
+        tracing::info!("the node was tried in a scratch pod, and is as it should be");
+    }
+    verified
 }
 
 /// Files first, which cost nothing, then the API server.

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use crate::conflist::keep::{Installed, Wanted};
 use crate::metrics::Metrics;
+use crate::trial::Tried;
 use crate::watch::{Health, Pods};
 
 /// The agent's view of its node.
@@ -27,6 +28,8 @@ pub struct State {
     pub pods: Option<Arc<Pods>>,
     /// How the installation stands, where the agent installs.
     pub installed: Option<watch::Sender<Installed>>,
+    /// How trials ended, where there are any.
+    pub tried: Option<watch::Sender<Tried>>,
     wanted: Option<Wanted>,
     last: Mutex<Last>,
 }
@@ -39,11 +42,13 @@ struct Last {
 }
 
 impl State {
-    /// A view of `node`, which is to have what is `wanted` where the agent installs.
+    /// A view of `node`, which is to have what is `wanted` where the agent installs, and is to be tried if
+    /// `verify` says so.
     #[must_use]
-    pub fn new(node: Node, pods: Option<Arc<Pods>>, wanted: Option<Wanted>) -> State {
+    pub fn new(node: Node, pods: Option<Arc<Pods>>, wanted: Option<Wanted>, verify: bool) -> State {
         let installed = wanted.map(|_| watch::Sender::default());
-        State { node, metrics: Metrics::default(), pods, installed, wanted, last: Mutex::default() }
+        let tried = verify.then(watch::Sender::default);
+        State { node, metrics: Metrics::default(), pods, installed, tried, wanted, last: Mutex::default() }
     }
 
     fn health(&self) -> Option<Health> {
@@ -66,6 +71,11 @@ impl State {
         {
             let problem = installed.problem.unwrap_or_else(|| "not looked yet".to_owned());
             missing.push(format!("installation: {problem}"));
+        }
+        if let Some(tried) = self.tried.as_ref().map(|tried| tried.borrow().clone())
+            && (!tried.attempted || tried.problem.is_some())
+        {
+            missing.push(format!("verify: {}", tried.problem.unwrap_or_else(|| "not tried yet".to_owned())));
         }
         match self.health() {
             Some(health) if !health.alive() => {

@@ -92,6 +92,18 @@ fn has_older_programs(node: &Node) -> bool {
     Stamp::read(&pins::current(node)).is_some_and(|stamp| !stamp.is_own() && !stamp.is_newer_than_this())
 }
 
+/// Whether the node has programs of another build, older or newer, or pods of another map layout.
+#[must_use]
+pub fn is_due(node: &Node) -> bool {
+    let generations = folders::generations(node).unwrap_or_default();
+    let foreign = Stamp::read(&pins::current(node)).is_some_and(|stamp| !stamp.is_own());
+    let others = generations.iter().any(|generation| {
+        generation.abi() != redirect_common::ABI_VERSION
+            && folders::list(&generation.pods()).is_ok_and(|pods| !pods.is_empty())
+    });
+    foreign || others
+}
+
 /// What an ADD does for the node before it attaches its own pod: programs of this version, pods of an older
 /// one brought over, and pods that have lost their pins attached again. What fails is logged and returned: it
 /// is not this pod's fault, unless this pod needs what the old programs lack.

@@ -247,6 +247,7 @@ fn container(spec: &Spec, name: &str, command: Vec<String>, user: User) -> Resul
         namespace_options: Some(spec.namespaces()),
         run_as_user: id(user.uid),
         run_as_group: id(user.gid),
+        ..LinuxContainerSecurityContext::default()
     };
     Ok(ContainerConfig {
         metadata: Some(ContainerMetadata { name: name.into(), attempt: spec.attempt }),
@@ -261,5 +262,6 @@ fn container(spec: &Spec, name: &str, command: Vec<String>, user: User) -> Resul
 }
 
 fn mount(inside: &str, outside: &Path) -> Mount {
-    Mount { container_path: inside.into(), host_path: outside.display().to_string(), readonly: true }
+    let host_path = outside.display().to_string();
+    Mount { container_path: inside.into(), host_path, readonly: true, ..Mount::default() }
 }

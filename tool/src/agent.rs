@@ -48,6 +48,9 @@ pub(crate) struct Args {
     /// last redirected pod is gone.
     #[arg(long, conflicts_with_all = ["install", "multus"])]
     remove_entry: bool,
+    /// Try new programs in a scratch pod before running pods get them, and this node before it is ready.
+    #[arg(long)]
+    verify: bool,
     /// Keep the network istio-cni in the namespace default, which Istio's injector asks Multus for.
     #[arg(long)]
     multus: bool,
@@ -133,6 +136,7 @@ impl Args {
             listen: self.listen,
             install: self.plan()?,
             multus: self.multus.then_some(entry),
+            verify: self.verify,
             repair: Some((modes, rules)),
         })
     }

@@ -142,7 +142,7 @@ fn summary(findings: &[Finding]) {
 impl Args {
     /// Where the runtime's network configuration and its plugins are.
     fn places(&self) -> (PathBuf, PathBuf) {
-        let found = redirect_agent::conflist::places::find(&self.host_root);
+        let found = redirect_agent::conflist::places::find(&self.host_root, None);
         let conf = self.cni_conf_dir.clone().unwrap_or(found.conf_dir);
         (conf, self.cni_bin_dir.clone().unwrap_or(found.bin_dir))
     }

@@ -16,6 +16,7 @@ mod doctor;
 mod explain;
 mod flows;
 mod generate;
+mod kubectl;
 mod lifecycle;
 mod node;
 mod outcomes;
@@ -120,6 +121,12 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if let Some(done) = kubectl::as_plugin() {
+        return done.unwrap_or_else(|error| {
+            eprintln!("kubectl redirect: {}", output::causes(&error));
+            ExitCode::FAILURE
+        });
+    }
     let args = Args::parse();
     // A connection that the API server cuts is an error to the agent, not its end.
     if !matches!(args.command, Command::Agent(_)) {

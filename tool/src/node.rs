@@ -12,6 +12,9 @@ use serde_json::{Map, Value, json};
 
 use crate::output::{self, Output};
 
+/// Keys of the plugin's configuration on this node, below its root.
+const USUAL_CONF: &str = "etc/redirect-cni/plugin.json";
+
 /// Where the plugin belongs on this node.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Place {
@@ -25,10 +28,14 @@ pub(crate) struct Place {
     /// Where the runtime looks for plugins; else as with --cni-conf-dir.
     #[arg(long, value_name = "PATH")]
     cni_bin_dir: Option<PathBuf>,
-    /// The plugin to install; else the file `redirect-cni` beside this program.
+    /// The container runtime's socket, to ask where it looks; else where containerd usually has it.
+    #[arg(long, value_name = "PATH")]
+    cri_socket: Option<PathBuf>,
+    /// The plugin to install; else the file `redirect-cni` beside this program, or in lib/redirect-cni.
     #[arg(long, value_name = "FILE")]
     plugin: Option<PathBuf>,
-    /// Keys of the plugin's configuration, as a JSON object, or the path of a file with one.
+    /// Keys of the plugin's configuration, as a JSON object, or the path of a file with one; else those of
+    /// etc/redirect-cni/plugin.json, where there is one.
     #[arg(long, value_name = "JSON|FILE")]
     plugin_conf: Option<String>,
     /// A file of our own instead of an entry in somebody else's. It follows what the runtime would take
@@ -47,7 +54,13 @@ pub(crate) struct Place {
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     /// Install the plugin and put its entry last into what the runtime takes.
-    Enable(Place),
+    Enable {
+        #[command(flatten)]
+        place: Place,
+        /// Only where the plugin is installed already, for example after an upgrade of the package.
+        #[arg(long)]
+        if_enabled: bool,
+    },
     /// Take the entry out, and put files back that were converted for it. The plugin stays for pods that run.
     Disable(Place),
 }
@@ -77,8 +90,11 @@ pub(crate) fn uninstall(node: &Node, output: Output, place: &Place) -> Result<Ex
 /// Runs the verb.
 pub(crate) fn run(output: Output, command: &Command) -> Result<ExitCode> {
     match command {
-        Command::Enable(place) => {
+        Command::Enable { place, if_enabled } => {
             let plan = place.plan()?;
+            if *if_enabled && !plan.bin_dir.join("redirect-cni").is_file() {
+                return tell(output, &Done::default());
+            }
             let done = keep::once(&plan)?;
             if done.primary.is_none() {
                 let skipped = done.skipped.join("; ");
@@ -109,14 +125,19 @@ fn tell(output: Output, done: &Done) -> Result<ExitCode> {
 impl Place {
     /// Configuration and plugins.
     pub(crate) fn dirs(&self) -> (PathBuf, PathBuf) {
-        let found = places::find(&self.host_root);
+        if let (Some(conf), Some(bin)) = (&self.cni_conf_dir, &self.cni_bin_dir) {
+            return (conf.clone(), bin.clone());
+        }
+        let found = places::find(&self.host_root, self.cri_socket.as_deref());
         let conf = self.cni_conf_dir.clone().unwrap_or(found.conf_dir);
         (conf, self.cni_bin_dir.clone().unwrap_or(found.bin_dir))
     }
 
     /// The text of the entry.
     pub(crate) fn entry(&self) -> Result<String> {
-        Ok(conflist::entry(&keys_of(self.plugin_conf.as_deref())?))
+        let usual = self.host_root.join(USUAL_CONF);
+        let usual = usual.is_file().then(|| usual.display().to_string());
+        Ok(conflist::entry(&keys_of(self.plugin_conf.as_deref().or(usual.as_deref()))?))
     }
 
     /// What to keep where.
@@ -168,11 +189,11 @@ pub(crate) fn keys_of(plugin_conf: Option<&str>) -> Result<Map<String, Value>> {
     }
 }
 
-/// The plugin beside this program.
+/// The plugin beside this program, or where packages put it, out of the way of shells.
 fn beside() -> Result<PathBuf> {
-    let plugin = std::env::current_exe().context("find this program")?.with_file_name("redirect-cni");
-    if !plugin.is_file() {
-        bail!("there is no {}: name the plugin with --plugin", plugin.display());
-    }
-    Ok(plugin)
+    let program = std::env::current_exe().context("find this program")?;
+    let beside = program.with_file_name("redirect-cni");
+    let of_package = program.ancestors().nth(2).map(|prefix| prefix.join("lib/redirect-cni/redirect-cni"));
+    let found = [Some(beside.clone()), of_package].into_iter().flatten().find(|file| file.is_file());
+    found.with_context(|| format!("there is no {}: name the plugin with --plugin", beside.display()))
 }

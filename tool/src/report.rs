@@ -189,7 +189,7 @@ fn tree(folder: &Path) -> String {
 /// The files that a runtime would look at, and the plugin's log, if the entry names one. Other files of the
 /// folder, as kubeconfigs, are not touched.
 fn network(archive: &mut Archive, host_root: &Path) -> Result<()> {
-    let places = places::find(host_root);
+    let places = places::find(host_root, None);
     archive.text("cni/places", &format!("{places:?}\n"))?;
     let files = files::files(&places.conf_dir).unwrap_or_default();
     let mut log = None;

@@ -22,7 +22,7 @@ pub(crate) struct Options {
 /// Sets up, builds what is shipped and the tool that measures it, and becomes that tool.
 pub(crate) fn main(workspace: &Workspace, options: &Options) -> Result<()> {
     setup::ensure(workspace, &["toolchain", "mesh", "oracle", "bench"])?;
-    let binaries = dist::build(workspace)?;
+    let binaries = dist::binaries(workspace)?;
     let mut cargo = workspace.cargo();
     cargo.args(["build", "--profile", "tool", "--package", "redirect-bench"]);
     cmd::progress("building the benchmark", &mut cargo)?;

@@ -17,7 +17,7 @@ const CONF: &str = r#"{"cniVersion":"1.0.0","name":"mesh","type":"redirect-cni",
 
 /// Builds what is shipped and runs the plugin with nothing around it.
 pub(crate) fn check(workspace: &Workspace) -> Result<()> {
-    let shipped = dist::build(workspace)?.join("redirect-cni");
+    let shipped = dist::binaries(workspace)?.join("redirect-cni");
     let root = workspace.target.join(format!("chroot-{}", std::process::id()));
     fs::create_dir(&root).with_context(|| format!("cannot create {}", root.display()))?;
     let outcome = run_inside(&root, &shipped);

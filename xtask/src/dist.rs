@@ -1,4 +1,5 @@
-//! `cargo xtask dist`: the release binaries as they are shipped, static, in `target/dist/`.
+//! `cargo xtask dist`: what is shipped, in `target/dist/`: the static release binaries, and what
+//! `deploy/dist` makes of them.
 
 use std::env::consts::ARCH;
 use std::fs;
@@ -7,26 +8,40 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use crate::workspace::Workspace;
-use crate::{cmd, setup};
+use crate::{build, cmd, setup};
 
 /// What is shipped, with the size that must not be exceeded. The plugin is read from disk for every pod that
 /// starts.
 const BINARIES: &[(&str, Option<u64>)] = &[("redirect", None), ("redirect-cni", Some(4 << 20))];
 
-/// Builds, checks and lists the binaries.
+/// Builds and checks the binaries, makes packages, image and chart of them, and lists everything.
 pub(crate) fn main(workspace: &Workspace) -> Result<()> {
     setup::ensure(workspace, &["toolchain"])?;
-    let directory = build(workspace)?;
+    let directory = binaries(workspace)?;
+    let packer = build::build_binaries(workspace, &["redirect-dist"])?;
     for (name, _) in BINARIES {
         let path = directory.join(name);
         let size = fs::metadata(&path)?.len();
-        println!("{:>10} bytes  static  {}", size, path.display());
+        println!("{:>10} bytes  {}", size, path.display());
     }
-    Ok(())
+    pack(workspace, &packer, &directory)
+}
+
+/// The same with the programs of a build for tests, as a tier's first job.
+pub(crate) fn for_tests(workspace: &Workspace) -> Result<()> {
+    let directory = binaries(workspace)?;
+    pack(workspace, &workspace.target.join("debug"), &directory)
+}
+
+/// Lets `redirect-dist` make packages, image and chart of the binaries.
+fn pack(workspace: &Workspace, programs: &Path, directory: &Path) -> Result<()> {
+    let mut packer = workspace.command(programs.join("redirect-dist"));
+    packer.arg("--root").arg(&workspace.root);
+    cmd::run(packer.arg("--binaries").arg(directory).arg("--out").arg(directory))
 }
 
 /// Builds the static binaries, checks them, and returns their directory.
-pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
+pub(crate) fn binaries(workspace: &Workspace) -> Result<PathBuf> {
     let triple = format!("{ARCH}-unknown-linux-gnu");
     let mut cargo = workspace.cargo();
     // With an explicit target these flags reach our code only, not build scripts, which have to load

@@ -56,7 +56,7 @@ enum Task {
     Test(test::Options),
     /// Measure against iptables and against no redirection
     Bench(bench::Options),
-    /// Build the static release binaries in target/dist
+    /// Make what is shipped in target/dist: static binaries, packages, image, chart
     Dist,
     /// Check format, clippy and warnings
     Lint,

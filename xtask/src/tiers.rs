@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::workspace::Workspace;
-use crate::{chroot, lint, tidy, vm};
+use crate::{chroot, dist, lint, tidy, vm};
 
 /// Tests that need the same things and are run together.
 pub(crate) struct Tier {
@@ -127,7 +127,11 @@ pub(crate) const TIERS: &[Tier] = &[
         "deploy",
         "chart, packages and image: rendered, installed, started, removed",
         &["toolchain", "mesh", "containerd", "kubectl", "deploy"],
-        &[Job::Tests(&["--test", "deploy", "--", "--test-threads=2"])],
+        &[
+            Job::Check(dist::for_tests),
+            Job::Tests(&["--test", "deploy", "--", "--test-threads=2"]),
+            Job::Tests(&["--test", "image"]),
+        ],
     ),
     tier(
         "oracle",

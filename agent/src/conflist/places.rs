@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::runtime;
+
 /// The two directories, and how they were found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Places {
@@ -39,9 +41,26 @@ const PLATFORMS: &[(&str, &str, &str, &str)] = &[
     ("GKE", "home/kubernetes/bin", "etc/cni/net.d", "home/kubernetes/bin"),
 ];
 
-/// Finds them on the node whose root directory is at `root`.
+/// Finds them on the node whose root directory is at `root`. The runtime is asked at `socket`, or where one
+/// usually is. Must not be called from a task of tokio.
 #[must_use]
-pub fn find(root: &Path) -> Places {
+pub fn find(root: &Path, socket: Option<&Path>) -> Places {
+    match runtime::ask(root, socket) {
+        Some(said) => Places {
+            conf_dir: below(root, &said.conf_dir),
+            bin_dir: below(root, &said.bin_dir),
+            found: format!("as the runtime at {} says", said.socket.display()),
+        },
+        None => in_files(root),
+    }
+}
+
+/// On the node, by its path there.
+fn below(root: &Path, path: &Path) -> PathBuf {
+    root.join(path.strip_prefix("/").unwrap_or(path))
+}
+
+fn in_files(root: &Path) -> Places {
     let mut files: Vec<PathBuf> = RUNTIME_FILES.iter().map(|file| root.join(file)).collect();
     if let Ok(more) = fs::read_dir(root.join("etc/crio/crio.conf.d")) {
         let mut more: Vec<PathBuf> = more.flatten().map(|entry| entry.path()).collect();
@@ -59,10 +78,9 @@ pub fn find(root: &Path) -> Places {
     }
     let (platform, conf, bin) = platform(root);
     let found = if told.2.is_empty() { format!("as usual on {platform}") } else { told.2 };
-    let below = |path: PathBuf| root.join(path.strip_prefix("/").unwrap_or(&path));
     Places {
-        conf_dir: below(told.0.unwrap_or_else(|| conf.into())),
-        bin_dir: below(told.1.unwrap_or_else(|| bin.into())),
+        conf_dir: below(root, &told.0.unwrap_or_else(|| conf.into())),
+        bin_dir: below(root, &told.1.unwrap_or_else(|| bin.into())),
         found,
     }
 }
@@ -109,7 +127,7 @@ mod tests {
     #[track_caller]
     fn found(files: &[(&str, &str)], conf: &str, bin: &str) {
         let root = node(files);
-        let places = find(root.path());
+        let places = find(root.path(), None);
         assert_eq!((places.conf_dir, places.bin_dir), (root.path().join(conf), root.path().join(bin)));
     }
 

@@ -174,6 +174,7 @@ impl Spec {
                     namespace_options: Some(namespaces()),
                     run_as_user: id(user.uid),
                     run_as_group: id(user.gid),
+                    ..LinuxContainerSecurityContext::default()
                 }),
             }),
         }
@@ -212,7 +213,8 @@ fn common_mounts(files: &Files) -> Vec<Mount> {
 }
 
 fn mount(inside: &str, outside: &Path) -> Mount {
-    Mount { container_path: inside.into(), host_path: outside.display().to_string(), readonly: true }
+    let host_path = outside.display().to_string();
+    Mount { container_path: inside.into(), host_path, readonly: true, ..Mount::default() }
 }
 
 #[cfg(test)]

@@ -96,6 +96,21 @@ impl ApiServer {
         path
     }
 
+    /// Its port on localhost.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Writes what a pod finds at `/var/run/secrets/kubernetes.io/serviceaccount` into a folder.
+    pub fn service_account(&self, dir: &Path) {
+        for (name, text) in
+            [("token", "secret"), ("ca.crt", &self.certificate), ("namespace", "istio-system")]
+        {
+            std::fs::write(dir.join(name), text).expect("write the service account's files");
+        }
+    }
+
     /// Lets these tokens in, and no others.
     pub fn let_in(&self, tokens: &[&str]) {
         *self.shared.tokens.lock().expect("tokens") =

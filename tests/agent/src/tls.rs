@@ -24,7 +24,8 @@ pub(crate) struct Identity {
 
 impl Identity {
     pub(crate) fn generate() -> Identity {
-        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+        // The last is the node's address in tests where the agent runs in a pod.
+        let names = ["localhost", "127.0.0.1", "10.88.0.1"].map(str::to_owned).to_vec();
         let made = rcgen::generate_simple_self_signed(names).expect("make a certificate");
         Identity {
             certificate: made.cert.pem(),

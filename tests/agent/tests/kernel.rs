@@ -264,3 +264,45 @@ fn what_belongs_to_a_pod_that_is_gone_is_collected() {
         until("it is collected", || node.attached().is_empty());
     });
 }
+
+/// The stamp of the installed programs becomes that of another build.
+fn age(node: &Node) {
+    let version = fs::read_dir(node.bpffs().join("redirect-cni")).unwrap().next().unwrap().unwrap().path();
+    let stamp = version.join("object");
+    let maps = fs::read_link(&stamp).unwrap();
+    let maps = maps.to_str().unwrap().split(' ').nth(2).unwrap().to_owned();
+    fs::remove_file(&stamp).unwrap();
+    std::os::unix::fs::symlink(format!("0.0.1 0123456789abcdef {maps}"), &stamp).unwrap();
+}
+
+fn is_aged(node: &Node) -> bool {
+    let version = fs::read_dir(node.bpffs().join("redirect-cni")).unwrap().next().unwrap().unwrap().path();
+    fs::read_link(version.join("object")).unwrap().to_str().unwrap().starts_with("0.0.1 ")
+}
+
+#[test]
+fn new_programs_are_tried_aside_and_old_ones_stay_when_they_fail() {
+    kernel_test(|node| {
+        let world = World::new(node);
+        let (pod, other) = (node.pod("web"), Other::new(node));
+        let (_sidecar, app) = (pod.sidecar(), pod.app());
+        node.attach(&pod, &[]);
+        age(node);
+        // The scratch pod's sidecar cannot become its user: the trial fails.
+        let arguments = ["--listen", &world.address.to_string(), "--verify"];
+        let kubeconfig = world.api.kubeconfig(node.dir());
+        let crippled = privileges::with(node, &privileges::NEEDED);
+        let agent = Agent::start_on(crippled, node.dir(), &kubeconfig, &arguments);
+        until("the trial has failed", || {
+            get(world.address, "/readyz").1.contains("verify: the new programs")
+        });
+        assert!(is_aged(node), "the old programs stay: {}", world.log());
+        assert!(other.captures(&app, false, 8080));
+        drop(agent);
+        let _agent = world.agent(&["--verify"]);
+        until("the node is ready", || get(world.address, "/readyz").0 == 200);
+        assert!(!is_aged(node), "running pods have the new programs: {}", world.log());
+        assert!(other.captures(&app, false, 8080));
+        assert_eq!(node.attached(), ["web"], "the scratch pod is gone");
+    });
+}

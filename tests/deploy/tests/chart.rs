@@ -125,9 +125,13 @@ fn rights(case: &Case, rendered: &Rendered) {
     assert_eq!(rendered.one("ClusterRole")["rules"], json!(rules), "{}", case.values);
 }
 
-/// `tests/agent/tests/kernel/privileges.rs` shows that a running pod needs these three.
+/// `tests/agent/tests/kernel/privileges.rs` shows that a running pod needs three of them; the scratch pod, in
+/// which the node is tried, has processes of other users.
 fn privileges(case: &Case, rendered: &Rendered) {
     let mut added = vec!["NET_ADMIN", "SYS_ADMIN"];
+    if !case.removing {
+        added.extend(["SETUID", "SETGID", "NET_BIND_SERVICE"]);
+    }
     if case.running {
         added.push("SYS_PTRACE");
     }
@@ -193,7 +197,7 @@ fn flags(case: &Case, rendered: &Rendered) {
     let arguments = rendered.arguments();
     let has = |flag: &str| arguments.iter().any(|argument| argument.split('=').next() == Some(flag));
     assert_eq!(has("--remove-entry"), case.removing, "{arguments:?}");
-    assert_eq!(has("--install"), !case.removing, "{arguments:?}");
+    assert_eq!((has("--install"), has("--verify")), (!case.removing, !case.removing), "{arguments:?}");
     assert_eq!(has("--no-entry"), case.multus && !case.removing, "{arguments:?}");
     assert_eq!(has("--own-conf-file"), case.own_file && !case.multus && !case.removing, "{arguments:?}");
     assert_eq!((has("--in-cluster"), has("--no-pods")), (case.api, !case.api), "{arguments:?}");

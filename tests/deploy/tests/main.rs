@@ -2,6 +2,9 @@
 //! its rights and privileges against what the agent uses, its rules and pictures against what there is.
 
 mod chart;
+mod documents;
 mod helm;
+mod kubectl;
 mod metrics;
+mod packages;
 mod rights;

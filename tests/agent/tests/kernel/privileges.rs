@@ -11,10 +11,10 @@ use crate::driver::Agent;
 
 /// What `--repair-pods` needs. CAP_SYS_ADMIN, which setns(2) asks for, stands for CAP_BPF as well
 /// (`bpf_capable()` since Linux 5.8).
-const NEEDED: [&str; 3] = ["net_admin", "sys_admin", "sys_ptrace"];
+pub(crate) const NEEDED: [&str; 3] = ["net_admin", "sys_admin", "sys_ptrace"];
 
 /// `redirect` with these capabilities and no others.
-fn with(node: &Node, capabilities: &[&str]) -> Command {
+pub(crate) fn with(node: &Node, capabilities: &[&str]) -> Command {
     let mut set = "-all".to_owned();
     for capability in capabilities {
         set += &format!(",+{capability}");

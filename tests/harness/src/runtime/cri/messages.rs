@@ -7,6 +7,10 @@ use std::collections::HashMap;
 pub const CONTAINER_RUNNING: i32 = 1;
 /// A namespace of the pod's own; the protocol's 0.
 pub const NAMESPACE_POD: i32 = 0;
+/// A namespace of the node's own.
+pub const NAMESPACE_NODE: i32 = 2;
+/// Mounts that the node makes later appear in the container.
+pub const HOST_TO_CONTAINER: i32 = 1;
 /// A namespace of the container's own.
 pub const NAMESPACE_CONTAINER: i32 = 1;
 
@@ -223,6 +227,8 @@ pub struct Mount {
     pub host_path: String,
     #[prost(bool, tag = "3")]
     pub readonly: bool,
+    #[prost(int32, tag = "5")]
+    pub propagation: i32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -232,13 +238,40 @@ pub struct Int64Value {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
+pub struct Capability {
+    #[prost(string, repeated, tag = "1")]
+    pub add_capabilities: Vec<String>,
+    #[prost(string, repeated, tag = "2")]
+    pub drop_capabilities: Vec<String>,
+}
+
+/// The runtime's own profile is the protocol's 0.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SecurityProfile {
+    #[prost(int32, tag = "1")]
+    pub profile_type: i32,
+    #[prost(string, tag = "2")]
+    pub localhost_ref: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
 pub struct LinuxContainerSecurityContext {
+    #[prost(message, optional, tag = "1")]
+    pub capabilities: Option<Capability>,
+    #[prost(bool, tag = "2")]
+    pub privileged: bool,
     #[prost(message, optional, tag = "3")]
     pub namespace_options: Option<NamespaceOption>,
     #[prost(message, optional, tag = "5")]
     pub run_as_user: Option<Int64Value>,
+    #[prost(bool, tag = "7")]
+    pub readonly_rootfs: bool,
+    #[prost(bool, tag = "11")]
+    pub no_new_privs: bool,
     #[prost(message, optional, tag = "12")]
     pub run_as_group: Option<Int64Value>,
+    #[prost(message, optional, tag = "15")]
+    pub seccomp: Option<SecurityProfile>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
