@@ -14,6 +14,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
+use redirect_common::Event;
 use redirect_user::node::timings::Timing;
 
 /// What all names begin with.
@@ -148,23 +149,27 @@ impl Metrics {
         registry.register("policy_updates", "Policies changed in running pods", self.policy_updates.clone());
         registry.register("plugin_lines", "Log lines received from the plugin", self.plugin_lines.clone());
         registry.register("connections", "Connections by verdict of the programs", self.connections.clone());
-        registry.register("guard_drops", "Packets that the guard dropped", self.guard_drops.clone());
+        registry.register(
+            "guard_drops",
+            "Packets around the sidecar that the guard caught",
+            self.guard_drops.clone(),
+        );
         registry.register("outcomes", "Calls of the plugin by outcome", self.outcomes.clone());
         let durations = "Time that calls of the plugin took, by phase";
         registry.register("plugin_duration_seconds", durations, self.durations.clone());
     }
 
     /// Takes the counters of a pod: `cookie` is its namespace's.
-    pub fn count(&self, cookie: u64, event: &'static str, now: u64) {
+    pub fn count(&self, cookie: u64, event: Event, now: u64) {
         let mut seen = self.seen();
-        let before = seen.counters.insert((cookie, event), now).unwrap_or(0);
+        let before = seen.counters.insert((cookie, event.label()), now).unwrap_or(0);
         // A namespace's cookie is never used again, so a smaller number means that the pod was attached
         // again.
         let more = if now >= before { now - before } else { now };
-        if event.starts_with("guard_") {
+        if event.of_guard() {
             self.guard_drops.inc_by(more);
         }
-        self.connections.get_or_create(&Verdict { verdict: event.to_owned() }).inc_by(more);
+        self.connections.get_or_create(&Verdict { verdict: event.label().to_owned() }).inc_by(more);
     }
 
     /// Forgets pods that are gone; what they counted stays counted.
@@ -213,7 +218,7 @@ mod tests {
 
     fn filled() -> Metrics {
         let metrics = Metrics::default();
-        metrics.count(7, "outbound_redirected", 10);
+        metrics.count(7, Event::OutboundRedirected, 10);
         metrics.take_outcomes(&BTreeMap::from([("enrolled".to_owned(), 3)]));
         let took = Duration::from_millis(3);
         let phases = vec![("total".to_owned(), took)];
@@ -256,14 +261,26 @@ mod tests {
             let line = page.lines().find(|line| line.contains("verdict=\"outbound_redirected\"")).unwrap();
             line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()
         };
-        metrics.count(7, "outbound_redirected", 15);
+        metrics.count(7, Event::OutboundRedirected, 15);
         assert_eq!(value(), 15);
         // The pod is gone, and another one comes.
         metrics.keep_pods(|_| false);
-        metrics.count(8, "outbound_redirected", 2);
+        metrics.count(8, Event::OutboundRedirected, 2);
         assert_eq!(value(), 17);
         // It is attached again, with counters from zero.
-        metrics.count(8, "outbound_redirected", 1);
+        metrics.count(8, Event::OutboundRedirected, 1);
         assert_eq!(value(), 18);
+    }
+
+    #[test]
+    fn what_the_guard_catches_is_summed_and_nothing_else_is() {
+        for event in Event::ALL {
+            let metrics = Metrics::default();
+            metrics.count(7, *event, 3);
+            let page = metrics.page();
+            let line = page.lines().find(|line| line.starts_with("redirect_cni_guard_drops_total ")).unwrap();
+            let expected = if event.label().starts_with("guard_") { 3 } else { 0 };
+            assert_eq!(line, format!("redirect_cni_guard_drops_total {expected}"), "{event:?}");
+        }
     }
 }

@@ -123,7 +123,7 @@ impl State {
             enrolled += i64::from(broken == 0);
             let counters = tables.as_ref().and_then(|tables| tables.counters(attachment.cookie).ok());
             for (event, count) in counters.unwrap_or_default() {
-                self.metrics.count(attachment.cookie, event.label(), count);
+                self.metrics.count(attachment.cookie, event, count);
             }
         }
         let alive: HashSet<u64> = attachments.iter().map(|attachment| attachment.cookie).collect();

@@ -92,6 +92,20 @@ events! {
     TraceLost = "trace_lost",
 }
 
+impl Event {
+    /// Whether the guard counts it: a packet that went around the sidecar, or would have.
+    #[must_use]
+    pub const fn of_guard(self) -> bool {
+        use Event::{
+            GuardDns, GuardForwarded, GuardHidden, GuardInbound, GuardLoopback, GuardOutbound, GuardRaw,
+        };
+        matches!(
+            self,
+            GuardOutbound | GuardForwarded | GuardRaw | GuardDns | GuardLoopback | GuardHidden | GuardInbound
+        )
+    }
+}
+
 /// How many events there are.
 pub const EVENTS: usize = Event::ALL.len();
 
