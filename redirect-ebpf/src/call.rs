@@ -17,6 +17,10 @@ use crate::stats::direct_event;
 pub(crate) const PROCEED: i32 = 1;
 pub(crate) const REFUSE: i32 = 0;
 
+/// Errors of `connect()` and `sendmsg()`, `asm-generic/errno.h`.
+pub(crate) const ENETUNREACH: i32 = 101;
+pub(crate) const ECONNREFUSED: i32 = 111;
+
 /// Who asks for what: plain words without padding, which functions with global linkage can take.
 #[repr(C)]
 pub(crate) struct Asked {
@@ -78,6 +82,19 @@ impl<'a> Call<'a> {
                 rule,
                 Rule::ExcludedPort | Rule::ProxyGid | Rule::OwnerGroup | Rule::ExcludedRange | Rule::NoMatch
             )
+    }
+
+    /// Whether the destination is out of reach, because the pod had no address of its family at attach: the
+    /// kernel would have no route and no source. What a socket is bound to came later; link-local addresses
+    /// are always there.
+    #[inline(always)]
+    pub(crate) fn unreachable(&self) -> bool {
+        let (dst, family) = (&self.flow.dst.ip, self.flow.family);
+        self.facts.pod.source(family).is_unspecified()
+            && self.flow.src.is_unspecified()
+            && !dst.is_loopback_of(family)
+            && !dst.is_link_local()
+            && !self.facts.own_address(dst)
     }
 
     /// Whether the client's address without us would be the one that it dials: another address of the pod, or

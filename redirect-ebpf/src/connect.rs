@@ -20,16 +20,12 @@ use redirect_common::{
     SlotKey, TRIES, Target, role, shared_address, slot_address, slot_of,
 };
 
-use crate::call::{Asked, Call, Decision, PROCEED, REFUSE, decide_call};
+use crate::call::{Asked, Call, Decision, ECONNREFUSED, ENETUNREACH, PROCEED, REFUSE, decide_call};
 use crate::ctx::{SockAddr, listener_address};
 use crate::dns::asked_at;
 use crate::maps::{self, Claim};
 use crate::stats::{count, count_event};
 use crate::trace;
-
-/// Errors of `connect()`, `asm-generic/errno.h`.
-const ENETUNREACH: i32 = 101;
-const ECONNREFUSED: i32 = 111;
 
 /// `connect()` on an IPv4 socket.
 #[cgroup_sock_addr(connect4)]
@@ -160,6 +156,9 @@ fn forget_origin(sock: &SockAddr) {
 #[inline(always)]
 fn redirect(sock: &SockAddr, call: &Call<'_>, target: Target, to: &mut Endpoint) -> (Step, u64) {
     let pod = call.facts.pod;
+    if call.unreachable() {
+        return (Step::Refuse(ENETUNREACH), Event::Unreachable as u64);
+    }
     match target {
         Target::Outbound => to_listener(sock, call, pod.outbound_port, Event::OutboundRedirected, to),
         Target::Inbound => to_listener(sock, call, pod.inbound_port, Event::SelfCallRedirected, to),
@@ -186,9 +185,6 @@ fn to_listener(sock: &SockAddr, call: &Call<'_>, port: u32, event: Event, to: &m
     let (cookie, dst) = (call.facts.cookie, &call.flow.dst);
     let family = call.flow.family;
     let source = call.facts.pod.source(family);
-    if source.is_unspecified() && unreachable(call) {
-        return (Step::Refuse(ENETUNREACH), Event::Unreachable as u64);
-    }
     // The answers go straight to their place: Linux 6.1 counts each function's stack in steps of 32 bytes,
     // and 512 are all.
     to.port = port;
@@ -234,17 +230,6 @@ extern "C" fn claim_call(asked: *const Asked, ip: *mut Ip) -> u64 {
         }
     }
     0
-}
-
-/// Whether a destination is out of reach in a pod without an address of its family: the kernel would have no
-/// route and no source. What a socket is bound to came after attach; link-local addresses are always there.
-#[inline(always)]
-fn unreachable(call: &Call<'_>) -> bool {
-    let dst = &call.flow.dst.ip;
-    call.flow.src.is_unspecified()
-        && !dst.is_loopback_of(call.flow.family)
-        && !dst.is_link_local()
-        && !call.facts.own_address(dst)
 }
 
 /// Rewrites and keeps the true destination in the socket. (Of an MPTCP socket the hook sees the

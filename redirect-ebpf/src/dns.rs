@@ -7,9 +7,9 @@
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use redirect_common::dns::{DnsClient, slot_key};
-use redirect_common::{Endpoint, Event, Ip, Origin, dns, role};
+use redirect_common::{Endpoint, Event, Ip, Origin, PodConfig, dns, role};
 
-use crate::call::{Asked, Call, Decision, PROCEED, REFUSE, decide_call};
+use crate::call::{Asked, Call, Decision, ECONNREFUSED, ENETUNREACH, PROCEED, REFUSE, decide_call};
 use crate::ctx::SockAddr;
 use crate::maps::{self, Claim};
 use crate::stats::count;
@@ -20,29 +20,8 @@ use crate::trace;
 pub(crate) fn sendmsg4(ctx: SockAddrContext) -> i32 {
     let sock = SockAddr::new(&ctx);
     let Some((asked, pod)) = Asked::new(&sock, sock.address4(), sock.bound4()) else { return PROCEED };
-    let call = Call::new(&asked, pod);
-    if answers(&sock, &call) {
-        if let Some(at) = source_of_answer(&call, &sock.source4()) {
-            sock.set_source4(&at);
-        }
-        return PROCEED;
-    }
-    let decision = decide_call(&asked, pod);
-    if Decision(decision).target().is_none() {
-        leave_alone(&sock, &call, Decision(decision));
-        return PROCEED;
-    }
-    let Some(at) = asked_at(&call) else {
-        count(asked.cookie, Event::DnsRefused);
-        return refuse(&sock);
-    };
-    count(asked.cookie, Event::DnsRedirected);
-    if sock.source4().is_unspecified() && call.has_own_source() {
-        sock.set_source4(&call.flow.dst.ip);
-    }
-    sock.set_address4(&at);
-    trace::trace_call(&asked, decision);
-    PROCEED
+    let source = || sock.source4();
+    datagram(&sock, &asked, pod, source, |from| sock.set_source4(from), |to| sock.set_address4(to))
 }
 
 /// A datagram with an IPv6 destination.
@@ -50,37 +29,52 @@ pub(crate) fn sendmsg4(ctx: SockAddrContext) -> i32 {
 pub(crate) fn sendmsg6(ctx: SockAddrContext) -> i32 {
     let sock = SockAddr::new(&ctx);
     let Some((asked, pod)) = Asked::new(&sock, sock.address6(), sock.bound6()) else { return PROCEED };
-    let call = Call::new(&asked, pod);
-    if answers(&sock, &call) {
-        if let Some(at) = source_of_answer(&call, &sock.source6()) {
-            sock.set_source6(&at);
+    let source = || sock.source6();
+    datagram(&sock, &asked, pod, source, |from| sock.set_source6(from), |to| sock.set_address6(to))
+}
+
+/// The way of both hooks: an answer of the DNS proxy's, or a question, which is for it or not.
+#[inline(always)]
+fn datagram(
+    sock: &SockAddr,
+    asked: &Asked,
+    pod: &'static PodConfig,
+    source: impl Fn() -> Ip,
+    set_source: impl Fn(&Ip),
+    set_address: impl Fn(&Endpoint),
+) -> i32 {
+    let call = Call::new(asked, pod);
+    if answers(sock, &call) {
+        if let Some(at) = source_of_answer(&call, &source()) {
+            set_source(&at);
         }
         return PROCEED;
     }
-    let decision = decide_call(&asked, pod);
+    let decision = decide_call(asked, pod);
     if Decision(decision).target().is_none() {
-        leave_alone(&sock, &call, Decision(decision));
+        leave_alone(sock, &call, Decision(decision));
         return PROCEED;
+    }
+    if call.unreachable() {
+        count(asked.cookie, Event::Unreachable);
+        return refuse(sock, ENETUNREACH);
     }
     let Some(at) = asked_at(&call) else {
         count(asked.cookie, Event::DnsRefused);
-        return refuse(&sock);
+        return refuse(sock, ECONNREFUSED);
     };
     count(asked.cookie, Event::DnsRedirected);
-    if sock.source6().is_unspecified() && call.has_own_source() {
-        sock.set_source6(&call.flow.dst.ip);
+    if source().is_unspecified() && call.has_own_source() {
+        set_source(&call.flow.dst.ip);
     }
-    sock.set_address6(&at);
-    trace::trace_call(&asked, decision);
+    set_address(&at);
+    trace::trace_call(asked, decision);
     PROCEED
 }
 
-/// `asm-generic/errno.h`
-const ECONNREFUSED: i32 = 111;
-
 #[inline(always)]
-fn refuse(sock: &SockAddr) -> i32 {
-    sock.fail_with(ECONNREFUSED);
+fn refuse(sock: &SockAddr, errno: i32) -> i32 {
+    sock.fail_with(errno);
     REFUSE
 }
 
