@@ -1,5 +1,7 @@
 //! DNS in a pod, with `pod-dns` at both ends: the sidecar's DNS proxy, and applications that ask.
 
+pub mod message;
+
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, ChildStdout, Command, Stdio};
 

@@ -38,6 +38,7 @@ mod wire;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 pub use dns::DnsProxy;
+pub use maps::guarded;
 pub use nix::errno::Errno;
 pub use node::{MachineLock, Node, binary};
 pub use pod::Pod;

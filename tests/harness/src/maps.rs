@@ -1,9 +1,11 @@
 //! The pinned maps of a node, read by their keys.
 
+use std::path::Path;
+
 use aya::Pod;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuHashMap};
 use redirect_common::{
-    AddrKey, Claims, Counters, Endpoint, GuardedPod, HandoffKey, Ip, Kept, ListeningKey, PodConfig,
+    AddrKey, Claims, Counters, Endpoint, Event, GuardedPod, HandoffKey, Ip, Kept, ListeningKey, PodConfig,
     PortBlock, PortsKey, RangeKey, SetKey, SlotKey,
 };
 
@@ -15,6 +17,13 @@ impl Node {
     pub fn handshakes(&self) -> Vec<(HandoffKey, Endpoint)> {
         let map: HashMap<_, HandoffKey, Kept<HandoffKey>> = self.pinned_map("HANDOFF");
         map.iter().map(|entry| entry.map(|(key, kept)| (key, kept.dst)).expect("read HANDOFF")).collect()
+    }
+
+    /// The pods that have an entry in the map GUARD, by the cookies of their namespaces.
+    #[must_use]
+    pub fn guarded_pods(&self) -> Vec<u64> {
+        let map: Array<_, GuardedPod> = self.pinned_map("GUARD");
+        map.iter().map(|entry| entry.expect("read GUARD").cookie).filter(|cookie| *cookie != 0).collect()
     }
 
     /// How many entries each map has that detach empties.
@@ -141,6 +150,27 @@ impl Node {
         let map = MapData::from_pin(&path).and_then(Map::from_map_data).and_then(T::try_from);
         map.unwrap_or_else(|error| panic!("open {}: {error}", path.display()))
     }
+}
+
+/// How often the guards of all pods have caught something, on the node with this bpffs; 0 where nothing of ours
+/// is installed.
+///
+/// # Errors
+/// The counters cannot be read.
+pub fn guarded(bpffs: &Path) -> Result<u64, MapError> {
+    let path = bpffs.join(format!("redirect-cni/v{}/maps/STATS", redirect_common::ABI_VERSION));
+    if !path.exists() {
+        return Ok(0);
+    }
+    let stats = PerCpuHashMap::<_, u64, Counters>::try_from(Map::from_map_data(MapData::from_pin(path)?)?)?;
+    let mut sum = 0;
+    for entry in stats.iter() {
+        for cpu in entry?.1.iter() {
+            let events = Event::ALL.iter().filter(|event| event.of_guard());
+            sum += events.map(|event| cpu.counts[*event as usize]).sum::<u64>();
+        }
+    }
+    Ok(sum)
 }
 
 /// No namespace has a cookie from here on.

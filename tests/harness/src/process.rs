@@ -103,6 +103,11 @@ impl Process {
         Process { agent: Arc::new(Mutex::new(agent)) }
     }
 
+    /// Changes its ids, user and group alike. It must have been started as [`User::ROOT`].
+    pub fn become_both(&self, real: u32, effective: u32) {
+        self.call::<()>(Request::Become { real, effective }).expect("change the ids");
+    }
+
     /// Its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {

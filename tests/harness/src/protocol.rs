@@ -109,6 +109,13 @@ pub enum Request {
         /// The socket.
         fd: Fd,
     },
+    /// `setresgid()` and `setresuid()`, which leave a way back to root; of a process that is root.
+    Become {
+        /// Real user and group id.
+        real: u32,
+        /// Effective user and group id.
+        effective: u32,
+    },
     /// `close()`
     Close {
         /// The socket.

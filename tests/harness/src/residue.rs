@@ -66,14 +66,19 @@ impl Residue {
 
     /// What is here now and was not at the time of `self`. The kernel frees programs, maps and sockets some
     /// time after the last reference is gone, so this looks again until nothing is left or the time is over.
-    /// The guard's programs go with the pod's namespace. The kernel takes namespaces apart one after another
-    /// in the background; after a hundred of them that takes longer than a moment.
+    ///
+    /// The guard's programs, and the maps that these hold, go with the pods' namespaces. The kernel takes
+    /// namespaces apart one after another in the background (`cleanup_net()`), which takes longer where
+    /// connection tracking has to be emptied. So they, and they alone, are waited for patiently.
     #[must_use]
     pub fn left_over(&self) -> Vec<String> {
-        let deadline = Instant::now() + Duration::from_secs(40);
+        const PATIENCE: Duration = Duration::from_secs(5);
+        const OF_NAMESPACES: Duration = Duration::from_secs(40);
+        let start = Instant::now();
         loop {
             let left: Vec<_> = Residue::now().things.difference(&self.things).cloned().collect();
-            if left.is_empty() || Instant::now() > deadline {
+            let of_filters = left.iter().all(|thing| thing.contains(" guard_") || thing.starts_with("map "));
+            if left.is_empty() || start.elapsed() > if of_filters { OF_NAMESPACES } else { PATIENCE } {
                 return left;
             }
             std::thread::sleep(Duration::from_millis(10));

@@ -71,6 +71,12 @@ fn become_user(uid: Uid, gid: Gid, capabilities: &str) -> nix::Result<()> {
     set_no_new_privs()
 }
 
+fn become_both(real: u32, effective: u32) -> nix::Result<()> {
+    let root = (Uid::from_raw(0), Gid::from_raw(0));
+    setresgid(Gid::from_raw(real), Gid::from_raw(effective), root.1)?;
+    setresuid(Uid::from_raw(real), Uid::from_raw(effective), root.0)
+}
+
 /// What the agent holds for its test.
 #[derive(Default)]
 struct Agent {
@@ -105,6 +111,7 @@ impl Agent {
                 json(sys::receive(self.socket(fd)?, size, patience_ms)?)
             }
             Request::AwaitConnect { fd } => json(sys::await_connect(self.socket(fd)?)?),
+            Request::Become { real, effective } => json(become_both(real, effective)?),
             Request::Close { fd } => json(self.sockets.remove(&fd).map(drop).ok_or(Errno::EBADF)?),
             Request::OpenMany { to, count } => json(self.open_many(&to, count)),
             Request::CloseMany => json(self.many.drain(..).try_for_each(sys::reset)?),
