@@ -36,8 +36,8 @@ pub(crate) fn guard_egress(ctx: TcContext) -> i32 {
     let Some(guarded) = maps::guarded(packet.index()) else { return GO_ON };
     match maps::pod(guarded.cookie) {
         Some(pod) if !stopped(&packet, &opening, &guarded, pod) => GO_ON,
-        // Without a configuration: the pod was enrolled, or there would be no filter; whose traffic is whose
-        // is not known any more.
+        // Without a configuration, or an entry: the pod was enrolled, or there would be no filter; whose
+        // traffic is whose is not known any more.
         _ => packet.reset(&opening, Way::Out).unwrap_or(DROP),
     }
 }

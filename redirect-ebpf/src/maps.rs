@@ -426,11 +426,11 @@ pub(crate) fn take_entered() -> u64 {
     cookie
 }
 
-/// The pod that a filter's `classid` stands for; `None`: it is guarded no more. A copy: attach may give the
-/// entry to another pod.
+/// The pod that a filter's `classid` stands for; `None` without one. A copy: attach may give the entry to
+/// another pod. A free entry is no pod's, so that nothing is known of it: filters go before their entry does.
 #[inline(always)]
 pub(crate) fn guarded(index: u32) -> Option<GuardedPod> {
-    GUARD.get(index).copied().filter(|guarded| guarded.cookie != 0)
+    if index == 0 { None } else { GUARD.get(index).copied() }
 }
 
 /// The guard begins or ends to ask on this CPU.

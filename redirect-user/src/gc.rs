@@ -176,7 +176,7 @@ fn sweep_unclaimed(node: &Node) -> Result<Vec<u64>, Error> {
         swept.extend(tables::sweep(&generation, |cookie| !claimed.contains(&cookie))?);
     }
     if install::installed(node) {
-        guard::free_duplicates(node)?;
+        guard::free_unclaimed(node, &claimed)?;
     }
     Ok(swept.into_iter().collect())
 }

@@ -1,7 +1,7 @@
 //! The guard: closed when everything else of ours is gone, and unnoticed when nothing is.
 //!
 //! Modules in reading order: [`faults`] takes away what redirects; [`forwarded`] has networks inside the pod;
-//! [`packets`] writes its own; [`dns`] asks; [`in_order`] proves that nothing is refused that should pass;
+//! [`kernel_socket`] has the kernel connect; [`packets`] writes its own; [`dns`] asks; [`in_order`] proves that nothing is refused that should pass;
 //! [`modes`], [`neighbours`] and [`shown`] are what an operator sees.
 //!
 //! In each fault the wire is recorded outside the pod: no connection of the application's is to be seen
@@ -13,6 +13,7 @@ mod dns;
 mod faults;
 mod forwarded;
 mod in_order;
+mod kernel_socket;
 mod modes;
 mod neighbours;
 mod packets;

@@ -106,3 +106,31 @@ fn every_refusal_is_traced_and_counted_by_reason() {
         assert!(node.count(&scene.pod, Event::GuardOutbound) >= 2);
     });
 }
+
+/// Of a pod whose record and pins are lost nothing tells that it was there, but for its filters. As long as it
+/// has a process its place stays taken; then `gc` frees it.
+#[test]
+fn the_place_of_a_pod_that_nothing_names_is_freed_when_its_processes_are_gone() {
+    kernel_test(|node| {
+        let scene = Scene::new(node, &[]);
+        let taken = node.guarded_pods();
+        assert_eq!(taken.len(), 1);
+        let lose = |folder: std::path::PathBuf| {
+            std::fs::remove_dir_all(&folder).unwrap();
+            std::fs::create_dir(&folder).unwrap();
+        };
+        lose(node.state_dir().join("attachments"));
+        lose(node.bpffs().join(format!("redirect-cni/v{}/pods", redirect_common::ABI_VERSION)));
+        let collect = || assert_eq!(Outcome::of(node.redirect().arg("gc")).code, Some(0));
+        // Its entries in the other maps go, so that no policy is left, and it is closed.
+        collect();
+        assert_eq!(node.guarded_pods(), taken);
+        for v6 in FAMILIES {
+            let refused = dial(&scene.app, scene.peer.at(v6, PORT)).map(|seen| seen.listener);
+            assert_eq!(refused, Err(harness::Errno::ECONNREFUSED));
+        }
+        drop(scene);
+        collect();
+        assert_eq!(node.guarded_pods(), Vec::<u64>::new());
+    });
+}

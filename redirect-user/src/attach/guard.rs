@@ -4,15 +4,16 @@
 //! The filters hold their programs, and these the maps. So without a bpffs, too, the pod's interfaces
 //! stay guarded until [`withdraw`] takes the filters away, or the interface goes.
 
+use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use redirect_common::GuardedPod;
 use serde::{Deserialize, Serialize};
 
-use crate::attach::Error;
 use crate::attach::guarded::Guarded;
 use crate::attach::record::{self, Attachment};
+use crate::attach::{Error, life};
 use crate::kernel::filter::Filter;
 use crate::kernel::pins;
 use crate::kernel::sys::{self, SyscallError};
@@ -221,17 +222,26 @@ pub(crate) fn free(node: &Node, attachment: &Attachment) -> Result<(), Error> {
     Ok(guarded.free(attachment.guard.index, attachment.cookie)?)
 }
 
-/// Frees entries of pods that have another one by their record. An entry whose pod no record names stays: its
-/// filters may be there, and without the entry they would let everything pass.
+/// Frees entries of pods that have another one by their record, and those of pods that neither a record nor a
+/// pin names and whose network namespace has no process. Where not every process is to be seen, the latter
+/// stay: a filter without its entry refuses everything, and an entry of another pod's is the wrong policy.
 ///
 /// # Errors
 /// A record or the map cannot be read, or the map cannot be changed.
-pub(crate) fn free_duplicates(node: &Node) -> Result<(), Error> {
+pub(crate) fn free_unclaimed(node: &Node, claimed: &BTreeSet<u64>) -> Result<(), Error> {
     let recorded: BTreeMap<u64, u32> = record::all(node)?
         .into_iter()
         .map(|attachment| (attachment.cookie, attachment.guard.index))
         .collect();
-    let kept = |index: u32, cookie: u64| recorded.get(&cookie).is_none_or(|recorded| *recorded == index);
+    // To look at every process takes a while, and there is seldom a reason.
+    let inhabited = LazyCell::new(life::inhabited_namespaces);
+    let kept = |index: u32, cookie: u64| match recorded.get(&cookie) {
+        Some(recorded) => *recorded == index,
+        None => {
+            claimed.contains(&cookie)
+                || inhabited.as_ref().is_none_or(|inhabited| inhabited.contains(&cookie))
+        }
+    };
     Ok(Guarded::open(node)?.free_unclaimed(kept)?)
 }
 
