@@ -42,6 +42,8 @@ pub(crate) fn play(dir: &Path, cgroup: &Path, json: bool) -> Result<ExitCode> {
     let pods = [&client.pod, &server.pod, &shown.pod];
     let mut found = step("what is in the pods, and what is not", || checks::inside(&pods))?;
     found.extend(step("without a sidecar", || checks::fail_closed(&mut client, &mut server))?);
+    let guarded = harness::guarded(&dir.join("bpf")).context("reading the guard's counters")?;
+    ensure!(guarded == 0, "the guard caught {guarded} packets that had gone around a sidecar");
     found.push(step("DEL", || delete(dir, &chain, [client, server, shown]))?);
     let report = Report { proxy: Sidecar::describe(), exchanges, checks: found };
     print(&report, json)?;

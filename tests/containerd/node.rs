@@ -106,6 +106,11 @@ impl Node {
         Ok(serde_json::from_value(self.runtime.redirect_json(&["list"])?)?)
     }
 
+    /// How often the pods' guards have caught something.
+    pub(crate) fn guarded(&self) -> Result<u64> {
+        Ok(harness::guarded(&self.dir.join("bpf"))?)
+    }
+
     /// What pods have on the node: addresses leased, interfaces, pins and records. Empty where there is no
     /// pod.
     pub(crate) fn of_pods(&self) -> Result<Vec<String>> {

@@ -195,6 +195,7 @@ fn both_ways(node: &Node, client: &Pod, server: &Pod) -> Result<()> {
         ensure!(inbound.listener.starts_with("virtualInbound") && inbound.original_dst == to, "{inbound:?}");
         ensure!(inbound.client.ip() == client.ips[family], "{inbound:?}: not the address of {client:?}");
     }
+    ensure!(node.guarded()? == 0, "the guard has caught something where everything is in order");
     Ok(())
 }
 

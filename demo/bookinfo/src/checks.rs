@@ -15,6 +15,7 @@ pub(crate) fn all(mesh: &Mesh, pods: &[PodRow]) -> Result<Vec<Check>> {
     checks.extend(from_outside(mesh)?);
     checks.extend(from_inside(mesh)?);
     checks.push(left_alone(mesh)?);
+    checks.push(guard_idle(mesh)?);
     Ok(checks)
 }
 
@@ -52,6 +53,17 @@ fn reasons(mesh: &Mesh) -> Result<Check> {
     let promise =
         format!("{} is left alone as a router, {} for its namespace", GATEWAY.pod, LEGACY.namespace);
     Ok(Check::new(promise, found, ok))
+}
+
+/// The second line, which would be there if the first had let something past a sidecar.
+fn guard_idle(mesh: &Mesh) -> Result<Check> {
+    let stats = mesh.redirect_json(&["stats"])?;
+    let pods = stats.as_array().context("`redirect stats` prints a list")?;
+    let counters = pods.iter().filter_map(|pod| pod["counters"].as_object()).flatten();
+    let (names, counts): (Vec<_>, Vec<_>) = counters.filter(|(name, _)| name.starts_with("guard_")).unzip();
+    let caught: u64 = counts.into_iter().filter_map(Value::as_u64).sum();
+    let ok = caught == 0 && pods.len() == plan::PODS && !names.is_empty();
+    Ok(Check::new("the guard had nothing to catch", format!("{caught} in {} pods", pods.len()), ok))
 }
 
 /// A pod that is not in the mesh speaks to the applications' ports in clear, as anybody could.
