@@ -2,13 +2,14 @@
 //!
 //! A difference that is not in it fails the test, and so does an entry that the fixed scenarios never meet.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use harness::Errno;
+use ipnet::IpNet;
 use redirect_user::policy::InterceptionMode;
 
 use crate::outcome::{Field, Outcome, Reached, Server};
-use crate::scenario::{Connection, Kind, Listens, Setup, Who};
+use crate::scenario::{Connection, Families, Kind, Listens, Setup, Who};
 
 /// The pod's addresses on its two interfaces, and on one that comes later.
 const ETH0: (Ipv4Addr, Ipv6Addr) = (Ipv4Addr::new(10, 77, 0, 2), Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2));
@@ -104,23 +105,52 @@ pub(crate) const DIFFERENCES: &[Difference] = &[
         },
     },
     Difference {
+        id: "localhost6-server",
+        fields: &[Field::Ending],
+        holds: |case| {
+            case.setup.families == Families::OnlyV4
+                && case.connection.to == SocketAddr::from((Ipv6Addr::LOCALHOST, 53))
+                && !case.connection.kind.is_tcp()
+                && matches!(case.iptables, Outcome::Reached(Reached { server: Server::DnsProxy, .. }))
+                && *case.ours == Outcome::Failed(Errno::ENETUNREACH)
+        },
+    },
+    Difference {
         id: "loopback-source",
         fields: &[Field::Ending],
         holds: |case| {
-            case.connection.source.is_some_and(|source| source.is_ipv4() && source.is_loopback())
-                && *case.iptables == Outcome::Failed(Errno::EINVAL)
+            let (connection, families) = (case.connection, case.setup.families);
+            let refused = match case.iptables {
+                Outcome::Failed(Errno::EINVAL) => true,
+                // There is no way for the family at all, but by lo.
+                Outcome::Failed(Errno::ENETUNREACH) => !families.have(connection.to.ip()),
+                _ => false,
+            };
+            refused
+                && connection.source.is_some_and(|source| source.is_ipv4() && source.is_loopback())
                 && match case.ours {
-                    Outcome::Reached(ours) => ours.server == Server::Sidecar(15001),
+                    Outcome::Reached(ours) => {
+                        // Who was asked first may be remote, and who is asked then on localhost.
+                        matches!(ours.server, Server::Sidecar(15001) | Server::DnsProxy)
+                            || connection.first.is_some()
+                    }
                     ours => *ours == Outcome::Failed(Errno::ECONNREFUSED),
                 }
         },
     },
     Difference {
         id: "in-the-prefix",
-        fields: &[Field::Client, Field::Own, Field::Local, Field::OriginalDst],
+        fields: &[Field::Ending, Field::Client, Field::Own, Field::Local, Field::OriginalDst],
         holds: |case| {
-            redirect_common::in_prefix(&case.connection.to.ip().into())
-                && case.reached().is_some_and(|(iptables, ours)| iptables.server == ours.server)
+            let to = case.connection.to;
+            let listener = Server::Sidecar(to.port());
+            redirect_common::in_prefix(&to.ip().into())
+                && match (case.iptables, case.ours) {
+                    (Outcome::Reached(iptables), Outcome::Reached(ours)) => iptables.server == ours.server,
+                    // The sidecar listens on localhost.
+                    (Outcome::Failed(Errno::ECONNREFUSED), Outcome::Reached(ours)) => ours.server == listener,
+                    _ => false,
+                }
         },
     },
     Difference {
@@ -136,7 +166,8 @@ pub(crate) const DIFFERENCES: &[Difference] = &[
         id: "mptcp-peername",
         fields: &[Field::PeerName],
         holds: |case| {
-            case.connection.kind == Kind::Mptcp && case.connection.to.ip().is_loopback() && case.redirected()
+            let to = redirect_common::Ip::from(case.connection.to.ip());
+            case.connection.kind == Kind::Mptcp && to.is_loopback() && case.redirected()
         },
     },
     Difference {
@@ -154,6 +185,16 @@ pub(crate) const DIFFERENCES: &[Difference] = &[
         },
     },
     Difference {
+        id: "real-ids",
+        fields: &[Field::Server],
+        holds: |case| {
+            case.connection.who == Who::EffectiveProxy
+                && case.reached().is_some_and(|(iptables, ours)| {
+                    matches!(iptables.server, Server::Peer(_)) && ours.server == Server::Sidecar(15001)
+                })
+        },
+    },
+    Difference {
         id: "tproxy-no-listener",
         fields: &[Field::Ending],
         holds: |case| {
@@ -167,13 +208,29 @@ pub(crate) const DIFFERENCES: &[Difference] = &[
         fields: &[Field::Ending],
         holds: |case| {
             matches!(case.iptables, Outcome::Failed(Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EACCES))
-                && matches!(case.ours, Outcome::Reached(Reached { server: Server::Sidecar(15001), .. }))
+                && match case.ours {
+                    Outcome::Reached(ours) => {
+                        matches!(ours.server, Server::Sidecar(15001) | Server::DnsProxy)
+                            && nowhere(case.connection.to.ip())
+                    }
+                    // Nobody is there who could fail to reach it, or the pod has no address of the family.
+                    Outcome::Failed(errno) => {
+                        matches!(errno, Errno::ECONNREFUSED | Errno::ENETUNREACH)
+                            && nowhere(case.connection.to.ip())
+                    }
+                    Outcome::Silence => false,
+                }
         },
     },
 ];
 
 /// Further ones, which need a sidecar that goes on to the application; `tproxy.rs` meets them.
 pub(crate) const BEHIND_THE_SIDECAR: &[&str] = &["tproxy-sockname"];
+/// Whether an address has a route of type unreachable in the pods, see [`crate::world`].
+fn nowhere(ip: IpAddr) -> bool {
+    let nets: [IpNet; 2] = ["203.0.113.64/28", "2001:db8:f::/48"].map(|net| net.parse().expect("a network"));
+    nets.iter().any(|net| net.contains(&ip))
+}
 
 /// The differences that explain each differing field, or the field that none explains.
 pub(crate) fn explain(case: &Case<'_>) -> Result<Vec<&'static str>, Field> {

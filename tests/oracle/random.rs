@@ -76,33 +76,24 @@ const BOUND_PORTS: std::ops::Range<u16> = 2_100..8_000;
 /// A stream of scenarios: the same seed gives the same.
 pub(crate) struct Scenarios {
     runner: TestRunner,
-    change: fn(&mut Setup, &mut Connection),
     /// The next port for a socket that is bound to one; not used again soon, as iptables remembers
     /// connections.
     port: u16,
 }
 
 impl Scenarios {
-    /// `change` sees every scenario before it is tried.
-    pub(crate) fn new(seed: u64, change: fn(&mut Setup, &mut Connection)) -> Scenarios {
+    pub(crate) fn new(seed: u64) -> Scenarios {
         let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&seed.to_le_bytes());
         let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-        Scenarios {
-            runner: TestRunner::new_with_rng(Config::default(), rng),
-            change,
-            port: BOUND_PORTS.start,
-        }
+        Scenarios { runner: TestRunner::new_with_rng(Config::default(), rng), port: BOUND_PORTS.start }
     }
 
     /// A setup and `count` connections in it.
     pub(crate) fn next(&mut self, count: usize) -> (Setup, Vec<Connection>) {
         let both = (setup(), prop::collection::vec(connection(), count));
         let tree = both.new_tree(&mut self.runner).expect("nothing is rejected for ever");
-        let (mut setup, mut connections) = tree.current();
-        for connection in &mut connections {
-            (self.change)(&mut setup, connection);
-        }
+        let (setup, mut connections) = tree.current();
         for connection in &mut connections {
             fit(connection, &setup);
             if connection.port != 0 {
@@ -146,25 +137,6 @@ fn setup() -> impl Strategy<Value = Setup> {
     (policy(), sidecar, workers, families, late).prop_map(|(policy, sidecar, workers, families, late)| {
         Setup { policy, sidecar, workers, families, late }
     })
-}
-
-/// Turns what still differs into what must not.
-pub(crate) fn tame(setup: &mut Setup, connection: &mut Connection) {
-    let parse = |text: &str| text.parse::<IpAddr>().expect("an address");
-    setup.families = Families::Both;
-    if setup.workers == Workers::Renewed {
-        setup.workers = Workers::Eight;
-    }
-    if connection.kind == Kind::Mptcp {
-        connection.kind = Kind::Tcp;
-    }
-    for (open, instead) in
-        [("203.0.113.66", "203.0.113.10"), ("2001:db8:f::1", "2001:db8::10"), ("127.72.3.203", "127.0.0.2")]
-    {
-        if connection.to.ip() == parse(open) {
-            connection.to.set_ip(parse(instead));
-        }
-    }
 }
 
 /// Turns what cannot be in such a setup into what can.

@@ -111,17 +111,20 @@ pub(crate) enum Who {
     ProxyUid,
     /// Only the sidecar's gid.
     ProxyGid,
+    /// An application by its real ids, the sidecar by its effective ones.
+    EffectiveProxy,
     /// A process in the other pod: the connection arrives from outside.
     Peer,
 }
 
 impl Who {
-    /// Everybody in the pod.
+    /// Everybody in the pod whose real and effective ids are the same.
     pub(crate) const IN_POD: [Who; 5] = [Who::App, Who::OtherGroup, Who::Proxy, Who::ProxyUid, Who::ProxyGid];
 
+    /// The real ids.
     pub(crate) fn user(self) -> User {
         let (uid, gid) = match self {
-            Who::App | Who::Peer => (1000, 1000),
+            Who::App | Who::EffectiveProxy | Who::Peer => (1000, 1000),
             Who::OtherGroup => (1000, 2000),
             Who::Proxy => (1337, 1337),
             Who::ProxyUid => (1337, 1000),

@@ -54,7 +54,21 @@ fn addresses() -> Vec<Row> {
         rows.push(row("one family, inbound", setup, tcp(Who::Peer, own)));
     }
     let nowhere = everybody(&["203.0.113.66:80", "[2001:db8:f::1]:80"]);
-    rows.push(row("unreachable", Setup::default(), nowhere));
+    rows.push(row("unreachable", Setup::default(), nowhere.clone()));
+    rows.push(row(
+        "unreachable, no sidecar",
+        Setup { sidecar: Listens::Nowhere, ..Setup::default() },
+        nowhere,
+    ));
+    let dns = policy(|policy| policy.dns_capture = true);
+    let servers = ["203.0.113.66:53", "[2001:db8:f::1]:53"];
+    let asked = [udp(Who::App, &servers), tcp(Who::App, &servers)].concat();
+    rows.push(row("unreachable, DNS", Setup { policy: dns.clone(), ..Setup::default() }, asked));
+    for families in [Families::OnlyV4, Families::OnlyV6] {
+        let local = udp(Who::App, &["127.0.0.53:53", "[::1]:53"]);
+        let asked = [udp(Who::App, &DNS), tcp(Who::App, &DNS), local].concat();
+        rows.push(row("one family, DNS", Setup { families, policy: dns.clone(), ..Setup::default() }, asked));
+    }
     rows
 }
 
@@ -96,7 +110,11 @@ fn others() -> Vec<Row> {
     let mptcp =
         |who, to: &[&str]| tcp(who, to).into_iter().map(|one| one.of(Kind::Mptcp)).collect::<Vec<_>>();
     let multipath = [mptcp(Who::App, &REMOTE), mptcp(Who::Proxy, PLACES), mptcp(Who::Peer, INBOUND)].concat();
-    vec![row("MPTCP", Setup::default(), multipath), row("in our prefix", Setup::default(), in_our_prefix())]
+    vec![
+        row("MPTCP", Setup::default(), multipath),
+        row("in our prefix", Setup::default(), in_our_prefix()),
+        row("effective ids", Setup::default(), tcp(Who::EffectiveProxy, &REMOTE)),
+    ]
 }
 
 /// A server of the pod's own at the address that stands for a destination, and a destination in our IPv6
@@ -111,5 +129,7 @@ fn in_our_prefix() -> Vec<Connection> {
         destination,
         Connection::tcp(Who::App, &own),
         Connection::tcp(Who::App, "[fd72:6564:6972::2cb]:15001"),
+        Connection::tcp(Who::Proxy, "[::6]:15001"),
+        Connection::tcp(Who::App, "127.72.3.203:15001"),
     ]
 }

@@ -78,7 +78,9 @@ impl<'n> World<'n> {
             .expect("listen in the other pod");
         let mut clients: Vec<_> =
             Who::IN_POD.map(|who| (who, pod.process(&format!("{who:?}"), who.user()))).into();
-        clients.push((Who::Peer, peer.app()));
+        let effective = pod.process("effective", User::ROOT);
+        effective.become_both(User::APP.uid, User::PROXY.uid);
+        clients.extend([(Who::EffectiveProxy, effective), (Who::Peer, peer.app())]);
         let udp = udp_servers(&servers, &peer_servers);
         let (sidecar, dns_proxy) = (None, None);
         World {
