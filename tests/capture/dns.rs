@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use harness::dns::ask;
 use harness::{DnsProxy, Errno, Event, Node, Pod, User, kernel_test};
@@ -319,13 +320,17 @@ fn detach_takes_back_what_dns_capture_added() {
             ["-4 route show table all", "-6 route show table all", "addr show"].map(|arguments| {
                 let mut command = Command::new("ip");
                 let text = pod.netns().output_of(command.args(arguments.split(' ')));
-                // When the test begins the link-local address is still tentative, and the kernel may not have
-                // made the route of the other one yet.
-                let early = |line: &&str| line.contains("fe80") || line.starts_with("local fd77::2 ");
-                let lines = text.lines().filter(|line| !early(line));
+                // When the test begins the link-local address is still tentative.
+                let lines = text.lines().filter(|line| !line.contains("fe80"));
                 lines.map(str::to_owned).collect::<BTreeSet<_>>()
             })
         };
+        // The kernel makes the route of an address a moment after the address.
+        let own = || state(&pod)[1].iter().any(|line| line.starts_with("local fd77::2 "));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !own() {
+            assert!(Instant::now() < deadline, "{:?}", state(&pod));
+        }
         let before = state(&pod);
         // Twice: a repeated attach must not take its own additions for the pod's.
         for _ in 0..2 {

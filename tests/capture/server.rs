@@ -2,16 +2,15 @@
 //! and TCP. It counts, so that a test can tell whether a question reached it.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use harness::Pod;
-
-/// What every name resolves to.
-pub(crate) const ANSWER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 77);
+use harness::dns::message;
+pub(crate) use harness::dns::message::{ANSWER, answer};
 
 /// The proxy: threads in a namespace, until dropped. Its sockets do not belong to a pod's cgroup, as little
 /// as those of a sidecar would be captured.
@@ -86,28 +85,9 @@ fn serve_tcp(listener: &TcpListener, questions: &AtomicUsize, stop: &AtomicBool)
     }
 }
 
-/// A question for the address of `a.test` with an id, RFC 1035.
+/// A question for the address of `a.test` with an id.
 pub(crate) fn question(id: u16) -> Vec<u8> {
-    let mut message = id.to_be_bytes().to_vec();
-    message.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
-    message.extend(b"\x01a\x04test\x00\x00\x01\x00\x01");
-    message
-}
-
-/// The answer to a question: the same, marked as answer, with one address for type A and none for others.
-pub(crate) fn answer(question: &[u8]) -> Vec<u8> {
-    let name_end = question.iter().skip(12).position(|byte| *byte == 0).map_or(12, |at| 13 + at);
-    let end = (name_end + 4).min(question.len());
-    let is_a = question.get(name_end..name_end + 2) == Some(&[0, 1]);
-    let mut message = question[..end].to_vec();
-    message[2] |= 0x80;
-    message[3] = 0x80;
-    message[6..12].copy_from_slice(&[0, u8::from(is_a), 0, 0, 0, 0]);
-    if is_a {
-        message.extend(b"\xc0\x0c\x00\x01\x00\x01\x00\x00\x00\x3c\x00\x04");
-        message.extend(ANSWER.octets());
-    }
-    message
+    message::question(id, "a")
 }
 
 /// Whether these bytes are the answer to the question with this id.

@@ -1,8 +1,10 @@
 //! `explain`, `trace` and `upgrade` against what really happens.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
 
+use aya::programs::ProgramInfo;
 use harness::{Event, kernel_test};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -95,17 +97,18 @@ fn an_upgrade_loses_no_connection() {
         let app = pod.app();
         let far = "192.0.2.10:80".parse().unwrap();
         let before = app.connect(far).unwrap();
-        let programs = |value: &Value| -> Vec<u64> {
-            value[0]["links"]
-                .as_array()
-                .unwrap()
-                .iter()
-                // The program in the pod's namespace leads to the new `inbound` without being replaced.
-                .filter(|link| link["hook"] != "inbound")
-                .map(|link| link["programId"].as_u64().unwrap())
-                .collect()
+        let programs = |value: &Value| -> BTreeMap<String, u64> {
+            let links = value[0]["links"].as_array().unwrap().iter();
+            let of_link = |link: &Value| {
+                (link["hook"].as_str().unwrap().to_owned(), link["programId"].as_u64().unwrap())
+            };
+            links.map(of_link).collect()
         };
-        let old = programs(&node.json(&["show", pod.name()]));
+        let inbound = || {
+            let pin = format!("redirect-cni/v{}/progs/inbound", redirect_common::ABI_VERSION);
+            ProgramInfo::from_pin(node.bpffs().join(pin)).expect("inbound is pinned").id()
+        };
+        let (old, old_inbound) = (programs(&node.json(&["show", pod.name()])), inbound());
         let mut upgrade =
             node.redirect().args(["--output", "json", "upgrade"]).stdout(Stdio::piped()).spawn().unwrap();
         let mut dialled = 0;
@@ -118,7 +121,12 @@ fn an_upgrade_loses_no_connection() {
         let shown = node.json(&["show", pod.name()]);
         assert_eq!(shown[0]["drift"], serde_json::json!([]));
         let new = programs(&shown);
-        assert!(old.iter().zip(&new).all(|(old, new)| old != new), "{old:?} {new:?}");
+        assert_eq!(old.keys().collect::<Vec<_>>(), new.keys().collect::<Vec<_>>());
+        for (hook, program) in &old {
+            // The pod's own program stays in its namespace, and leads to the new `inbound` from now on.
+            assert_eq!(new[hook] == *program, hook == "inbound", "{hook}: {old:?} {new:?}");
+        }
+        assert_ne!(inbound(), old_inbound);
         // The record of a connection from before is read by the programs of after.
         assert_eq!(before.peername(), Ok(far));
         assert_eq!(before.seen().original_dst, Ok(far));

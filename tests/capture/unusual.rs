@@ -8,6 +8,7 @@ use harness::{Event, Pod, Seen, Service, User, kernel_test};
 
 use crate::{in_pod, output};
 
+const FAMILIES: [bool; 2] = [false, true];
 const FAR: &str = "192.0.2.10:80";
 const FAR6: &str = "[2001:db8::10]:80";
 
@@ -109,25 +110,37 @@ fn a_socket_passed_to_another_process_is_judged_by_who_connects() {
     });
 }
 
-/// iptables goes by the file system's ids, which follow the effective ones: there it is the other way round.
+/// `connect` goes by the real ids of the caller, iptables and the guard by the file system's ids of the
+/// socket's maker, which follow the effective ones. What is the sidecar's by one of the two only does not get
+/// out.
 #[test]
-fn real_ids_say_who_is_the_proxy() {
+fn who_is_the_proxy_by_real_ids_only_or_by_effective_ids_only_does_not_get_out() {
     kernel_test(|node| {
         let (pod, server) = (node.pod("pod"), node.pod("server"));
-        node.attach(&pod, &["--guard", "off"]);
+        node.attach(&pod, &[]);
         let sidecar = pod.sidecar();
         let real = server.app();
-        real.serve(&[server.at(false, 8080)], Service::Tell).unwrap();
-        let to = server.at(false, 8080).to_string();
-        let dial = |real: &str, effective: &str| {
-            let mut command = Command::new(harness::binary("pod-oddities"));
-            pod.netns().enter(command.args(["ids", real, effective, &to]), Some(pod.cgroup()));
-            let output = command.output().expect("start pod-oddities");
+        real.serve(&FAMILIES.map(|v6| server.at(v6, 8080)), Service::Tell).unwrap();
+        for v6 in FAMILIES {
+            let to = server.at(v6, 8080).to_string();
+            let dial = |real: &str, effective: &str| {
+                let mut command = Command::new(harness::binary("pod-oddities"));
+                pod.netns().enter(command.args(["ids", real, effective, &to]), Some(pod.cgroup()));
+                command.output().expect("start pod-oddities")
+            };
+            let output = dial("0", "1337");
             assert!(output.status.success(), "{output:?}");
-        };
-        dial("0", "1337");
-        meant_for(&sidecar.take_seen(), &to);
-        dial("1337", "0");
-        assert_eq!((sidecar.take_seen().len(), real.take_seen().len()), (0, 1));
+            meant_for(&sidecar.take_seen(), &to);
+            let refused = node.count(&pod, Event::GuardOutbound);
+            let output = dial("1337", "0");
+            assert!(!output.status.success(), "{output:?}");
+            assert!(String::from_utf8_lossy(&output.stderr).contains("Connection refused"), "{output:?}");
+            assert_eq!(node.count(&pod, Event::GuardOutbound), refused + 1);
+            assert_eq!((sidecar.take_seen().len(), real.take_seen().len()), (0, 0));
+            // Both are the sidecar's: it is the sidecar.
+            let output = dial("1337", "1337");
+            assert!(output.status.success(), "{output:?}");
+            assert_eq!((sidecar.take_seen().len(), real.take_seen().len()), (0, 1));
+        }
     });
 }

@@ -5,7 +5,7 @@ use std::fs;
 
 use harness::cli::Outcome;
 use harness::netns::NetNs;
-use harness::{Node, Process, Service, User, kernel_test};
+use harness::{Errno, Node, Process, Service, User, kernel_test};
 use redirect_user::attach::{Request, attach};
 use redirect_user::ids::AttachmentId;
 use redirect_user::node::lock::NodeLock;
@@ -35,10 +35,19 @@ fn pod(node: &Node) -> (NetNs, std::path::PathBuf) {
     (netns, cgroup)
 }
 
+/// Whether a connection is captured; if not, it has no way.
 fn captured(process: &Process) -> bool {
-    process
-        .connect(FAR.parse().unwrap())
-        .is_ok_and(|socket| socket.seen().original_dst == Ok(FAR.parse().unwrap()))
+    match process.connect(FAR.parse().unwrap()) {
+        Ok(socket) => {
+            let seen = socket.seen();
+            assert_eq!((seen.listener, seen.original_dst), (15001, Ok(FAR.parse().unwrap())));
+            true
+        }
+        Err(error) => {
+            assert_eq!(error, Errno::ENETUNREACH);
+            false
+        }
+    }
 }
 
 #[test]

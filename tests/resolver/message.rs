@@ -1,9 +1,6 @@
-//! DNS messages as small as can be (RFC 1035), and what the first label of the name makes the proxy do.
+//! What the first label of a question's name makes the proxy do.
 
-use std::net::Ipv4Addr;
-
-/// What every name resolves to.
-pub(crate) const ANSWER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 77);
+pub(crate) use harness::dns::message::{answer, id, question};
 
 /// What the proxy does with a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,20 +13,6 @@ pub(crate) enum Wish {
     Drop,
 }
 
-/// A question for the address of `<first>.test`.
-pub(crate) fn question(id: u16, first: &str) -> Vec<u8> {
-    let mut message = id.to_be_bytes().to_vec();
-    message.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0, first.len() as u8]);
-    message.extend(first.bytes());
-    message.extend(b"\x04test\x00\x00\x01\x00\x01");
-    message
-}
-
-/// The id of a question or an answer.
-pub(crate) fn id(message: &[u8]) -> u16 {
-    message.get(..2).map_or(0, |bytes| u16::from_be_bytes([bytes[0], bytes[1]]))
-}
-
 /// What the question's name asks the proxy to do.
 pub(crate) fn wish(question: &[u8]) -> Wish {
     let length = question.get(12).copied().unwrap_or(0).into();
@@ -38,20 +21,4 @@ pub(crate) fn wish(question: &[u8]) -> Wish {
         Some(b"drop") => Wish::Drop,
         _ => Wish::Answer,
     }
-}
-
-/// The answer to a question: the same, marked as answer, with one address for type A and none for others.
-pub(crate) fn answer(question: &[u8]) -> Vec<u8> {
-    let name_end = question.iter().skip(12).position(|byte| *byte == 0).map_or(12, |at| 13 + at);
-    let end = (name_end + 4).min(question.len());
-    let is_a = question.get(name_end..name_end + 2) == Some(&[0, 1]);
-    let mut message = question[..end].to_vec();
-    message[2] |= 0x80;
-    message[3] = 0x80;
-    message[6..12].copy_from_slice(&[0, u8::from(is_a), 0, 0, 0, 0]);
-    if is_a {
-        message.extend(b"\xc0\x0c\x00\x01\x00\x01\x00\x00\x00\x3c\x00\x04");
-        message.extend(ANSWER.octets());
-    }
-    message
 }
