@@ -73,6 +73,16 @@ fn steady(results: &Results, goals: &mut Vec<Goal>) {
             goals.push(Goal::of(what, &ratio, 1.02));
         }
     }
+    // Packets come by the guard inbound only; outbound they stay on lo.
+    for (id, of, to, what) in [
+        ("steady-inbound-trip", Mode::Ours, Mode::Unguarded, "round trip on a kept connection, inbound"),
+        ("steady-inbound-bulk", Mode::Unguarded, Mode::Ours, "time for a big send, inbound"),
+    ] {
+        let measure = results.get(id);
+        if let Some(ratio) = measure.and_then(|measure| measure.ratio(of.label(), to.label())) {
+            goals.push(Goal::of(format!("{what}, with the guard to without"), &ratio, 1.02));
+        }
+    }
 }
 
 fn others(results: &Results, goals: &mut Vec<Goal>) {

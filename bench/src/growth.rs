@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::{Context as _, Result};
-use harness::{Node, Pod};
+use harness::{Event, Node, Pod};
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::memory::Memory;
@@ -125,7 +125,7 @@ pub(crate) fn destinations(node: &Node, peer: &Pod, scale: &Scale, results: &mut
     let mut stage = Stage::new(node, "destinations", Mode::Ours, peer, &[])?;
     let (_, listener) = stage.route(Direction::Outbound, false);
     let spare = node.pod("spare");
-    let (mut connects, mut dels) = (Vec::new(), Vec::new());
+    let (mut connects, mut dels, mut detours) = (Vec::new(), Vec::new(), Vec::new());
     for count in scale.destinations {
         let all: Vec<_> = (0..*count as u32)
             .map(|index| SocketAddr::from((Ipv4Addr::from(0xcb00_0000 + index * 257), 80)))
@@ -133,8 +133,12 @@ pub(crate) fn destinations(node: &Node, peer: &Pod, scale: &Scale, results: &mut
         let dial = |to, count| Order::SetUp { to, listener, count, foreign: false };
         stage.run(&dial(all.clone(), *count))?;
         let step = (*count / scale.connections).max(1);
-        let some: Vec<_> = all.into_iter().step_by(step).collect();
+        let some: Vec<_> = all.iter().copied().step_by(step).collect();
         let (mut whole, mut del) = (Vec::new(), Vec::new());
+        let before = node.count(&stage.pod, Event::HandoffTaken);
+        stage.run(&dial(all.clone(), *count))?;
+        let share = (node.count(&stage.pod, Event::HandoffTaken) - before) as f64 / *count as f64;
+        detours.push((count.to_string(), vec![share * 100.0]));
         for _ in 0..scale.rounds {
             whole.push(stage.run(&dial(some.clone(), scale.connections))?.whole[0] / 1e3);
         }
@@ -151,6 +155,12 @@ pub(crate) fn destinations(node: &Node, peer: &Pod, scale: &Scale, results: &mut
         "Outbound connection by destinations in use",
         Unit::Micros,
         connects,
+    ));
+    results.add(Measure::new(
+        "destinations-detour",
+        "Connections that take the detour, by destinations in use",
+        Unit::Percent,
+        detours,
     ));
     results.add(Measure::new(
         "destinations-del",

@@ -16,6 +16,7 @@ pub(crate) enum Unit {
     Kibibytes,
     GigabytesPerSecond,
     PerSecond,
+    Percent,
 }
 
 impl Unit {
@@ -27,6 +28,7 @@ impl Unit {
             Unit::Kibibytes => "KiB",
             Unit::GigabytesPerSecond => "GB/s",
             Unit::PerSecond => "1/s",
+            Unit::Percent => "%",
         }
     }
 }

@@ -53,7 +53,7 @@ pub(crate) const FULL: Scale = Scale {
     versions: 200,
     fleet: &[1, 50, 110, 175, 250],
     ranges: &[0, 10, 100, 1000, 10_000],
-    destinations: &[1, 100, 1000, 10_000, 30_000],
+    destinations: &[1, 100, 1000, 5000, 10_000, 30_000],
     open: 100_800,
 };
 
