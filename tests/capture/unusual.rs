@@ -114,7 +114,7 @@ fn a_socket_passed_to_another_process_is_judged_by_who_connects() {
 /// socket's maker, which follow the effective ones. What is the sidecar's by one of the two only does not get
 /// out.
 #[test]
-fn who_is_the_proxy_by_real_ids_only_or_by_effective_ids_only_does_not_get_out() {
+fn half_a_proxy_does_not_get_out() {
     kernel_test(|node| {
         let (pod, server) = (node.pod("pod"), node.pod("server"));
         node.attach(&pod, &[]);

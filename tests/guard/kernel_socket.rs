@@ -1,5 +1,6 @@
-//! A connection that no process makes: the kernel does. MPTCP's path manager connects, in a worker, to where the
-//! other end says that it can be reached as well (ADD_ADDR). Nobody in the pod has called `connect()` for it.
+//! A connection that no process makes: the kernel does. MPTCP's path manager connects, in a worker, to where
+//! the other end says that it can be reached as well (ADD_ADDR). No process of the pod has called `connect()`
+//! for it.
 
 use std::process::Command;
 use std::time::Duration;

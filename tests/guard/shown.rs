@@ -107,8 +107,8 @@ fn every_refusal_is_traced_and_counted_by_reason() {
     });
 }
 
-/// Of a pod whose record and pins are lost nothing tells that it was there, but for its filters. As long as it
-/// has a process its place stays taken; then `gc` frees it.
+/// Of a pod whose record and pins are lost nothing tells that it was there, but for its filters. As long as
+/// it has a process its place stays taken; then `gc` frees it.
 #[test]
 fn the_place_of_a_pod_that_nothing_names_is_freed_when_its_processes_are_gone() {
     kernel_test(|node| {

@@ -213,7 +213,7 @@ pub(crate) const DIFFERENCES: &[Difference] = &[
                         matches!(ours.server, Server::Sidecar(15001) | Server::DnsProxy)
                             && nowhere(case.connection.to.ip())
                     }
-                    // Nobody is there who could fail to reach it, or the pod has no address of the family.
+                    // There is no sidecar to fail, or the pod has no address of the family.
                     Outcome::Failed(errno) => {
                         matches!(errno, Errno::ECONNREFUSED | Errno::ENETUNREACH)
                             && nowhere(case.connection.to.ip())

@@ -152,8 +152,8 @@ impl Node {
     }
 }
 
-/// How often the guards of all pods have caught something, on the node with this bpffs; 0 where nothing of ours
-/// is installed.
+/// How often the guards of all pods have caught something, on the node with this bpffs; 0 where nothing of
+/// ours is installed.
 ///
 /// # Errors
 /// The counters cannot be read.
