@@ -33,7 +33,30 @@ pub(crate) fn build_object(workspace: &Path) -> Result<PathBuf, String> {
     if !status.success() {
         return Err(format!("building redirect-ebpf for {TARGET} with {} failed ({status})", toolchain.name));
     }
-    Ok(target_dir(workspace).join(TARGET).join("release/redirect-ebpf"))
+    without_debug(&target_dir(workspace).join(TARGET).join("release/redirect-ebpf"))
+}
+
+/// The object without DWARF, which is three quarters of it: the kernel's type information (BTF) is made of it
+/// and needs it no more. Where LLVM's objcopy is not found, the object stays as it is; it works the same.
+fn without_debug(object: &Path) -> Result<PathBuf, String> {
+    let on_path = env::var_os("PATH").into_iter().flat_map(|path| {
+        env::split_paths(&path)
+            .flat_map(|dir| [dir.join("llvm-objcopy-22"), dir.join("llvm-objcopy")])
+            .collect::<Vec<_>>()
+    });
+    let packaged = PathBuf::from("/usr/lib/llvm-22/bin/llvm-objcopy");
+    let Some(objcopy) = [packaged].into_iter().chain(on_path).find(|tool| tool.exists()) else {
+        return Ok(object.to_owned());
+    };
+    let stripped = object.with_extension("o");
+    let status = Command::new(&objcopy).arg("--strip-debug").arg(object).arg(&stripped).status();
+    match status {
+        Ok(status) if status.success() => Ok(stripped),
+        Ok(status) => {
+            Err(format!("{} --strip-debug {} failed ({status})", objcopy.display(), object.display()))
+        }
+        Err(error) => Err(format!("cannot start {}: {error}", objcopy.display())),
+    }
 }
 
 /// Where cargo puts the object and what it needs; apart from the outer build, which holds its own directory's
