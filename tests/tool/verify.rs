@@ -255,9 +255,9 @@ fn programs_of_another_build_are_named() {
 
         let stamp = folder.join("object");
         let target = fs::read_link(&stamp).expect("the stamp").to_string_lossy().into_owned();
-        let maps = target.rsplit(' ').next().expect("maps").to_owned();
+        let rest = target.splitn(3, ' ').nth(2).expect("maps and features").to_owned();
         fs::remove_file(&stamp).expect("remove the stamp");
-        std::os::unix::fs::symlink(format!("0.0.1 0ddba11 {maps}"), &stamp).expect("write a stamp");
+        std::os::unix::fs::symlink(format!("0.0.1 0ddba11 {rest}"), &stamp).expect("write a stamp");
         let older = Outcome::of(verify(node).args(["-o", "json"]));
         let faults = faults(&report(&older));
         assert!(faults.contains("version 0.0.1") && faults.contains("redirect upgrade"), "{faults}");
