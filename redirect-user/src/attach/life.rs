@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
@@ -123,7 +124,8 @@ pub(crate) fn inhabited_namespaces() -> Option<BTreeSet<u64>> {
         return None;
     }
     let (mut seen, mut cookies) = (BTreeSet::new(), BTreeSet::new());
-    let processes = fs::read_dir("/proc").ok()?.flatten().map(|entry| entry.path().join("task"));
+    let processes: Vec<_> = fs::read_dir("/proc").ok()?.collect::<io::Result<_>>().ok()?;
+    let processes = processes.into_iter().map(|entry| entry.path().join("task"));
     // A thread may be in another namespace than its process. What is gone meanwhile is in none.
     for thread in processes.filter_map(|tasks| fs::read_dir(tasks).ok()).flatten().flatten() {
         let path = thread.path().join("ns/net");

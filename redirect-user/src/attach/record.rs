@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::attach::guard::Post;
 use crate::ids::{AttachmentId, PodRef};
+use crate::kernel::folders;
 use crate::node::lock::NodeLock;
 use crate::node::{Node, names};
 use crate::path_error::{PathError, fine_if_gone};
@@ -232,19 +233,12 @@ impl std::fmt::Display for Unreadable {
 }
 
 fn read_all(node: &Node, container_id: Option<&str>) -> Result<Vec<Result<Attachment, Unreadable>>, Error> {
-    let folder = node.attachments();
-    let entries = match fs::read_dir(&folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(source) => return Err(PathError { what: "list", path: folder, source }.into()),
-    };
     let prefix = container_id.map(|id| format!("{}.", names::encode(id))).unwrap_or_default();
-    let mut paths: Vec<_> = entries
-        .flatten()
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
-        .collect();
+    let is_wanted = |path: &PathBuf| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix))
+            && path.extension().is_some_and(|extension| extension == "json")
+    };
+    let mut paths: Vec<_> = folders::list(&node.attachments())?.into_iter().filter(is_wanted).collect();
     paths.sort();
     paths.iter().filter_map(|path| read(path).transpose()).collect()
 }

@@ -13,8 +13,10 @@ use crate::path_error::{PathError, fine_if_gone};
 /// # Errors
 /// It is there and cannot be read.
 pub(crate) fn list(folder: &Path) -> Result<Vec<PathBuf>, PathError> {
-    match fs::read_dir(folder) {
-        Ok(entries) => Ok(entries.flatten().map(|entry| entry.path()).collect()),
+    // An entry that cannot be read is an error: a list that ends early would say that a pod is gone.
+    let entries = fs::read_dir(folder).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
+    match entries {
+        Ok(entries) => Ok(entries),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(source) => Err(PathError { what: "list", path: folder.into(), source }),
     }

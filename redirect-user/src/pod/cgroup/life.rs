@@ -40,7 +40,8 @@ pub fn life(path: &Path, id: u64) -> Life {
 pub fn pids(path: &Path) -> io::Result<Vec<i32>> {
     let mut found: Vec<i32> =
         fs::read_to_string(path.join("cgroup.procs"))?.lines().filter_map(|line| line.parse().ok()).collect();
-    for entry in fs::read_dir(path)?.flatten() {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             // A container's cgroup may go away meanwhile.
             found.extend(pids(&entry.path()).unwrap_or_default());
