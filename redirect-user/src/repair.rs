@@ -3,7 +3,7 @@
 //! left alone.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::attach::record::{self, Attachment};
 use crate::attach::{self, Error, Request, life};
@@ -89,7 +89,16 @@ pub(crate) fn is_needed(node: &Node, besides: &AttachmentId, installed: bool) ->
         };
         (!all.iter().any(kept)).then_some(())
     };
-    recorded.any(|path| missing(path).is_some())
+    recorded.any(|path| missing(path.clone()).is_some() && may_run(&path))
+}
+
+/// Whether the pod of a record may have processes. One without has nothing that could send in clear, and most
+/// likely its own ADD is under way: of a crowd that starts at once, none repairs the others.
+fn may_run(record: &Path) -> bool {
+    let attachment = fs::read(record).ok().and_then(|text| serde_json::from_slice::<Attachment>(&text).ok());
+    attachment.is_none_or(|attachment| {
+        !matches!(cgroup::life(&attachment.cgroup, attachment.cgroup_id), Life::Empty | Life::Gone)
+    })
 }
 
 /// Whether other containers than this one have pins of this version.
