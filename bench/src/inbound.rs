@@ -9,8 +9,8 @@ use harness::envoy::{Bootstrap, Envoy, Families, OriginalSrc};
 use harness::{Capabilities, Node, Pod, User};
 
 use crate::plugin;
-use crate::proxied::{LOADS, Load, Nginx, Outcome, PORT, wrk};
-use crate::results::{Measure, Results, Unit};
+use crate::proxied::{LOADS, Nginx, PORT, Stages, wrk};
+use crate::results::Results;
 use crate::rules::{self, Backend};
 use crate::scale::Scale;
 
@@ -76,32 +76,12 @@ pub(crate) fn run(node: &Node, scale: &Scale, results: &mut Results) -> Result<(
     client.netns().sysctl("net/ipv4/tcp_max_tw_buckets", "2000");
     let servers: Vec<Server> =
         Mode::ALL.iter().map(|mode| Server::new(node, *mode)).collect::<Result<_>>()?;
-    for load in &LOADS {
-        let mut outcomes: Vec<Vec<Outcome>> = servers.iter().map(|_| Vec::new()).collect();
-        for round in 0..scale.loads {
-            for step in 0..servers.len() {
-                let index = (round + step) % servers.len();
-                outcomes[index].push(wrk(&client, &servers[index].url, load, scale.seconds)?);
-            }
-        }
-        report(load, &servers, &outcomes, results);
-    }
-    Ok(())
-}
-
-fn report(load: &Load, servers: &[Server], outcomes: &[Vec<Outcome>], results: &mut Results) {
-    for (id, title, unit, read) in [
-        ("rate", "requests per second", Unit::PerSecond, (|o| o.per_second) as fn(&Outcome) -> f64),
-        ("median", "median latency", Unit::Micros, |o| o.median),
-        ("p99", "p99 latency", Unit::Micros, |o| o.p99),
-    ] {
-        let series = servers
-            .iter()
-            .zip(outcomes)
-            .map(|(server, outcomes)| (server.mode.label(), outcomes.iter().map(read).collect()));
-        let title = format!("wrk from outside through Envoy to nginx, {}: {title}", load.title);
-        results.add(Measure::new(&format!("inbound-{}-{id}", load.id), &title, unit, series));
-    }
+    let stages = Stages {
+        id: "inbound",
+        title: "wrk from outside through Envoy to nginx",
+        label: |server: &Server| server.mode.label(),
+    };
+    stages.measure(&servers, scale, results, |server, load| wrk(&client, &server.url, load, scale.seconds))
 }
 
 impl Server {

@@ -72,31 +72,54 @@ pub(crate) fn run(node: &Node, scale: &Scale, results: &mut Results) -> Result<(
     let _nginx = Nginx::start(&server, node.dir())?;
     let pods: Vec<Meshed> =
         Mode::ALL.iter().map(|mode| Meshed::new(node, *mode, &server)).collect::<Result<_>>()?;
-    for load in &LOADS {
-        let mut outcomes: Vec<Vec<Outcome>> = pods.iter().map(|_| Vec::new()).collect();
-        for round in 0..scale.loads {
-            for step in 0..pods.len() {
-                let index = (round + step) % pods.len();
-                outcomes[index].push(pods[index].wrk(load, scale.seconds)?);
-            }
-        }
-        report(load, &pods, &outcomes, results);
-    }
-    Ok(())
+    let stages =
+        Stages { id: "wrk", title: "wrk through Envoy to nginx", label: |pod: &Meshed| pod.mode.label() };
+    stages.measure(&pods, scale, results, |pod, load| pod.wrk(load, scale.seconds))
 }
 
-fn report(load: &Load, pods: &[Meshed], outcomes: &[Vec<Outcome>], results: &mut Results) {
-    for (id, title, unit, read) in [
-        ("rate", "requests per second", Unit::PerSecond, (|o| o.per_second) as fn(&Outcome) -> f64),
-        ("median", "median latency", Unit::Micros, |o| o.median),
-        ("p99", "p99 latency", Unit::Micros, |o| o.p99),
-    ] {
-        let series = pods
-            .iter()
-            .zip(outcomes)
-            .map(|(pod, outcomes)| (pod.mode.label(), outcomes.iter().map(read).collect()));
-        let title = format!("wrk through Envoy to nginx, {}: {title}", load.title);
-        results.add(Measure::new(&format!("wrk-{}-{id}", load.id), &title, unit, series));
+/// What the loads are tried on, and how their measures are named.
+pub(crate) struct Stages<S> {
+    /// The first part of a measure's id.
+    pub(crate) id: &'static str,
+    pub(crate) title: &'static str,
+    pub(crate) label: fn(&S) -> &'static str,
+}
+
+impl<S> Stages<S> {
+    /// Every load on every stage, each round beginning with another stage.
+    pub(crate) fn measure(
+        &self,
+        stages: &[S],
+        scale: &Scale,
+        results: &mut Results,
+        wrk: impl Fn(&S, &Load) -> Result<Outcome>,
+    ) -> Result<()> {
+        for load in &LOADS {
+            let mut outcomes: Vec<Vec<Outcome>> = stages.iter().map(|_| Vec::new()).collect();
+            for round in 0..scale.loads {
+                for step in 0..stages.len() {
+                    let index = (round + step) % stages.len();
+                    outcomes[index].push(wrk(&stages[index], load)?);
+                }
+            }
+            self.report(load, stages, &outcomes, results);
+        }
+        Ok(())
+    }
+
+    fn report(&self, load: &Load, stages: &[S], outcomes: &[Vec<Outcome>], results: &mut Results) {
+        for (id, title, unit, read) in [
+            ("rate", "requests per second", Unit::PerSecond, (|o| o.per_second) as fn(&Outcome) -> f64),
+            ("median", "median latency", Unit::Micros, |o| o.median),
+            ("p99", "p99 latency", Unit::Micros, |o| o.p99),
+        ] {
+            let series = stages
+                .iter()
+                .zip(outcomes)
+                .map(|(stage, outcomes)| ((self.label)(stage), outcomes.iter().map(read).collect()));
+            let title = format!("{}, {}: {title}", self.title, load.title);
+            results.add(Measure::new(&format!("{}-{}-{id}", self.id, load.id), &title, unit, series));
+        }
     }
 }
 

@@ -93,16 +93,21 @@ events! {
 }
 
 impl Event {
-    /// Whether the guard counts it: a packet that went around the sidecar, or would have.
+    /// What the guard counts: a packet that went around the sidecar, or would have.
+    pub const GUARD: [Event; 7] = [
+        Event::GuardOutbound,
+        Event::GuardForwarded,
+        Event::GuardRaw,
+        Event::GuardDns,
+        Event::GuardLoopback,
+        Event::GuardHidden,
+        Event::GuardInbound,
+    ];
+
+    /// Whether the guard counts it.
     #[must_use]
-    pub const fn of_guard(self) -> bool {
-        use Event::{
-            GuardDns, GuardForwarded, GuardHidden, GuardInbound, GuardLoopback, GuardOutbound, GuardRaw,
-        };
-        matches!(
-            self,
-            GuardOutbound | GuardForwarded | GuardRaw | GuardDns | GuardLoopback | GuardHidden | GuardInbound
-        )
+    pub fn of_guard(self) -> bool {
+        Event::GUARD.contains(&self)
     }
 }
 

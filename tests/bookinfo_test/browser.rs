@@ -1,24 +1,6 @@
 //! A browser without a window, as a user's program that knows nothing of this project.
 
-use std::process::{Command, Stdio};
-
-use tempfile::TempDir;
-
-/// Where Debian puts it.
-const CHROMIUM: &str = "/usr/bin/chromium";
-/// Quiet: without them it looks for updates and for its maker's hosts at every start. The sandbox needs
-/// namespaces of an unprivileged user, and tests run as root.
-const FLAGS: [&str; 9] = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-dev-shm-usage",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-];
+use harness::browser::browse;
 
 /// A page as a browser has it after it has loaded it.
 #[derive(Debug)]
@@ -28,15 +10,7 @@ pub(crate) struct Page {
 
 /// Opens `url` in a browser that has never been started before.
 pub(crate) fn open(url: &str) -> Page {
-    let profile = TempDir::new().expect("make a directory");
-    let mut command = Command::new("timeout");
-    command.args(["--kill-after=5", "30", CHROMIUM]).args(FLAGS);
-    command.arg(format!("--user-data-dir={}", profile.path().display())).arg("--dump-dom").arg(url);
-    command.env("HOME", profile.path()).stdin(Stdio::null());
-    let output = command.output().expect("start `timeout`");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{CHROMIUM} ({}; `cargo xtask setup browser`): {errors}", output.status);
-    Page { html: String::from_utf8(output.stdout).expect("a page is UTF-8") }
+    Page { html: String::from_utf8(browse(30, &["--dump-dom", url])).expect("a page is UTF-8") }
 }
 
 impl Page {

@@ -32,17 +32,6 @@ const FAMILIES: [bool; 2] = [false, true];
 /// The port of the application's server and of the peer's.
 const PORT: u16 = 8080;
 
-/// Every counter of the guard.
-const GUARD_EVENTS: [Event; 7] = [
-    Event::GuardOutbound,
-    Event::GuardForwarded,
-    Event::GuardRaw,
-    Event::GuardDns,
-    Event::GuardLoopback,
-    Event::GuardHidden,
-    Event::GuardInbound,
-];
-
 /// `0.0.0.0:port` or `[::]:port`
 fn any(v6: bool, port: u16) -> SocketAddr {
     let ip = if v6 { "::" } else { "0.0.0.0" };
@@ -76,7 +65,7 @@ fn cable(pod: &Pod, peer: &Pod) {
 /// How often the guard has counted something.
 fn guarded(node: &Node, pod: &Pod) -> u64 {
     let stats = node.stats(pod);
-    GUARD_EVENTS.iter().map(|event| stats[event.label()]).sum()
+    Event::GUARD.iter().map(|event| stats[event.label()]).sum()
 }
 
 /// Waits until an event was counted so often: a packet may have to wait for its neighbour's address, and on

@@ -8,36 +8,15 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use harness::cli::Outcome;
-use harness::{Node, binary, kernel_test};
+use harness::{Node, binary, browser, kernel_test};
 use serde_json::Value;
 use tempfile::TempDir;
 
-const CHROMIUM: &str = "/usr/bin/chromium";
-const FLAGS: [&str; 11] = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-dev-shm-usage",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    // Nothing is found by name: what a page wants from the network, it does not get.
-    "--host-resolver-rules=MAP * ~NOTFOUND",
-    "--hide-scrollbars",
-];
-
 fn browse(arguments: &[String], page: &str) -> String {
-    let profile = TempDir::new().expect("make a directory");
-    let mut command = Command::new("timeout");
-    command.args(["--kill-after=5", "60", CHROMIUM]).args(FLAGS).args(arguments);
-    command.arg(format!("--user-data-dir={}", profile.path().display())).arg(page);
-    command.env("HOME", profile.path()).stdin(Stdio::null());
-    let output = command.output().expect("start `timeout`");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{CHROMIUM} ({}; `cargo xtask setup browser`): {errors}", output.status);
-    String::from_utf8_lossy(&output.stdout).into_owned()
+    // Nothing is found by name: what a page wants from the network, it does not get.
+    let mut all = vec!["--host-resolver-rules=MAP * ~NOTFOUND", "--hide-scrollbars"];
+    all.extend(arguments.iter().map(String::as_str).chain([page]));
+    String::from_utf8_lossy(&browser::browse(60, &all)).into_owned()
 }
 
 /// Opens a page in light, dark and on a narrow screen, and takes its pictures; what it consists of.

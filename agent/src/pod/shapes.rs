@@ -115,6 +115,16 @@ fn with(version: u32, change: impl FnOnce(&mut Value)) -> Value {
     pod
 }
 
+/// That pod with one annotation more.
+fn annotated(
+    name: &'static str,
+    expected: &'static str,
+    version: u32,
+    (annotation, value): (&str, &str),
+) -> Shape {
+    shape(name, expected, with(version, |pod| annotate(pod, annotation, value)))
+}
+
 fn set(pod: &mut Value, variable: &str, value: &str) {
     proxy(pod)["env"].as_array_mut().unwrap().push(json!({ "name": variable, "value": value }));
 }
@@ -274,20 +284,13 @@ fn not_ours(version: u32) -> Vec<Shape> {
                 }),
             )
         },
-        shape(
+        annotated(
             "interceptionMode NONE",
             "interception_none",
-            with(version, |pod| {
-                annotate(pod, "sidecar.istio.io/interceptionMode", "NONE");
-            }),
+            version,
+            ("sidecar.istio.io/interceptionMode", "NONE"),
         ),
-        shape(
-            "annotation inject=false",
-            "inject_false",
-            with(version, |pod| {
-                annotate(pod, "sidecar.istio.io/inject", "false");
-            }),
-        ),
+        annotated("annotation inject=false", "inject_false", version, ("sidecar.istio.io/inject", "false")),
         Shape {
             by_annotations: Some("enrolled"),
             ..shape(
@@ -305,19 +308,17 @@ fn not_ours(version: u32) -> Vec<Shape> {
                 pod["metadata"]["namespace"] = json!("istio-system");
             }),
         ),
-        shape(
+        annotated(
             "a port that is none",
             "excludeOutboundPorts",
-            with(version, |pod| {
-                annotate(pod, "traffic.sidecar.istio.io/excludeOutboundPorts", "http");
-            }),
+            version,
+            ("traffic.sidecar.istio.io/excludeOutboundPorts", "http"),
         ),
-        shape(
+        annotated(
             "of KubeVirt",
             "kubevirtInterfaces",
-            with(version, |pod| {
-                annotate(pod, "traffic.sidecar.istio.io/kubevirtInterfaces", "k6t-eth0");
-            }),
+            version,
+            ("traffic.sidecar.istio.io/kubevirtInterfaces", "k6t-eth0"),
         ),
     ]
 }

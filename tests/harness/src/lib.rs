@@ -12,6 +12,7 @@
 //! the [`protocol`] between a test and its [`agent`].
 
 pub mod agent;
+pub mod browser;
 pub mod cgroup;
 pub mod chain;
 pub mod cli;

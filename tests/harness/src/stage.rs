@@ -12,7 +12,8 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::cgroup::Cgroup;
-use crate::node::PREFIX;
+use crate::node::{MachineLock, PREFIX};
+use crate::residue::Residue;
 
 /// Runs the calling program once more, on a stage, and waits for its end. It gets the arguments that
 /// `arguments` makes of an empty directory for mounts and files and of a cgroup that plays the root of a
@@ -36,6 +37,22 @@ pub fn run(name: &str, arguments: impl FnOnce(&Path, &Path) -> Vec<OsString>) ->
         .with_context(|| format!("removing the cgroup {}", cgroup.path().display()))?;
     dir.close().context("removing the directory of the stage")?;
     status
+}
+
+/// As [`run`], for a test: no other test runs beside it, and afterwards the machine must be as before.
+///
+/// # Errors
+/// As [`run`]; the test fails on the stage, or leaves something behind.
+pub fn test(name: &str, arguments: impl FnOnce(&Path, &Path) -> Vec<OsString>) -> Result<()> {
+    let _lock = MachineLock::take();
+    let before = Residue::now();
+    let code = run(name, arguments)?;
+    // Links end with the last reference to their programs, some time after the processes.
+    let left = before.left_over();
+    ensure!(left.is_empty(), "the test left behind:\n  {}", left.join("\n  "));
+    // `ExitCode` cannot be compared; its text can.
+    ensure!(format!("{code:?}") == format!("{:?}", ExitCode::SUCCESS), "see above");
+    Ok(())
 }
 
 /// To be called first on the stage, while there is one thread: lets signals through again, which [`run`] has

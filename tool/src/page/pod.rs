@@ -79,8 +79,7 @@ impl About<'_> {
 
     fn arrows(&self) -> Vec<Arrow<'_>> {
         use Event as E;
-        let guard =
-            [E::GuardOutbound, E::GuardForwarded, E::GuardRaw, E::GuardDns, E::GuardLoopback, E::GuardHidden];
+        let guard: Vec<_> = E::GUARD.into_iter().filter(|event| *event != E::GuardInbound).collect();
         let refused = [E::NoListener, E::Unreachable, E::NoStorage, E::ConfigChanged, E::DnsRefused];
         let arrow = |kind, path, label, what, events: &[Event]| Arrow {
             kind,

@@ -40,18 +40,7 @@ pub(super) const COLUMNS: [(&str, &[Event]); 6] = [
             Event::InboundRefused,
         ],
     ),
-    (
-        "DROPPED",
-        &[
-            Event::GuardOutbound,
-            Event::GuardForwarded,
-            Event::GuardRaw,
-            Event::GuardDns,
-            Event::GuardLoopback,
-            Event::GuardHidden,
-            Event::GuardInbound,
-        ],
-    ),
+    ("DROPPED", &Event::GUARD),
 ];
 
 /// What a program has done since the statistics were switched on.
