@@ -169,13 +169,16 @@ fn parallel_keep_alive_connections_are_not_mixed_up() {
                 assert_eq!(named(socket).ip(), *from);
             }
         }
-        // Envoy keeps a pool for each source: one connection for each client, which serves all its requests.
+        // Envoy keeps a pool for each source: at least one connection for each client. A request that comes
+        // before the last answer is booked gets another one, so there may be some more, but far from one for
+        // each request.
         let stat = |name: &str| {
             let name = format!("cluster.InboundPassthroughCluster.{name}");
             let text = Envoy::admin(scene.pod.netns(), &format!("/stats?filter=^{name}$")).unwrap();
             text.trim().rsplit(' ').next().and_then(|number| number.parse::<usize>().ok()).unwrap()
         };
         assert_eq!(stat("upstream_rq_total"), usize::from(CONNECTIONS) * ROUNDS);
-        assert_eq!(stat("upstream_cx_total"), usize::from(CONNECTIONS));
+        let (connections, least) = (stat("upstream_cx_total"), usize::from(CONNECTIONS));
+        assert!((least..least * ROUNDS / 4).contains(&connections), "{connections} connections");
     });
 }
