@@ -53,6 +53,11 @@ fn bar(svg: &mut String, series: &Series, top: f64, scale: f64, unit: &str) {
     );
 }
 
+/// An interval, marked where other work disturbed the run.
+pub(crate) fn interval([low, high]: [f64; 2], busy: bool) -> String {
+    format!("{}{} to {}", if busy { "≈ " } else { "" }, figures(low), figures(high))
+}
+
 /// Four significant figures, without an exponent.
 pub(crate) fn figures(value: f64) -> String {
     let magnitude = value.abs();

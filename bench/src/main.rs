@@ -34,7 +34,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum};
 use harness::{MachineLock, Node, Pod, binary};
 
@@ -112,7 +112,11 @@ fn bench(options: &Options) -> Result<()> {
         programs: &programs,
         results: &results,
     };
-    report.write(&options.out, options.publish)?;
+    report.write(&options.out)?;
+    if options.publish {
+        let path = options.out.join("index.html");
+        std::fs::write(&path, page::html(&report)).with_context(|| format!("writing {}", path.display()))?;
+    }
     for goal in &report.goals {
         let verdict = if goal.met { "met   " } else { "MISSED" };
         println!("{verdict} {:>9} (at most {}) {}", chart::figures(goal.value), goal.at_most, goal.what);

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::chart::{self, escaped, figures};
+use crate::chart::{self, escaped, figures, interval};
 use crate::report::Report;
 use crate::results::{Measure, Series};
 
@@ -108,11 +108,6 @@ fn section(page: &mut String, measure: &Measure, busy: bool) {
         let _ = writeln!(page, "{}: {}", escaped(&series.label), values.join(" "));
     }
     page.push_str("</pre></details>\n");
-}
-
-/// An interval, marked where other work disturbed the run.
-pub(crate) fn interval([low, high]: [f64; 2], busy: bool) -> String {
-    format!("{}{} to {}", if busy { "≈ " } else { "" }, figures(low), figures(high))
 }
 
 #[cfg(test)]

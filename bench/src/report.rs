@@ -7,10 +7,9 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use crate::chart::{self, figures};
+use crate::chart::{self, figures, interval};
 use crate::goals::Goal;
 use crate::machine::Machine;
-use crate::page::{self, interval};
 use crate::programs::Share;
 use crate::results::{Measure, Results};
 use crate::sample::quantile;
@@ -28,8 +27,8 @@ pub(crate) struct Report<'a> {
 }
 
 impl Report<'_> {
-    /// Writes `report.json`, `report.md`, the charts, and the page `index.html` where it is wanted.
-    pub(crate) fn write(&self, dir: &Path, publish: bool) -> Result<()> {
+    /// Writes `report.json`, `report.md` and the charts.
+    pub(crate) fn write(&self, dir: &Path) -> Result<()> {
         fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         let write = |name: &str, text: &str| {
             let path = dir.join(name);
@@ -39,9 +38,6 @@ impl Report<'_> {
             write(&format!("{}.svg", measure.id), &chart::svg(measure))?;
         }
         write("report.json", &serde_json::to_string_pretty(self)?)?;
-        if publish {
-            write("index.html", &page::html(self))?;
-        }
         write("report.md", &self.text()?)
     }
 

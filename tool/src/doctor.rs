@@ -85,7 +85,8 @@ fn examine(node: &Node, args: &Args) -> Result<Vec<Finding>> {
         verifier_log: args.verifier_log,
     };
     let mut findings = doctor::examine(node, &options);
-    findings.extend(chain::examine(args));
+    let (conf_dir, bin_dir) = args.places();
+    findings.extend(chain::examine(&conf_dir, &bin_dir, args.pre));
     findings.sort_by_key(|finding| finding.id);
     Ok(findings)
 }

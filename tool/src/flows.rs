@@ -1,17 +1,16 @@
 //! `redirect flows`: which pods of this node talk to which addresses, and by which verdict. It is a trace for
 //! some seconds, summed up.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use redirect_user::node::Node;
-use serde::Serialize;
 use serde_json::json;
 
 use crate::output::{self, Output};
 use crate::page;
+use crate::seen::{Flow, Seen};
 use crate::trace;
 
 /// `redirect flows`
@@ -28,52 +27,6 @@ pub(crate) struct Args {
     /// With --html: look again and write the page again, until Ctrl-C. The browser reads it again by itself.
     #[arg(long, requires = "html")]
     follow: bool,
-}
-
-/// Connections of one kind.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub(crate) struct Flow {
-    /// The pod that dialled, or for what comes from outside, who.
-    pub(crate) from: String,
-    /// The pod or address and port that was dialled.
-    pub(crate) to: String,
-    /// As `redirect trace` says it.
-    pub(crate) verdict: &'static str,
-    /// The rule that gave it.
-    pub(crate) rule: &'static str,
-}
-
-impl Flow {
-    /// How it is drawn.
-    pub(crate) fn class(&self) -> &'static str {
-        match self.verdict {
-            "to-outbound" | "to-inbound" | "to-dns" => "good",
-            "direct" => "plain",
-            "would-drop" => "audit",
-            _ => "bad",
-        }
-    }
-}
-
-/// What was seen.
-pub(crate) struct Seen {
-    pub(crate) flows: BTreeMap<Flow, u64>,
-    pub(crate) lost: u64,
-    pub(crate) seconds: u64,
-}
-
-impl Seen {
-    /// All connections.
-    pub(crate) fn sum(&self) -> u64 {
-        self.flows.values().sum()
-    }
-
-    /// The flows with most connections first.
-    pub(crate) fn busiest(&self) -> Vec<(&Flow, u64)> {
-        let mut flows: Vec<_> = self.flows.iter().map(|(flow, count)| (flow, *count)).collect();
-        flows.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-        flows
-    }
 }
 
 /// Looks, and prints or writes.

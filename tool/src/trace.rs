@@ -34,8 +34,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use self::filter::Filter;
 use self::print::Printer;
 use self::share::{Follower, Hub};
-use crate::flows::Seen;
 use crate::output::{self, Format};
+use crate::seen::Seen;
 
 /// How far ahead the deadline is set.
 const AHEAD: Duration = Duration::from_secs(3);

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::archive;
+use crate::release::Release;
 use crate::tree::Tree;
-use crate::{Release, archive};
 
 /// Writes `redirect-cni-VERSION.tgz` and returns its path.
 pub(crate) fn build(release: &Release) -> Result<PathBuf> {

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::Release;
+use crate::release::{DESCRIPTION, Release, SUMMARY};
 use crate::tree::{Kind, Tree};
 
 /// Debian's word for this machine's architecture.
@@ -55,7 +55,7 @@ fn control(release: &Release, tree: &Tree, folder: &Path) -> Result<()> {
         ("Section", "net".into()),
         ("Priority", "optional".into()),
         ("Installed-Size", size.div_ceil(1024).to_string()),
-        ("Description", format!("{}\n {}", crate::SUMMARY, crate::DESCRIPTION.join("\n "))),
+        ("Description", format!("{}\n {}", SUMMARY, DESCRIPTION.join("\n "))),
     ];
     let text: String = fields.iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
     fs::write(folder.join("control"), text)?;

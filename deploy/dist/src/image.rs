@@ -11,8 +11,9 @@ use oci_spec::image::{
 };
 use sha2::{Digest as _, Sha256};
 
+use crate::release::Release;
 use crate::tree::Tree;
-use crate::{Release, archive, deb};
+use crate::{archive, deb};
 
 /// Writes `redirect-cni-VERSION-ARCH.oci.tar` and returns its path.
 pub(crate) fn build(release: &Release, content: &Tree) -> Result<PathBuf> {

@@ -15,19 +15,12 @@ mod chart;
 mod deb;
 mod image;
 mod redhat;
+mod release;
 mod sbom;
 mod tree;
 
+use release::Release;
 use tree::Tree;
-
-/// One line about the project.
-const SUMMARY: &str = "Transparent redirection of pod traffic into the Envoy sidecar";
-/// More lines.
-const DESCRIPTION: [&str; 3] = [
-    "A chained CNI plugin that steers a Kubernetes pod's traffic through its",
-    "sidecar with eBPF programs, without iptables. Contains the plugin, the",
-    "operator's tool and the optional node agent.",
-];
 
 /// Makes what is shipped out of the static binaries.
 #[derive(Debug, Parser)]
@@ -41,16 +34,6 @@ struct Args {
     /// Where the result goes
     #[arg(long)]
     out: PathBuf,
-}
-
-/// What all parts need to know.
-struct Release {
-    root: PathBuf,
-    out: PathBuf,
-    version: String,
-    arch: String,
-    /// Seconds since 1970 that every file bears.
-    date: u64,
 }
 
 fn main() -> Result<()> {

@@ -5,25 +5,16 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use rpm::{BuildConfig, CompressionType, FileOptions, PackageBuilder};
 
-use crate::Release;
+use crate::release::{DESCRIPTION, Release, SUMMARY};
 use crate::tree::{Kind, Tree};
 
 /// Writes `redirect-cni-VERSION-1.ARCH.rpm` and returns its path.
 pub(crate) fn build(release: &Release, tree: &Tree) -> Result<PathBuf> {
     let date = u32::try_from(release.date).context("the date of the release does not fit an RPM")?;
     let config = BuildConfig::v4().compression(CompressionType::Gzip).source_date(date);
-    let mut builder = PackageBuilder::new(
-        "redirect-cni",
-        &release.version,
-        "MIT OR Apache-2.0",
-        &release.arch,
-        crate::SUMMARY,
-    );
-    builder
-        .using_config(config)
-        .release("1")
-        .description(crate::DESCRIPTION.join("\n"))
-        .build_host("redirect-cni");
+    let mut builder =
+        PackageBuilder::new("redirect-cni", &release.version, "MIT OR Apache-2.0", &release.arch, SUMMARY);
+    builder.using_config(config).release("1").description(DESCRIPTION.join("\n")).build_host("redirect-cni");
     for (path, file) in tree.files() {
         let place = format!("/{path}");
         match &file.kind {

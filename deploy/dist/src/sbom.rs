@@ -10,7 +10,7 @@ use cyclonedx_bom::models::license::{LicenseChoice, Licenses};
 use cyclonedx_bom::models::metadata::Metadata as BomMetadata;
 use cyclonedx_bom::prelude::{Bom, NormalizedString, Purl, SpdxExpression, SpecVersion};
 
-use crate::Release;
+use crate::release::Release;
 
 /// The packages whose binaries are shipped.
 const SHIPPED: [&str; 2] = ["redirect-tool", "redirect-cni"];

@@ -11,9 +11,10 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::select::Selector;
+use super::shared::Shared;
 use super::store::{Kind, Refused, merge};
 use super::tls::{Identity, Listener};
-use super::{Shared, watching};
+use super::watching;
 
 /// Serves in the calling thread until told to stop.
 pub(crate) fn serve(
@@ -313,13 +314,7 @@ fn reply(code: StatusCode, body: &Value) -> Response {
 
 fn status(refused: &Refused) -> Response {
     let Refused(code, ..) = refused;
-    reply(StatusCode::from_u16(*code).expect("a status code"), &status_object(refused))
-}
-
-/// The object that says why something was refused.
-pub(crate) fn status_object(Refused(code, reason, message): &Refused) -> Value {
-    json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-            "message": message, "reason": reason, "code": code })
+    reply(StatusCode::from_u16(*code).expect("a status code"), &refused.object())
 }
 
 /// Takes percent signs and plus signs out of a query.

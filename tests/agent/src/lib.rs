@@ -3,9 +3,11 @@
 //! kubectl takes it for one, and it can be unkind on request: cut its connections, throttle,
 //! forget history.
 
+mod doors;
 mod http;
 pub mod kubectl;
 mod select;
+mod shared;
 mod store;
 mod tls;
 mod watching;
@@ -17,6 +19,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use shared::Shared;
 pub use store::{Kind, Refused, Store};
 
 /// A running server. It ends when this goes out of scope.
@@ -27,20 +30,6 @@ pub struct ApiServer {
     port: u16,
     // Ends the server's thread when it is dropped.
     _stop: tokio::sync::oneshot::Sender<()>,
-}
-
-/// What requests and the test share.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) store: Store,
-    pub(crate) doors: tls::Doors,
-    pub(crate) tokens: std::sync::Mutex<Vec<String>>,
-    /// So many requests get 429 next.
-    pub(crate) throttled: AtomicU32,
-    /// New watches and pages are told that their version is gone.
-    pub(crate) log: std::sync::Mutex<Vec<String>>,
-    pub(crate) bookmarks: Duration,
-    pub(crate) closing: AtomicBool,
 }
 
 impl ApiServer {
@@ -57,7 +46,7 @@ impl ApiServer {
         let port = listener.local_addr().expect("it is bound").port();
         let shared = Arc::new(Shared {
             store: Store::default(),
-            doors: tls::Doors::default(),
+            doors: doors::Doors::default(),
             tokens: vec!["secret".to_owned()].into(),
             throttled: AtomicU32::new(0),
             log: std::sync::Mutex::default(),

@@ -59,6 +59,15 @@ impl Kind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused(pub u16, pub &'static str, pub String);
 
+impl Refused {
+    /// The object that tells a client.
+    pub(crate) fn object(&self) -> Value {
+        let Refused(code, reason, message) = self;
+        json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+                "message": message, "reason": reason, "code": code })
+    }
+}
+
 /// What happened to an object.
 #[derive(Clone, Debug)]
 pub(crate) struct Change {

@@ -1,8 +1,7 @@
-//! The server's certificate, and its doors: connections that a test can cut or refuse.
+//! The server's certificate, and the connections that it takes.
 
-use std::net::{Shutdown, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
@@ -11,7 +10,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio_rustls::server::TlsStream;
 
-use super::Shared;
+use super::shared::Shared;
 
 /// A certificate for localhost and its key.
 #[derive(Debug)]
@@ -44,43 +43,6 @@ impl Identity {
             .with_single_cert(vec![self.der.clone()], key)
             .expect("certificate and key belong together");
         TlsAcceptor::from(Arc::new(config))
-    }
-}
-
-/// The connections that are open, and whether new ones are taken.
-#[derive(Debug, Default)]
-pub(crate) struct Doors {
-    closed: AtomicBool,
-    open: Mutex<Vec<std::net::TcpStream>>,
-}
-
-impl Doors {
-    pub(crate) fn close(&self) {
-        self.closed.store(true, Ordering::SeqCst);
-        self.cut();
-    }
-
-    pub(crate) fn open(&self) {
-        self.closed.store(false, Ordering::SeqCst);
-    }
-
-    pub(crate) fn cut(&self) {
-        for connection in self.open.lock().expect("connections").drain(..) {
-            let _ = connection.shutdown(Shutdown::Both);
-        }
-    }
-
-    /// Remembers a connection, or ends it where the door is closed.
-    fn enter(&self, stream: TcpStream) -> Option<TcpStream> {
-        let stream = stream.into_std().ok()?;
-        let mut open = self.open.lock().expect("connections");
-        if self.closed.load(Ordering::SeqCst) {
-            return None;
-        }
-        // Those that ended are dropped here: a peer address cannot be asked of a closed socket.
-        open.retain(|connection| connection.peer_addr().is_ok());
-        open.push(stream.try_clone().ok()?);
-        TcpStream::from_std(stream).ok()
     }
 }
 

@@ -11,9 +11,8 @@ use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
-use super::Shared;
-use super::http::status_object;
 use super::select::Selector;
+use super::shared::Shared;
 use super::store::{Change, Kind, Refused};
 
 struct Watching {
@@ -81,7 +80,7 @@ impl Watching {
             let Some(changes) = self.shared.store.since(self.version) else {
                 self.over = true;
                 let gone = Refused(410, "Expired", format!("too old resource version: {}", self.version));
-                return Some(line("ERROR", &status_object(&gone)));
+                return Some(line("ERROR", &gone.object()));
             };
             let mut lines = Vec::new();
             for change in changes {

@@ -8,7 +8,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use apiserver::{ApiServer, Kind};
-use harness::binary;
+use harness::{Node, binary};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -48,6 +48,23 @@ impl Cluster {
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("agent.log")).unwrap_or_default()
     }
+}
+
+/// What `--repair-pods` needs. CAP_SYS_ADMIN, which setns(2) asks for, stands for CAP_BPF as well
+/// (`bpf_capable()` since Linux 5.8).
+pub(crate) const CAPABILITIES: [&str; 3] = ["net_admin", "sys_admin", "sys_ptrace"];
+
+/// `redirect` with these capabilities and no others.
+pub(crate) fn with_capabilities(node: &Node, capabilities: &[&str]) -> Command {
+    let mut set = "-all".to_owned();
+    for capability in capabilities {
+        set += &format!(",+{capability}");
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--inh-caps=-all", &format!("--bounding-set={set}"), "--"]);
+    command.arg(binary("redirect")).arg("--bpffs").arg(node.bpffs());
+    command.arg("--state-dir").arg(node.state_dir());
+    command
 }
 
 /// A pod with a sidecar on [`NODE`].

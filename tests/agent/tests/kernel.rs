@@ -11,7 +11,7 @@ use apiserver::{ApiServer, Kind};
 use harness::{Node, Pod, Process, Service, kernel_test};
 use serde_json::{Value, json};
 
-use crate::driver::{Agent, injected, until};
+use crate::driver::{Agent, CAPABILITIES, injected, until, with_capabilities};
 use crate::shown::{free_port, get, value};
 
 /// A cluster whose agent works on the test's node.
@@ -291,7 +291,7 @@ fn new_programs_are_tried_aside_and_old_ones_stay_when_they_fail() {
         // The scratch pod's sidecar cannot become its user: the trial fails.
         let arguments = ["--listen", &world.address.to_string(), "--verify"];
         let kubeconfig = world.api.kubeconfig(node.dir());
-        let crippled = privileges::with(node, &privileges::NEEDED);
+        let crippled = with_capabilities(node, &CAPABILITIES);
         let agent = Agent::start_on(crippled, node.dir(), &kubeconfig, &arguments);
         until("the trial has failed", || {
             get(world.address, "/readyz").1.contains("verify: the new programs")

@@ -6,7 +6,8 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::node::{Node, binary};
+use crate::binaries::binary;
+use crate::node::Node;
 use crate::pod::Pod;
 
 /// How a command ended.

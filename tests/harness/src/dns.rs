@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use crate::node::binary;
+use crate::binaries::binary;
 use crate::pod::Pod;
 use crate::process::User;
 use crate::unprivileged::unprivileged;

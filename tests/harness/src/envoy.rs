@@ -5,6 +5,7 @@
 
 mod access;
 mod bootstrap;
+mod extension;
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};

@@ -12,6 +12,7 @@
 //! the [`protocol`] between a test and its [`agent`].
 
 pub mod agent;
+mod binaries;
 pub mod browser;
 pub mod cgroup;
 pub mod chain;
@@ -19,6 +20,7 @@ pub mod cli;
 pub mod dns;
 pub mod envoy;
 pub mod istio;
+mod keep;
 mod maps;
 pub mod netns;
 mod node;
@@ -38,10 +40,11 @@ mod wire;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
+pub use binaries::binary;
 pub use dns::DnsProxy;
 pub use maps::guarded;
 pub use nix::errno::Errno;
-pub use node::{MachineLock, Node, binary};
+pub use node::{MachineLock, Node};
 pub use pod::Pod;
 pub use process::{Capabilities, Process, User};
 pub use protocol::{Seen, Service};
@@ -60,7 +63,7 @@ pub fn kernel_test(body: impl FnOnce(&Node)) {
     let before = Residue::now();
     let node = Node::new(&lock);
     let outcome = catch_unwind(AssertUnwindSafe(|| body(&node)));
-    if outcome.is_err() && keep() {
+    if outcome.is_err() && keep::keep() {
         eprintln!("kept: {}", node.how_to_look());
         std::mem::forget(node);
     } else {
@@ -81,9 +84,4 @@ pub fn await_no_links() {
 /// Removes these pins of links of `inbound` and waits until the kernel has detached it from the pods.
 pub fn end_inbound(pins: &[std::path::PathBuf]) {
     residue::end_inbound(pins);
-}
-
-/// Whether what a failed test made stays for somebody to look at.
-fn keep() -> bool {
-    std::env::var_os("KEEP").is_some_and(|value| !value.is_empty() && value != "0")
 }

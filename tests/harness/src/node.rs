@@ -10,6 +10,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
 
 use crate::cgroup::Cgroup;
+use crate::keep::keep;
 use crate::pod::Pod;
 use crate::wire::Wire;
 
@@ -34,7 +35,7 @@ impl MachineLock {
         let path = dir.join("redirect-cni-tests.lock");
         let file = File::create(&path).unwrap_or_else(|error| panic!("open {}: {error}", path.display()));
         file.lock().unwrap_or_else(|error| panic!("lock {}: {error}", path.display()));
-        if !crate::keep() {
+        if !keep() {
             sweep();
         }
         MachineLock { _file: file }
@@ -151,27 +152,6 @@ impl Drop for Mount {
             eprintln!("unmount {}: {error}", self.path.display());
         }
     }
-}
-
-/// A binary of the workspace: in `$REDIRECT_BIN_DIR`, else in the directory that this executable was built
-/// into.
-#[must_use]
-pub fn binary(name: &str) -> PathBuf {
-    let dir = std::env::var_os("REDIRECT_BIN_DIR").map_or_else(built_beside_this, PathBuf::from);
-    let path = dir.join(name);
-    assert!(
-        path.exists(),
-        "{} is missing: build it (cargo build), or name its directory in REDIRECT_BIN_DIR",
-        path.display()
-    );
-    path
-}
-
-/// `target/<profile>`: test executables are one level below it, in `deps`.
-fn built_beside_this() -> PathBuf {
-    let exe = std::env::current_exe().expect("this executable has a path");
-    let dir = exe.parent().expect("an executable is in a directory");
-    if dir.ends_with("deps") { dir.parent().unwrap_or(dir).to_owned() } else { dir.to_owned() }
 }
 
 /// Removes what killed tests left: mounts and directories by their names, and cgroups.

@@ -4,9 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use crate::cgroup::Cgroup;
+use crate::keep::keep;
 use crate::netns::NetNs;
 use crate::process::{Capabilities, Process, User};
-use crate::sidecar::Sidecar;
 
 /// A pod. Its namespace and cgroup go when it goes out of scope.
 #[derive(Debug)]
@@ -97,12 +97,6 @@ impl Pod {
         self.process("istio-proxy", User::PROXY)
     }
 
-    /// Starts a sidecar that listens on the wildcard addresses and tells what it sees.
-    #[must_use]
-    pub fn sidecar(&self) -> Sidecar {
-        Sidecar::builder(self).start()
-    }
-
     /// How to get into the pod by hand.
     #[must_use]
     pub fn how_to_enter(&self) -> String {
@@ -117,7 +111,7 @@ impl Pod {
 
 impl Drop for Pod {
     fn drop(&mut self) {
-        if std::thread::panicking() && crate::keep() {
+        if std::thread::panicking() && keep() {
             eprintln!("kept: {}", self.how_to_enter());
             self.netns.keep();
             self.cgroup.keep();

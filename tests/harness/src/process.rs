@@ -12,9 +12,9 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::de::DeserializeOwned;
 
+use crate::binaries::binary;
 use crate::netns::NetNs;
-use crate::protocol::{Dialled, Opened, Request, Seen, Service, Transport};
-use crate::sockets::Socket;
+use crate::protocol::{Dialled, Opened, Request, Seen, Service};
 
 /// Who a process runs as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +59,7 @@ impl Capabilities {
 }
 
 /// A process in a network namespace, a cgroup and with the ids of a user. Clones stand for the same process;
-/// it ends when the last clone, and the last [`Socket`] made in it, is gone.
+/// it ends when the last clone, and the last [`crate::Socket`] made in it, is gone.
 #[derive(Clone, Debug)]
 pub struct Process {
     agent: Arc<Mutex<Agent>>,
@@ -92,7 +92,7 @@ impl Process {
         user: User,
         capabilities: Capabilities,
     ) -> Process {
-        let mut command = Command::new(crate::node::binary("pod-agent"));
+        let mut command = Command::new(binary("pod-agent"));
         command.arg(user.uid.to_string()).arg(user.gid.to_string()).arg(capabilities.word());
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         netns.enter(&mut command, Some(cgroup));
@@ -112,54 +112,6 @@ impl Process {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.lock().child.id()
-    }
-
-    /// A TCP socket, IPv6 if `v6`.
-    #[must_use]
-    pub fn tcp(&self, v6: bool) -> Socket {
-        self.socket(v6, Transport::Tcp, false)
-    }
-
-    /// A non-blocking TCP socket.
-    #[must_use]
-    pub fn tcp_nonblocking(&self, v6: bool) -> Socket {
-        self.socket(v6, Transport::Tcp, true)
-    }
-
-    /// A UDP socket.
-    #[must_use]
-    pub fn udp(&self, v6: bool) -> Socket {
-        self.socket(v6, Transport::Udp, false)
-    }
-
-    /// An MPTCP socket.
-    ///
-    /// # Errors
-    /// What `socket()` says where there is no MPTCP.
-    pub fn mptcp(&self, v6: bool) -> Result<Socket, Errno> {
-        self.try_socket(v6, Transport::Mptcp, false)
-    }
-
-    /// A TCP connection to `to` on a socket of that family.
-    ///
-    /// # Errors
-    /// What `connect()` says.
-    pub fn connect(&self, to: SocketAddr) -> Result<Socket, Errno> {
-        let socket = self.tcp(to.is_ipv6());
-        socket.connect(to)?;
-        Ok(socket)
-    }
-
-    /// A TCP socket that listens at `address`, with SO_REUSEADDR.
-    ///
-    /// # Errors
-    /// What `bind()` or `listen()` says.
-    pub fn listen(&self, address: SocketAddr) -> Result<Socket, Errno> {
-        let socket = self.tcp(address.is_ipv6());
-        socket.set_option(libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
-        socket.bind(address)?;
-        socket.listen()?;
-        Ok(socket)
     }
 
     /// Serves at `listen` in the background, until the process ends.
@@ -224,15 +176,6 @@ impl Process {
     pub(crate) fn call<T: DeserializeOwned>(&self, request: Request) -> Result<T, Errno> {
         let answer: Result<T, i32> = self.lock().call(&request);
         answer.map_err(Errno::from_raw)
-    }
-
-    fn socket(&self, v6: bool, transport: Transport, nonblocking: bool) -> Socket {
-        self.try_socket(v6, transport, nonblocking).expect("make a socket")
-    }
-
-    fn try_socket(&self, v6: bool, transport: Transport, nonblocking: bool) -> Result<Socket, Errno> {
-        let fd = self.call(Request::Socket { v6, transport, nonblocking })?;
-        Ok(Socket::new(self.clone(), fd))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Agent> {

@@ -17,6 +17,14 @@ pub struct Sidecar {
     workers: Vec<Process>,
 }
 
+impl Pod {
+    /// Starts a sidecar that listens on the wildcard addresses and tells what it sees.
+    #[must_use]
+    pub fn sidecar(&self) -> Sidecar {
+        Sidecar::builder(self).start()
+    }
+}
+
 impl Sidecar {
     /// A sidecar on the wildcard addresses of both families, with one worker, that tells what it sees.
     #[must_use]

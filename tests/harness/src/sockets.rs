@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use nix::errno::Errno;
 
 use crate::process::Process;
-use crate::protocol::{Datagram, Fd, OptionBytes, Request, Seen, UNTOUCHED, decode_sockaddr};
+use crate::protocol::{Datagram, Fd, OptionBytes, Request, Seen, Transport, UNTOUCHED, decode_sockaddr};
 
 /// A socket of a [`Process`], closed when it goes out of scope.
 #[derive(Debug)]
@@ -39,8 +39,68 @@ impl Level {
 /// How long reading waits for a peer.
 const PATIENCE_MS: u16 = 5000;
 
+/// How a process makes sockets.
+impl Process {
+    /// A TCP socket, IPv6 if `v6`.
+    #[must_use]
+    pub fn tcp(&self, v6: bool) -> Socket {
+        self.socket(v6, Transport::Tcp, false)
+    }
+
+    /// A non-blocking TCP socket.
+    #[must_use]
+    pub fn tcp_nonblocking(&self, v6: bool) -> Socket {
+        self.socket(v6, Transport::Tcp, true)
+    }
+
+    /// A UDP socket.
+    #[must_use]
+    pub fn udp(&self, v6: bool) -> Socket {
+        self.socket(v6, Transport::Udp, false)
+    }
+
+    /// An MPTCP socket.
+    ///
+    /// # Errors
+    /// What `socket()` says where there is no MPTCP.
+    pub fn mptcp(&self, v6: bool) -> Result<Socket, Errno> {
+        self.try_socket(v6, Transport::Mptcp, false)
+    }
+
+    /// A TCP connection to `to` on a socket of that family.
+    ///
+    /// # Errors
+    /// What `connect()` says.
+    pub fn connect(&self, to: SocketAddr) -> Result<Socket, Errno> {
+        let socket = self.tcp(to.is_ipv6());
+        socket.connect(to)?;
+        Ok(socket)
+    }
+
+    /// A TCP socket that listens at `address`, with SO_REUSEADDR.
+    ///
+    /// # Errors
+    /// What `bind()` or `listen()` says.
+    pub fn listen(&self, address: SocketAddr) -> Result<Socket, Errno> {
+        let socket = self.tcp(address.is_ipv6());
+        socket.set_option(libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+        socket.bind(address)?;
+        socket.listen()?;
+        Ok(socket)
+    }
+
+    fn socket(&self, v6: bool, transport: Transport, nonblocking: bool) -> Socket {
+        self.try_socket(v6, transport, nonblocking).expect("make a socket")
+    }
+
+    fn try_socket(&self, v6: bool, transport: Transport, nonblocking: bool) -> Result<Socket, Errno> {
+        let fd = self.call(Request::Socket { v6, transport, nonblocking })?;
+        Ok(Socket::new(self.clone(), fd))
+    }
+}
+
 impl Socket {
-    pub(crate) fn new(process: Process, fd: Fd) -> Socket {
+    fn new(process: Process, fd: Fd) -> Socket {
         Socket { process, fd }
     }
 

@@ -10,44 +10,42 @@ use redirect_user::doctor::checks::{
 use redirect_user::doctor::{Finding, Says};
 use serde_json::Value;
 
-use super::Args;
-
 /// The type of the plugin's entry, which is its file name.
 const TYPE: &str = "redirect-cni";
 
-pub(super) fn examine(args: &Args) -> Vec<Finding> {
-    let (conf_dir, bin_dir) = args.places();
-    let files = match files::files(&conf_dir) {
+/// Looks into the folders of configurations and of plugins. `before` an installation there is no entry yet.
+pub(super) fn examine(conf_dir: &Path, bin_dir: &Path, before: bool) -> Vec<Finding> {
+    let files = match files::files(conf_dir) {
         Ok(files) => files,
-        Err(error) => return untried(args, &error.to_string()),
+        Err(error) => return untried(before, &error.to_string()),
     };
     let mut findings =
-        vec![ONE_LIST.says(one_list(&conf_dir, &files)), CILIUM_EXCLUSIVE.says(cilium_exclusive(&conf_dir))];
+        vec![ONE_LIST.says(one_list(conf_dir, &files)), CILIUM_EXCLUSIVE.says(cilium_exclusive(conf_dir))];
     let Some((file, chain)) = files.iter().find_map(|file| Some((file, chain(file)?))) else {
         let why = format!("no valid network configuration in {}", conf_dir.display());
         findings.push(ISTIO_CNI.says(Says::Untried(why.clone())));
-        if !args.pre {
+        if !before {
             let checks = [&ENTRY, &LAST, &CAPABILITIES, &BINARY];
             findings.extend(checks.map(|check| check.says(Says::Untried(why.clone()))));
         }
         return findings;
     };
     findings.push(ISTIO_CNI.says(istio_cni(file, &chain)));
-    if !args.pre {
+    if !before {
         findings.extend([
             ENTRY.says(entry(file, &chain)),
             LAST.says(last(file, &chain)),
             CAPABILITIES.says(capabilities(&chain)),
-            BINARY.says(binary(&bin_dir, &chain)),
+            BINARY.says(binary(bin_dir, &chain)),
         ]);
     }
     findings
 }
 
-fn untried(args: &Args, why: &str) -> Vec<Finding> {
-    let before = [&ONE_LIST, &CILIUM_EXCLUSIVE, &ISTIO_CNI];
+fn untried(before: bool, why: &str) -> Vec<Finding> {
+    let first = [&ONE_LIST, &CILIUM_EXCLUSIVE, &ISTIO_CNI];
     let later = [&ENTRY, &LAST, &CAPABILITIES, &BINARY];
-    let checks = before.into_iter().chain(later.into_iter().filter(|_| !args.pre));
+    let checks = first.into_iter().chain(later.into_iter().filter(|_| !before));
     checks.map(|check| check.says(Says::Untried(why.to_owned()))).collect()
 }
 

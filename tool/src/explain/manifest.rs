@@ -14,7 +14,8 @@ use redirect_user::policy::Policy;
 use redirect_user::policy::annotations::Annotations;
 use serde_json::{Value, json};
 
-use super::{Args, outbound, value, words};
+use super::args::Args;
+use super::words::{value, words};
 use crate::node::keys_of;
 use crate::output::{self, Output};
 
@@ -58,7 +59,7 @@ fn enrolled(output: Output, name: &PodRef, policy: Policy, args: &Args) -> Resul
             let dst = dst.parse().with_context(|| {
                 format!("--dst {dst:?}: a pod that does not run knows no names; give an address and port")
             })?;
-            Some(value(dst, &outbound(&planned, dst, args))?)
+            Some(value(dst, &args.outbound(&planned, dst))?)
         }
         (None, None) => None,
     };
@@ -74,7 +75,7 @@ fn enrolled(output: Output, name: &PodRef, policy: Policy, args: &Args) -> Resul
             if let Some(port) = args.inbound {
                 println!("{}", words(&explain::inbound(&planned, port, args.interface)));
             } else if let Some(Ok(dst)) = args.dst.as_ref().map(|dst| dst.parse()) {
-                println!("{}", words(&outbound(&planned, dst, args)));
+                println!("{}", words(&args.outbound(&planned, dst)));
             }
         }
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use maud::{Markup, html};
 
 use super::page;
-use crate::flows::{Flow, Seen};
+use crate::seen::{Flow, Seen};
 
 /// How many lines a picture can hold; the table has all.
 const MOST: usize = 30;

@@ -11,8 +11,8 @@ use redirect_user::attach::record::Attachment;
 use serde_json::{Map, Value, json};
 
 use super::filter::{Filter, Verdict};
-use crate::flows::Flow;
 use crate::output::{self, Colour, Format};
+use crate::seen::Flow;
 
 /// Names the numbers in a record and prints it.
 pub(super) struct Printer {

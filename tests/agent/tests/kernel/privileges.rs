@@ -1,30 +1,12 @@
 //! The capabilities that the agent needs: with these a running pod is repaired, and with one of them less it
 //! is not.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use harness::{Node, kernel_test};
 
 use super::{Other, World};
-use crate::driver::Agent;
-
-/// What `--repair-pods` needs. CAP_SYS_ADMIN, which setns(2) asks for, stands for CAP_BPF as well
-/// (`bpf_capable()` since Linux 5.8).
-pub(crate) const NEEDED: [&str; 3] = ["net_admin", "sys_admin", "sys_ptrace"];
-
-/// `redirect` with these capabilities and no others.
-pub(crate) fn with(node: &Node, capabilities: &[&str]) -> Command {
-    let mut set = "-all".to_owned();
-    for capability in capabilities {
-        set += &format!(",+{capability}");
-    }
-    let mut command = Command::new("setpriv");
-    command.args(["--inh-caps=-all", &format!("--bounding-set={set}"), "--"]);
-    command.arg(harness::binary("redirect")).arg("--bpffs").arg(node.bpffs());
-    command.arg("--state-dir").arg(node.state_dir());
-    command
-}
+use crate::driver::{Agent, CAPABILITIES, with_capabilities};
 
 /// Whether an agent with these capabilities redirects a running pod in both directions.
 fn repairs(node: &Node, name: &str, capabilities: &[&str]) -> bool {
@@ -33,7 +15,8 @@ fn repairs(node: &Node, name: &str, capabilities: &[&str]) -> bool {
     let (_sidecar, app) = (pod.sidecar(), pod.app());
     world.tell(&pod, |_| {});
     let kubeconfig = world.api.kubeconfig(node.dir());
-    let _agent = Agent::start_on(with(node, capabilities), node.dir(), &kubeconfig, &["--repair-pods"]);
+    let _agent =
+        Agent::start_on(with_capabilities(node, capabilities), node.dir(), &kubeconfig, &["--repair-pods"]);
     let deadline = Instant::now() + Duration::from_secs(8);
     let both = || {
         other.captures(&app, false, 8080)
@@ -50,9 +33,9 @@ fn repairs(node: &Node, name: &str, capabilities: &[&str]) -> bool {
 
 #[test]
 fn a_running_pod_is_repaired_with_exactly_these_capabilities() {
-    kernel_test(|node| assert!(repairs(node, "all", &NEEDED), "{NEEDED:?} are not enough"));
-    for missing in NEEDED {
-        let rest: Vec<&str> = NEEDED.into_iter().filter(|capability| *capability != missing).collect();
+    kernel_test(|node| assert!(repairs(node, "all", &CAPABILITIES), "{CAPABILITIES:?} are not enough"));
+    for missing in CAPABILITIES {
+        let rest: Vec<&str> = CAPABILITIES.into_iter().filter(|capability| *capability != missing).collect();
         kernel_test(|node| assert!(!repairs(node, "less", &rest), "{missing} is not needed"));
     }
 }

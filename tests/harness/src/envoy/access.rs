@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::bootstrap::typed;
+use super::extension::typed;
 
 /// One finished connection (or HTTP request) as Envoy logged it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -13,6 +13,7 @@
 use serde_json::{Value, json};
 
 use super::access;
+use super::extension::typed;
 
 /// Envoy's admin interface; on 127.0.0.1 only.
 pub const ADMIN_PORT: u16 = 15000;
@@ -263,12 +264,6 @@ pub fn socket_address(address: &str, port: u16) -> Value {
 /// A filter named `name` whose configuration is the message `kind` of Envoy's filter extensions.
 fn filter(kind: &str, name: &str, config: Value) -> Value {
     typed(&format!("envoy.extensions.filters.{kind}"), name, config)
-}
-
-/// An extension named `name` whose configuration is a message of type `message`.
-pub(super) fn typed(message: &str, name: &str, mut config: Value) -> Value {
-    config["@type"] = json!(format!("type.googleapis.com/{message}"));
-    json!({ "name": name, "typed_config": config })
 }
 
 /// A cluster that connects to wherever the downstream connection was going.
