@@ -88,9 +88,9 @@ fn redirect(
 
 /// The node first, then the pod.
 fn attach(node: &Node, request: &Request, clock: &mut Clock) -> Result<(), Error> {
-    let failed = upgrade::settle(node, &request.id)?;
+    let failed = upgrade::bring_up_to_date(node, &request.id)?;
     clock.lap("settle");
-    let attached = attach::attach_alone(node, request);
+    let attached = attach::attach_locking(node, request);
     clock.lap("attach");
     let (attached, lock) =
         attached.map_err(|error| error.after_upgrade(failed.map(|error| error.to_string())))?;

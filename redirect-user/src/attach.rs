@@ -16,6 +16,7 @@ pub(crate) mod guarded;
 pub mod life;
 pub(crate) mod links;
 pub(crate) mod listeners;
+pub mod map;
 mod plan;
 pub mod record;
 pub mod replan;
@@ -81,7 +82,7 @@ pub fn attach_running(node: &Node, lock: &NodeLock, request: &Request) -> Result
 ///
 /// # Errors
 /// See [`Error`].
-pub fn attach_alone(node: &Node, request: &Request) -> Result<(Attached, NodeLock), Error> {
+pub fn attach_locking(node: &Node, request: &Request) -> Result<(Attached, NodeLock), Error> {
     let (cgroup, netns) = plan::open(request)?;
     if detach::stale(node, &request.id, netns.cookie())?.is_some() {
         let lock = NodeLock::acquire(node)?;
@@ -107,7 +108,7 @@ pub(crate) fn restore(node: &Node, _lock: &NodeLock, attachment: &Attachment) ->
         return Ok(());
     }
     links::make_folder(node, attachment)?;
-    write_tables(node, attachment)?;
+    tables::write(node, attachment)?;
     let listeners = listeners::register(node, attachment).map_err(|source| Error::Listeners { source })?;
     tracing::info!(container = attachment.id.container_id, listeners, "map entries are restored");
     Ok(())
@@ -229,7 +230,7 @@ fn carry_out(node: &Node, lock: &NodeLock, planned: &mut Planned) -> Result<Ensu
     }
     links::make_folder(node, &planned.attachment)?;
     fault::point("attach-folder");
-    write_tables(node, &planned.attachment)?;
+    tables::write(node, &planned.attachment)?;
     note_listening(node, planned)?;
     fault::point("attach-tables");
     for hook in Hook::needed(&planned.attachment.policy) {
@@ -237,7 +238,7 @@ fn carry_out(node: &Node, lock: &NodeLock, planned: &mut Planned) -> Result<Ensu
         fault::point(&format!("attach-{hook}"));
     }
     guard::choose_entry(node, &mut planned.attachment)?;
-    guard::post(node, &planned.attachment, &mut planned.netns)?;
+    guard::apply(node, &planned.attachment, &mut planned.netns)?;
     if programs == Ensured::Fresh && cgroup::populated(&planned.attachment.cgroup) {
         // The sidecar of a pod that runs has begun to listen when there was another map.
         listeners::register(node, &planned.attachment).map_err(|source| Error::Listeners { source })?;
@@ -274,10 +275,4 @@ fn note_listening(node: &Node, planned: &Planned) -> Result<(), Error> {
     let ports = listening.map(|socket| socket.own.port()).filter(|port| (first..=last).contains(port));
     let ports: BTreeSet<u16> = ports.collect();
     Ok(Tables::open(node)?.note_listening(attachment.cookie, &ports)?)
-}
-
-/// Makes the maps hold what this attachment says, and nothing that an earlier one of the same pod said.
-fn write_tables(node: &Node, attachment: &Attachment) -> Result<(), Error> {
-    let (config, entries) = entries::of(attachment);
-    Ok(Tables::open(node)?.replace(attachment.cookie, &config, &entries)?)
 }

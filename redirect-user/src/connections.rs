@@ -6,8 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use redirect_common::{Ip, in_prefix};
 
+use crate::attach::map;
 use crate::attach::record::Attachment;
-use crate::attach::tables::{self, Tables};
+use crate::attach::tables::Tables;
 use crate::node::Node;
 use crate::pod::netns::{self, Netns, TcpSocket};
 
@@ -32,7 +33,7 @@ pub enum Error {
     Netns(#[from] netns::Error),
     /// The maps cannot be read.
     #[error(transparent)]
-    Tables(#[from] tables::Error),
+    Tables(#[from] map::Error),
 }
 
 /// The captured TCP connections of a pod.

@@ -2,6 +2,7 @@
 //! it.
 
 mod change;
+mod ranges;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -13,8 +14,8 @@ use redirect_common::{
 };
 use serde::Serialize;
 
-use crate::attach::guard::Post;
-use crate::attach::record::{Attachment, NetnsChanges};
+use self::ranges::containing;
+use crate::attach::record::{Attachment, GuardRecord, NetnsChanges};
 use crate::ids::AttachmentId;
 use crate::pod::routes::leaves_excluded;
 use crate::policy::parameters::{
@@ -118,7 +119,7 @@ pub fn planned(policy: Policy) -> Attachment {
         host_uid: policy.proxy.uid,
         host_gid: policy.proxy.gid,
         host_groups: policy.owner_groups.ids().collect(),
-        guard: Post::default(),
+        guard: GuardRecord::default(),
         ephemeral_ports: (0, 0),
         changes: NetnsChanges::default(),
         orphaned: false,
@@ -165,12 +166,6 @@ fn outbound_cause(rule: Rule, flow: &Flow, policy: &Policy) -> String {
         }
         Rule::NoMatch => says(&INCLUDE_OUTBOUND_IP_RANGES, &format!("does not contain {ip}")),
     }
-}
-
-/// The longest range that contains an address.
-pub(crate) fn containing(ranges: &[ipnet::IpNet], ip: IpAddr) -> String {
-    let longest = ranges.iter().filter(|range| range.contains(&ip)).max_by_key(|range| range.prefix_len());
-    longest.map_or_else(|| ip.to_string(), ToString::to_string)
 }
 
 /// An attachment's record as the answers to `decide()`.

@@ -3,6 +3,7 @@
 
 pub mod cgroup;
 pub mod clsact;
+pub(crate) mod inhabited;
 pub mod netns;
 pub mod packet_rules;
 pub mod routes;

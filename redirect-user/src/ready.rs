@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-use crate::attach::full::{self, Full};
+use crate::attach::full;
+use crate::attach::life;
+use crate::attach::map::{self, Full};
 use crate::attach::record::{self, Attachment};
-use crate::attach::{life, tables};
 use crate::kernel::install;
 use crate::kernel::pins;
 use crate::kernel::stamp::Stamp;
@@ -37,7 +38,7 @@ pub enum NotReady {
     Room(#[from] Box<Full>),
     /// The maps cannot be read.
     #[error(transparent)]
-    Tables(#[from] tables::Error),
+    Tables(#[from] map::Error),
     /// Processes are in the pods' namespaces, and not in the cgroups that have the links.
     #[error(
         "the processes of {pods} are not in the cgroup that was attached, and send in clear: cgroupPath or cgroupRoot \

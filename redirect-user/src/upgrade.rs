@@ -110,7 +110,7 @@ pub fn is_due(node: &Node) -> bool {
 ///
 /// # Errors
 /// The node's lock cannot be had.
-pub fn settle(node: &Node, id: &AttachmentId) -> Result<Option<Error>, lock::Error> {
+pub fn bring_up_to_date(node: &Node, id: &AttachmentId) -> Result<Option<Error>, lock::Error> {
     let whole = install::installed(node);
     let due = whole && has_older_programs(node) || older_generation_has_pods(node);
     if !due && !repair::is_needed(node, id, whole) {

@@ -11,6 +11,7 @@
 //! killed run leaves, the next run and `redirect gc` remove.
 
 pub mod actor;
+mod ports;
 mod scratch;
 mod talk;
 mod trials;
@@ -26,13 +27,10 @@ use crate::inspect;
 use crate::kernel::pins;
 use crate::kernel::stamp::Stamp;
 use crate::node::{Node, fault};
-pub use crate::verify::scratch::Error;
+pub use crate::verify::scratch::{Error, PREFIX};
 use crate::verify::scratch::{Place, Scratch};
 pub(crate) use crate::verify::scratch::{is_left_over, sweep};
 use crate::verify::trials::{SIDECAR_AWAY, TRIALS, Trial};
-
-/// What the names of a scratch pod's container and cgroup begin with.
-pub const PREFIX: &str = "redirect-verify-";
 
 /// What the caller decides.
 #[derive(Clone, Debug, Default)]
@@ -102,7 +100,7 @@ impl Report {
 pub fn run(node: &Node, options: &Options, stop: &AtomicBool) -> Report {
     let start = Instant::now();
     let mut report = Report { passed: false, trials: Vec::new(), faults: Vec::new(), milliseconds: 0 };
-    match Scratch::make(node, &Place::find(options)) {
+    match Scratch::make(node, &Place::below(options.cgroup_root.as_deref())) {
         Ok(mut scratch) => {
             fault::pause("verify-attached");
             try_all(node, &mut scratch, stop, &mut report);

@@ -107,7 +107,7 @@ impl World<'_> {
     }
 
     /// Asks somebody a question that was never asked before.
-    fn ask(&self, socket: &Socket, connection: &Connection, to: SocketAddr) -> Result<Asked<'_>, Errno> {
+    fn ask(&self, socket: &Socket, connection: &Connection, to: SocketAddr) -> Result<Question<'_>, Errno> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let question = NUMBER.fetch_add(1, Ordering::Relaxed).to_ne_bytes();
         let written = connection.written(to);
@@ -117,7 +117,7 @@ impl World<'_> {
             Kind::UdpDissolved if earlier => socket.connect(written).and_then(|()| socket.send(&question))?,
             _ => socket.send_to(&question, written)?,
         };
-        Ok(Asked { question, arrived: self.arrival(to, &question) })
+        Ok(Question { question, arrived: self.arrival(to, &question) })
     }
 
     /// The server that this very datagram arrives at.
@@ -138,12 +138,12 @@ impl World<'_> {
 }
 
 /// A question, and who got it.
-struct Asked<'w> {
+struct Question<'w> {
     question: [u8; 8],
     arrived: Option<(Server, &'w Socket, Datagram)>,
 }
 
-impl Asked<'_> {
+impl Question<'_> {
     /// Who answered, as the asking socket has it.
     fn answer(&self, socket: &Socket) -> Result<SocketAddr, Errno> {
         let datagram = socket.receive_within(64, DATAGRAM_BACK_MS)?;

@@ -51,14 +51,14 @@ fn open(address: SocketAddr) -> Result<UdpSocket> {
 }
 
 /// A question that waits for its answer: its client, and from where.
-struct Asked {
+struct Pending {
     question: Vec<u8>,
     client: SocketAddr,
     at: IpAddr,
 }
 
 fn serve_udp(socket: &UdpSocket, plain: bool) -> Result<()> {
-    let mut held: Vec<Asked> = Vec::new();
+    let mut held: Vec<Pending> = Vec::new();
     loop {
         let asked = receive(socket)?;
         println!("udp {} at {}", asked.client, asked.at);
@@ -73,7 +73,7 @@ fn serve_udp(socket: &UdpSocket, plain: bool) -> Result<()> {
     }
 }
 
-fn receive(socket: &UdpSocket) -> Result<Asked> {
+fn receive(socket: &UdpSocket) -> Result<Pending> {
     let mut buffer = [0; 1500];
     let mut control = cmsg_space!(libc::in6_pktinfo, libc::in_pktinfo);
     let mut slices = [IoSliceMut::new(&mut buffer)];
@@ -88,7 +88,7 @@ fn receive(socket: &UdpSocket) -> Result<Asked> {
         _ => None,
     });
     let (length, at) = (got.bytes, at.context("a datagram without IP_PKTINFO")?);
-    Ok(Asked { question: buffer[..length].to_vec(), client, at })
+    Ok(Pending { question: buffer[..length].to_vec(), client, at })
 }
 
 fn address(storage: &SockaddrStorage) -> Option<SocketAddr> {
@@ -97,7 +97,7 @@ fn address(storage: &SockaddrStorage) -> Option<SocketAddr> {
 }
 
 /// Sends an answer; one that cannot be sent is said, and the next question gets its chance.
-fn reply(socket: &UdpSocket, asked: &Asked, plain: bool) {
+fn reply(socket: &UdpSocket, asked: &Pending, plain: bool) {
     let answer = message::answer(&asked.question);
     let slices = [IoSlice::new(&answer)];
     let (v4, v6);

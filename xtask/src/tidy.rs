@@ -1,5 +1,6 @@
 //! `cargo xtask tidy`: house rules that neither the compiler nor clippy knows.
 
+mod circles;
 mod links;
 mod plugin;
 mod prose;
@@ -37,6 +38,7 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
         .collect();
     let files = files(&workspace.root)?;
     let tree = links::Tree::new(&workspace.root, &files);
+    let mut rust = Vec::new();
     for path in &files {
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         let name = path.strip_prefix(&workspace.root).unwrap_or(path);
@@ -45,7 +47,11 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
         faults.extend(untargeted.map(|fault| format!("{}: {fault}", name.display())));
         let lost = tree.faults(name, &text)?.into_iter();
         faults.extend(lost.map(|(number, fault)| format!("{}:{number}: {fault}", name.display())));
+        if name.extension().is_some_and(|extension| extension == "rs") {
+            rust.push((name.to_path_buf(), text));
+        }
     }
+    faults.extend(circles::faults(&rust)?);
     faults.extend(plugin::faults(workspace)?);
     if faults.is_empty() {
         return Ok(());

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::attach::survey::MOST_ADDRESSES;
-use crate::attach::{record, tables};
+use crate::attach::{map, record};
 use crate::kernel::filter::Filter;
 use crate::kernel::hook::Hook;
 use crate::kernel::install;
@@ -60,7 +60,7 @@ pub enum Error {
     },
     /// A map.
     #[error(transparent)]
-    Tables(#[from] tables::Error),
+    Tables(#[from] map::Error),
     /// The record of the attachment.
     #[error(transparent)]
     Record(#[from] record::Error),

@@ -2,11 +2,9 @@
 
 use std::collections::HashMap;
 
-use aya::maps::MapError;
-
 use crate::attach::guarded::Guarded;
+use crate::attach::map::{Error, Full};
 use crate::attach::record;
-use crate::attach::tables::Error;
 use crate::kernel::pins;
 use crate::kernel::sys::RawMap;
 use crate::node::Node;
@@ -16,28 +14,6 @@ const WRITTEN_BY_ADD: [&str; 7] = ["PODS", "RANGES", "PORTS", "SETS", "OWN", "CL
 
 /// The maps that programs fill.
 const WRITTEN_BY_PROGRAMS: [&str; 5] = ["DESTINATIONS", "HANDOFF", "LISTENERS", "LISTENING", "DNS_PROXIES"];
-
-/// A map of the node that has no room for one more entry.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "map {map} is full: {entries} of {limit} entries{}; {holder} has most of them, {held}. Run `redirect gc` for \
-     pods that are gone, or give the pod with most of them fewer ranges, ports or addresses",
-    errno.map_or_else(String::new, |errno| format!(" ({errno})"))
-)]
-pub struct Full {
-    /// Its name.
-    pub map: &'static str,
-    /// How many entries it has.
-    pub entries: usize,
-    /// How many it may have.
-    pub limit: u32,
-    /// The kernel's answer, where it was asked for room: E2BIG from a hash table, ENOSPC from a trie.
-    pub errno: Option<&'static str>,
-    /// The pod with most of them.
-    pub holder: String,
-    /// How many that are.
-    pub held: usize,
-}
 
 /// How full a map is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,19 +90,10 @@ pub fn without_room(node: &Node) -> Result<Option<Full>, Error> {
     Ok(fills.iter().find(|fill| fill.is_full()).map(|fill| fill.full(node, None)))
 }
 
-impl Full {
-    /// The state of a map that has just refused an entry.
-    pub(super) fn of(node: &Node, map: &'static str, errno: i32) -> Full {
-        let fill = Fill::of(node, map).unwrap_or(Fill { map, entries: 0, limit: 0, most: None });
-        fill.full(node, Some(if errno == libc::ENOSPC { "ENOSPC" } else { "E2BIG" }))
-    }
-}
-
-/// Whether the kernel says that a map has no room: `htab_map_update_elem()` with E2BIG, `trie_update_elem()`
-/// with ENOSPC.
-pub(super) fn is_full(error: &MapError) -> bool {
-    let MapError::SyscallError(failed) = error else { return false };
-    matches!(failed.io_error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC))
+/// The state of a map that has just refused an entry.
+pub(super) fn of(node: &Node, map: &'static str, errno: i32) -> Full {
+    let fill = Fill::of(node, map).unwrap_or(Fill { map, entries: 0, limit: 0, most: None });
+    fill.full(node, Some(if errno == libc::ENOSPC { "ENOSPC" } else { "E2BIG" }))
 }
 
 /// The pod of a namespace, by its records.

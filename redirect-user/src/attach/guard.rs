@@ -9,41 +9,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use redirect_common::GuardedPod;
-use serde::{Deserialize, Serialize};
 
+use crate::attach::Error;
 use crate::attach::guarded::Guarded;
-use crate::attach::record::{self, Attachment};
-use crate::attach::{Error, life};
+use crate::attach::record::{self, Attachment, GuardRecord, GuardedInterface};
 use crate::kernel::filter::Filter;
 use crate::kernel::pins;
 use crate::kernel::sys::{self, SyscallError};
 use crate::node::Node;
 use crate::node::fault;
-use crate::pod::clsact::Door;
-use crate::pod::netns::Netns;
+use crate::pod::inhabited;
+use crate::pod::netns::{Interface, Netns};
 use crate::policy::Guard;
-
-/// What the record keeps of a pod's guard.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Post {
-    /// The entry in GUARD, which is the filters' `classid`; 0 until there is one.
-    pub index: u32,
-    /// Where the filters stand.
-    pub interfaces: Vec<Watched>,
-}
-
-/// An interface with the guard's filters.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Watched {
-    /// Its index in the pod.
-    pub index: u32,
-    /// Its name.
-    pub name: String,
-    /// It had no `clsact` qdisc before: ours goes with us, unless another user has put a filter there.
-    pub made_qdisc: bool,
-}
 
 /// A filter that is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,30 +41,34 @@ pub(crate) type State = (Filter, String, Option<u32>, Option<Fault>);
 ///
 /// # Errors
 /// The namespace does not answer, or an interface has a qdisc that cannot be shared.
-pub(crate) fn plan(netns: &mut Netns, guard: Guard, excluded: &[u32]) -> Result<Post, Error> {
+pub(crate) fn plan(netns: &mut Netns, guard: Guard, excluded: &[u32]) -> Result<GuardRecord, Error> {
     if guard == Guard::Off {
-        return Ok(Post::default());
+        return Ok(GuardRecord::default());
     }
     let mut interfaces = Vec::new();
-    let doors = netns.doors()?;
+    let outward = netns.outward_interfaces()?;
     let qdiscs = netns.filter_qdiscs()?;
-    for door in doors.into_iter().filter(|door| !excluded.contains(&door.index)) {
-        let qdisc = qdiscs.get(&door.index);
+    for interface in outward.into_iter().filter(|interface| !excluded.contains(&interface.index)) {
+        let qdisc = qdiscs.get(&interface.index);
         if qdisc.is_some_and(|kind| kind != "clsact") {
-            return Err(Error::ForeignQdisc { interface: door.name });
+            return Err(Error::ForeignQdisc { interface: interface.name });
         }
-        interfaces.push(Watched { index: door.index, name: door.name, made_qdisc: qdisc.is_none() });
+        interfaces.push(GuardedInterface {
+            index: interface.index,
+            name: interface.name,
+            made_qdisc: qdisc.is_none(),
+        });
     }
-    Ok(Post { index: 0, interfaces })
+    Ok(GuardRecord { index: 0, interfaces })
 }
 
 /// What an earlier attach of the same pod knows: its entry, and which qdiscs it made.
-pub(crate) fn keep_known(post: &mut Post, known: &Post) {
-    if post.interfaces.is_empty() {
+pub(crate) fn keep_known(record: &mut GuardRecord, known: &GuardRecord) {
+    if record.interfaces.is_empty() {
         return;
     }
-    post.index = known.index;
-    for watched in &mut post.interfaces {
+    record.index = known.index;
+    for watched in &mut record.interfaces {
         watched.made_qdisc |=
             known.interfaces.iter().any(|other| other.index == watched.index && other.made_qdisc);
     }
@@ -115,7 +96,7 @@ pub(crate) fn choose_entry(node: &Node, attachment: &mut Attachment) -> Result<(
 ///
 /// # Errors
 /// A map, a program or an interface.
-pub(crate) fn post(node: &Node, attachment: &Attachment, netns: &mut Netns) -> Result<(), Error> {
+pub(crate) fn apply(node: &Node, attachment: &Attachment, netns: &mut Netns) -> Result<(), Error> {
     if attachment.guard.interfaces.is_empty() {
         return withdraw(node, attachment, netns);
     }
@@ -127,9 +108,9 @@ pub(crate) fn post(node: &Node, attachment: &Attachment, netns: &mut Netns) -> R
     let programs = (open(Filter::Egress)?, open(Filter::Ingress)?);
     let classid = u16::try_from(attachment.guard.index).unwrap_or(0);
     for watched in &attachment.guard.interfaces {
-        let door = Door { index: watched.index, name: watched.name.clone() };
+        let interface = Interface { index: watched.index, name: watched.name.clone() };
         let programs = [(Filter::Egress, programs.0.as_fd()), (Filter::Ingress, programs.1.as_fd())];
-        netns.put_filters(&door, programs, classid)?;
+        netns.put_filters(&interface, programs, classid)?;
     }
     remove_from_others(attachment, netns)?;
     fault::point("attach-filters");
@@ -151,14 +132,14 @@ fn remove_from_others(attachment: &Attachment, netns: &mut Netns) -> Result<(), 
 /// and the record says so before they are there. For every caller that plans a pod again.
 ///
 /// # Errors
-/// The namespace does not answer, the record cannot be written, or as [`post`].
+/// The namespace does not answer, the record cannot be written, or as [`apply`].
 pub(crate) fn replan(node: &Node, attachment: &mut Attachment, netns: &mut Netns) -> Result<(), Error> {
     let mut planned = plan(netns, attachment.policy.guard, &attachment.excluded_interfaces)?;
     keep_known(&mut planned, &attachment.guard);
     attachment.guard = planned;
     choose_entry(node, attachment)?;
     attachment.store(node)?;
-    post(node, attachment, netns)
+    apply(node, attachment, netns)
 }
 
 /// The interfaces by which packets leave the pod without meeting the guard, by name.
@@ -174,11 +155,12 @@ pub(crate) fn unguarded(
     if attachment.policy.guard == Guard::Off {
         return Ok(names);
     }
-    for door in netns.doors()?.into_iter().filter(|door| !excluded.contains(&door.index)) {
+    let outward = netns.outward_interfaces()?.into_iter();
+    for interface in outward.filter(|interface| !excluded.contains(&interface.index)) {
         for filter in Filter::ALL {
-            let found = netns.filters(door.index, filter)?.ours;
+            let found = netns.filters(interface.index, filter)?.ours;
             if found.is_none_or(|found| found.index != attachment.guard.index) {
-                names.push(door.name.clone());
+                names.push(interface.name.clone());
                 break;
             }
         }
@@ -234,7 +216,7 @@ pub(crate) fn free_unclaimed(node: &Node, claimed: &BTreeSet<u64>) -> Result<(),
         .map(|attachment| (attachment.cookie, attachment.guard.index))
         .collect();
     // To look at every process takes a while, and there is seldom a reason.
-    let inhabited = LazyCell::new(life::inhabited_namespaces);
+    let inhabited = LazyCell::new(inhabited::namespaces);
     let kept = |index: u32, cookie: u64| match recorded.get(&cookie) {
         Some(recorded) => *recorded == index,
         None => {

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use aya::maps::{Array, MapData};
 use redirect_common::{GUARDED_PODS, GuardedPod};
 
-use crate::attach::tables::{Error, change, open, raw, scan};
+use crate::attach::map::{Error, change, open, raw, scan};
 use crate::kernel::sys;
 use crate::node::Node;
 

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
@@ -14,7 +13,6 @@ use crate::kernel::pins::AttachmentFolder;
 use crate::kernel::sys;
 use crate::node::Node;
 use crate::pod::cgroup::{self, Life};
-use crate::pod::netns::Netns;
 
 /// A process that is in a pod's namespace for no longer than this is not the pod's.
 const MOMENT: Duration = Duration::from_millis(200);
@@ -113,31 +111,4 @@ pub(crate) fn outside_cgroup_for_long(attachments: &[Attachment]) -> Vec<&Attach
     std::thread::sleep(MOMENT);
     let second = outside_cgroup(attachments);
     first.into_iter().filter(|pod| second.iter().any(|again| again.id == pod.id)).collect()
-}
-
-/// The cookies of all network namespaces that have a process. `None` where this process does not see every
-/// other one: in a pid namespace of its own, or without the right to look.
-pub(crate) fn inhabited_namespaces() -> Option<BTreeSet<u64>> {
-    /// `PROC_PID_INIT_INO` of `linux/proc_ns.h`: the number of the first pid namespace.
-    const FIRST: u64 = 0xefff_fffc;
-    if fs::metadata("/proc/self/ns/pid").ok()?.ino() != FIRST {
-        return None;
-    }
-    let (mut seen, mut cookies) = (BTreeSet::new(), BTreeSet::new());
-    let processes: Vec<_> = fs::read_dir("/proc").ok()?.collect::<io::Result<_>>().ok()?;
-    let processes = processes.into_iter().map(|entry| entry.path().join("task"));
-    // A thread may be in another namespace than its process. What is gone meanwhile is in none.
-    for thread in processes.filter_map(|tasks| fs::read_dir(tasks).ok()).flatten().flatten() {
-        let path = thread.path().join("ns/net");
-        let Ok(number) = fs::metadata(&path).map(|file| file.ino()) else { continue };
-        if seen.contains(&number) {
-            continue;
-        }
-        match Netns::open(&path) {
-            Ok(netns) => cookies.insert(netns.cookie()) | seen.insert(number),
-            Err(_) if !path.exists() => continue,
-            Err(_) => return None,
-        };
-    }
-    Some(cookies)
 }

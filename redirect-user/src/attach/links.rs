@@ -152,7 +152,7 @@ impl<'a> Place<'a> {
         if self.hook.on_cgroup() {
             sys::link_create(sys::obj_get(&self.pins.program(self.hook))?, &self.planned.cgroup, self.hook)
         } else {
-            let entry = object::load_entry(self.node, self.planned.attachment.cookie)?;
+            let entry = object::load_stub(self.node, self.planned.attachment.cookie)?;
             sys::link_create(entry, self.planned.netns.file(), self.hook)
         }
     }
@@ -207,7 +207,7 @@ pub(crate) fn replace_program(
         if object::leads_here(node, &old)? {
             return Ok(false);
         }
-        object::load_entry(node, cookie)?
+        object::load_stub(node, cookie)?
     };
     sys::link_update(link, new, old).map(|()| true)
 }

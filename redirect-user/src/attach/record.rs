@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::attach::guard::Post;
 use crate::ids::{AttachmentId, PodRef};
 use crate::kernel::folders;
 use crate::node::lock::NodeLock;
@@ -31,6 +30,28 @@ pub struct NetnsChanges {
     /// Where DNS is captured: what was added for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<DnsChanges>,
+}
+
+/// What the record keeps of a pod's guard.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GuardRecord {
+    /// The entry in GUARD, which is the filters' `classid`; 0 until there is one.
+    pub index: u32,
+    /// Where the filters stand.
+    pub interfaces: Vec<GuardedInterface>,
+}
+
+/// An interface with the guard's filters.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GuardedInterface {
+    /// Its index in the pod.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// It had no `clsact` qdisc before: ours goes with us, unless another user has put a filter there.
+    pub made_qdisc: bool,
 }
 
 /// An attachment as it is stored.
@@ -78,7 +99,7 @@ pub struct Attachment {
     pub host_groups: std::collections::BTreeSet<u32>,
     /// Where the guard stands.
     #[serde(default)]
-    pub guard: Post,
+    pub guard: GuardRecord,
     /// First and last port that the namespace gave to outgoing connections when the pod was attached. A
     /// record of an older version has none: no port counts as ephemeral then.
     #[serde(default)]

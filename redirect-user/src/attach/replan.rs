@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::attach::record::{Attachment, NetnsChanges};
 use crate::attach::survey::{MOST_ADDRESSES, Survey, survey};
-use crate::attach::{Error, guard, write_tables};
+use crate::attach::{Error, guard, tables};
 use crate::node::Node;
 use crate::node::lock::NodeLock;
 use crate::pod::netns::{self, Ipv6, LocalRoute, Netns};
@@ -154,8 +154,9 @@ pub fn look(attachment: &Attachment) -> Result<Coverage, Error> {
 
 /// Brings record, maps and namespace up to date, and says what was mended and what cannot be.
 ///
-/// # Errors The namespace cannot be changed, or the maps or the record cannot be written. What was written is
-/// the newer state, and a second call goes on from there.
+/// # Errors
+/// The namespace cannot be changed, or the maps or the record cannot be written. What was written is the
+/// newer state, and a second call goes on from there.
 pub fn replan(node: &Node, _lock: &NodeLock, attachment: &Attachment) -> Result<Coverage, Error> {
     let Some(mut netns) = open(attachment)? else { return Ok(Coverage::default()) };
     let (coverage, found) = compare(attachment, &mut netns)?;
@@ -282,7 +283,7 @@ fn carry_out(
     for route in &wanted {
         netns.add_local_route(route)?;
     }
-    write_tables(node, &updated)?;
+    tables::write(node, &updated)?;
     for route in &obsolete {
         netns.remove_local_route(route)?;
     }

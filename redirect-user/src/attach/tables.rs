@@ -3,10 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues};
+use aya::maps::{Array, HashMap, MapData, MapError, PerCpuHashMap, PerCpuValues};
 use aya::util::nr_cpus;
 use ipnet::IpNet;
 use redirect_common::{
@@ -14,55 +13,22 @@ use redirect_common::{
     ListeningKey, PodConfig, PortBlock, PortsKey, RangeKey, SetKey, SlotKey,
 };
 
-use crate::attach::entries::Entries;
-use crate::attach::full::{self, Full};
+use crate::attach::entries::{self, Entries};
+use crate::attach::full;
+use crate::attach::map::{self, Error, change, change_optional, errno_of, open, raw, scan};
+use crate::attach::record::Attachment;
 use crate::kernel::folders;
-use crate::kernel::pins::{self, Generation};
-use crate::kernel::sys::{self, RawMap, SyscallError};
+use crate::kernel::pins::Generation;
+use crate::kernel::sys::{self, RawMap};
 use crate::node::Node;
-use crate::path_error::PathError;
 
-/// Why a map could not be read or written.
-#[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the text of a variant says what its fields are")]
-pub enum Error {
-    /// The map is not there or not ours.
-    #[error("cannot open map {path}: {source}; is redirect-cni installed on this node?")]
-    Open { path: PathBuf, source: Box<MapError> },
-    /// An entry could not be changed.
-    #[error("cannot {what} map {map}: {}", cause(source))]
-    Change { what: &'static str, map: &'static str, source: Box<MapError> },
-    /// A map has no room.
-    #[error(transparent)]
-    Full(#[from] Box<Full>),
-    /// The keys of a map could not be listed or removed.
-    #[error("cannot empty map {map}: {source}")]
-    Scan {
-        /// Which map.
-        map: &'static str,
-        /// Why.
-        source: SyscallError,
-    },
-    /// What belongs to pods that are gone could not be taken out.
-    #[error("cannot sweep map {map}: {source}")]
-    Sweep {
-        /// Which map.
-        map: String,
-        /// Why.
-        source: SyscallError,
-    },
-    /// A folder of maps cannot be read.
-    #[error(transparent)]
-    Path(#[from] PathError),
-    /// No room for one more guarded pod.
-    #[error(
-        "map GUARD is full: {pods} of {pods} entries, one for each guarded pod; `redirect gc` frees those of pods that \
-         are gone"
-    )]
-    GuardFull { pods: u64 },
-    /// The number of CPUs is needed for per-CPU values.
-    #[error("cannot read {path}: {source}")]
-    Cpus { path: &'static str, source: std::io::Error },
+/// Makes the maps hold what this attachment says, and nothing that an earlier one of the same pod said.
+///
+/// # Errors
+/// A map is full or not writable.
+pub(super) fn write(node: &Node, attachment: &Attachment) -> Result<(), Error> {
+    let (config, entries) = entries::of(attachment);
+    Tables::open(node)?.replace(attachment.cookie, &config, &entries)
 }
 
 /// The pinned maps of the node, opened for writing a pod's entries.
@@ -176,8 +142,8 @@ impl Tables {
     /// The result of adding to a map; where that is full, with whose entries it holds.
     fn added(&self, map: &'static str, result: Result<(), MapError>) -> Result<(), Error> {
         match result {
-            Err(error) if full::is_full(&error) => {
-                Err(Box::new(Full::of(&self.node, map, errno_of(&error))).into())
+            Err(error) if map::is_full(&error) => {
+                Err(Box::new(full::of(&self.node, map, errno_of(&error))).into())
             }
             other => change("add to", map, other),
         }
@@ -411,61 +377,6 @@ pub(crate) fn sweep(generation: &Generation, gone: impl Fn(u64) -> bool) -> Resu
         }
     }
     Ok(swept)
-}
-
-pub(crate) fn open<T>(node: &Node, name: &str) -> Result<T, Error>
-where
-    T: TryFrom<Map, Error = MapError>,
-{
-    let path = pins::current(node).map(name);
-    let map = MapData::from_pin(&path).and_then(Map::from_map_data).and_then(T::try_from);
-    map.map_err(|source| Error::Open { path, source: Box::new(source) })
-}
-
-/// A pinned map as a descriptor.
-pub(crate) fn raw(node: &Node, name: &'static str) -> Result<OwnedFd, Error> {
-    sys::obj_get(&pins::current(node).map(name)).map_err(scan(name))
-}
-
-pub(crate) fn scan(map: &'static str) -> impl Fn(SyscallError) -> Error {
-    move |source| Error::Scan { map, source }
-}
-
-pub(crate) fn change<T>(
-    what: &'static str,
-    map: &'static str,
-    result: Result<T, MapError>,
-) -> Result<T, Error> {
-    result.map_err(|source| Error::Change { what, map, source: Box::new(source) })
-}
-
-/// As [`change`], for a key that may be missing.
-fn change_optional<T>(
-    what: &'static str,
-    map: &'static str,
-    result: Result<T, MapError>,
-) -> Result<Option<T>, Error> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(MapError::KeyNotFound) => Ok(None),
-        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
-        Err(source) => Err(Error::Change { what, map, source: Box::new(source) }),
-    }
-}
-
-/// What the kernel said. (aya's own text names the call and leaves the errno to the source.)
-fn cause(error: &MapError) -> String {
-    match error {
-        MapError::SyscallError(failed) => format!("{}: {}", failed.call, failed.io_error),
-        other => other.to_string(),
-    }
-}
-
-fn errno_of(error: &MapError) -> i32 {
-    match error {
-        MapError::SyscallError(failed) => failed.io_error.raw_os_error().unwrap_or(0),
-        _ => 0,
-    }
 }
 
 fn range_key(cookie: u64, list: u32, range: &IpNet) -> Key<RangeKey> {

@@ -1,6 +1,6 @@
 //! The list of checks. An id is never given to another check; docs/doctor.md has a section for each.
 
-use super::{Finding, Says, Status};
+use super::finding::{Finding, Says, Status};
 
 /// One check.
 #[derive(Debug)]

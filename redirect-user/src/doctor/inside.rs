@@ -6,9 +6,9 @@ use std::fs;
 use super::checks::{
     POD_ADMIN, POD_BRIDGE, POD_CAPTURES, POD_HEALTH, POD_MOUNT, POD_RAW, POD_RULES, POD_SIDECAR,
 };
+use super::finding::{Finding, Says};
 use super::pods::captures_nothing;
 use super::requirements::capability_set;
-use super::{Finding, Says};
 use crate::attach::record::Attachment;
 use crate::inspect;
 use crate::node::Node;

@@ -7,7 +7,7 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 use super::checks::{CALICO_CTLB, CILIUM_SOCKET_LB, DRIVER, EXCLUSIVE, ISTIO_INIT, PREORDER};
-use super::{Finding, Options, Says};
+use super::finding::{Finding, Options, Says};
 use crate::attach::record::{self, Attachment};
 use crate::enrol::Reason;
 use crate::kernel::hook::Hook;

@@ -1,7 +1,7 @@
 //! What is attached on this node, all pods together.
 
 use super::checks::{CAPTURES, HEALTH, ISTIO_RULES};
-use super::{Finding, Says};
+use super::finding::{Finding, Says};
 use crate::attach::record::{self, Attachment};
 use crate::inspect;
 use crate::node::Node;

@@ -3,7 +3,7 @@
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use super::checks::{BPFFS, CGROUP2, COOKIE, PRIVILEGES, PROGRAMS, ROOM, STATE, VERSION, WHOLE};
-use super::{Finding, Options, Says};
+use super::finding::{Finding, Options, Says};
 use crate::attach::full::{self, Fill};
 use crate::kernel::install::{self, Installed};
 use crate::kernel::pins;

@@ -14,7 +14,7 @@ use nix::sys::socket::sockopt::PeerCredentials;
 use serde::Deserialize;
 
 use super::protocol::{self, Answer, MAX_LINE, ProblemKind, Question, Response};
-use super::source::{Asked, Error, PodDetails, PodSource};
+use super::source::{AgentRequest, Error, PodDetails, PodSource};
 use crate::ids::PodRef;
 use crate::policy::annotations::Annotations;
 use crate::policy::grammar::shorten;
@@ -158,9 +158,9 @@ impl Exchange<'_> {
         Error::Garbage { asked: self.asked(), problem }
     }
 
-    fn asked(&self) -> Box<Asked> {
+    fn asked(&self) -> Box<AgentRequest> {
         let (pod, socket) = (self.pod.clone(), self.agent.socket.clone());
-        Box::new(Asked { pod, socket, waited: self.since.elapsed() })
+        Box::new(AgentRequest { pod, socket, waited: self.since.elapsed() })
     }
 }
 

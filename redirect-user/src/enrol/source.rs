@@ -139,7 +139,7 @@ pub enum Error {
     #[error("{asked} and could not {step}: {source}; is the redirect-cni agent running on this node?")]
     Unreachable {
         /// The question.
-        asked: Box<Asked>,
+        asked: Box<AgentRequest>,
         /// Connect, send or receive.
         step: &'static str,
         /// Why that failed last.
@@ -149,7 +149,7 @@ pub enum Error {
     #[error("{asked}: {message}")]
     NotFound {
         /// The question.
-        asked: Box<Asked>,
+        asked: Box<AgentRequest>,
         /// The agent's words.
         message: String,
     },
@@ -157,7 +157,7 @@ pub enum Error {
     #[error("{asked}, and it failed: {message}")]
     Failed {
         /// The question.
-        asked: Box<Asked>,
+        asked: Box<AgentRequest>,
         /// The agent's words.
         message: String,
     },
@@ -165,7 +165,7 @@ pub enum Error {
     #[error("{asked} and got an unusable answer: {problem}")]
     Garbage {
         /// The question.
-        asked: Box<Asked>,
+        asked: Box<AgentRequest>,
         /// What is wrong with the answer.
         problem: String,
     },
@@ -173,7 +173,7 @@ pub enum Error {
 
 /// What was asked, where and for how long.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Asked {
+pub struct AgentRequest {
     /// The pod.
     pub pod: PodRef,
     /// The agent's socket.
@@ -182,9 +182,9 @@ pub struct Asked {
     pub waited: Duration,
 }
 
-impl std::fmt::Display for Asked {
+impl std::fmt::Display for AgentRequest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Asked { pod, socket, waited } = self;
+        let AgentRequest { pod, socket, waited } = self;
         write!(f, "asked the agent at {} for pod {pod} for {waited:.1?}", socket.display())
     }
 }

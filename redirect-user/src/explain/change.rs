@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use redirect_common::{Flow, InboundRule, Protocol, Rule};
 
-use super::containing;
+use super::ranges::containing;
 use crate::policy::parameters::{
     DNS_SERVERS, EXCLUDE_INBOUND_PORTS, EXCLUDE_INTERFACES, EXCLUDE_OUTBOUND_IP_RANGES,
     EXCLUDE_OUTBOUND_PORTS, INCLUDE_INBOUND_PORTS, INCLUDE_OUTBOUND_IP_RANGES, INCLUDE_OUTBOUND_PORTS,

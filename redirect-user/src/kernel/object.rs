@@ -17,7 +17,7 @@ pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_
 ///
 /// # Errors
 /// A map is not pinned, or the kernel refuses the program.
-pub(crate) fn load_entry(node: &Node, cookie: u64) -> Result<OwnedFd, SyscallError> {
+pub(crate) fn load_stub(node: &Node, cookie: u64) -> Result<OwnedFd, SyscallError> {
     let entered = sys::obj_get(&pins::current(node).map("ENTERED"))?;
     let inbound = sys::obj_get(&pins::current(node).map("INBOUND"))?;
     sys::load_sk_lookup(&entry(cookie, entered.as_raw_fd(), inbound.as_raw_fd()), "inbound")

@@ -15,7 +15,7 @@ use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, L
 use netlink_packet_route::tc::{TcAttribute, TcBpfFlags, TcFilterBpfOption, TcHandle, TcMessage, TcOption};
 
 use crate::kernel::filter::Filter;
-use crate::pod::netns::{Error, Netns};
+use crate::pod::netns::{Error, Interface, Netns};
 
 /// The handle of our filters among those of their priority.
 const HANDLE: u32 = 0x7263_6e69;
@@ -25,15 +25,6 @@ const NAME: &str = "redirect-cni";
 const PRIORITIES: std::ops::RangeInclusive<u32> = 1..=4;
 /// `ETH_P_ALL` in network byte order: the lower half of `tcm_info`.
 const ALL_PROTOCOLS: u32 = 0x0003_u16.to_be() as u32;
-
-/// An interface of the pod through which packets leave it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Door {
-    /// Its index.
-    pub index: u32,
-    /// Its name.
-    pub name: String,
-}
 
 /// A filter of ours as the kernel shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,10 +52,10 @@ impl Netns {
     ///
     /// # Errors
     /// The kernel does not answer.
-    pub fn doors(&mut self) -> Result<Vec<Door>, Error> {
+    pub fn outward_interfaces(&mut self) -> Result<Vec<Interface>, Error> {
         let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
         let answers = self.dump(request, "list interfaces")?;
-        Ok(answers.into_iter().filter_map(|answer| door_of(&answer)).collect())
+        Ok(answers.into_iter().filter_map(|answer| outward_interface(&answer)).collect())
     }
 
     /// The kind of qdisc that each interface has for its filters: `clsact`, or the older `ingress`.
@@ -89,15 +80,15 @@ impl Netns {
     /// The kernel refuses.
     pub fn put_filters(
         &mut self,
-        door: &Door,
+        interface: &Interface,
         programs: [(Filter, BorrowedFd<'_>); 2],
         classid: u16,
     ) -> Result<(), Error> {
         let mut result = Ok(());
         for priority in PRIORITIES {
-            let mut requests = vec![(qdisc(door.index), NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)];
+            let mut requests = vec![(qdisc(interface.index), NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)];
             let filters = programs.map(|(filter, program)| {
-                let message = filter_with(door.index, filter, priority, program, classid);
+                let message = filter_with(interface.index, filter, priority, program, classid);
                 (RouteNetlinkMessage::NewTrafficFilter(message), NLM_F_ACK | NLM_F_CREATE)
             });
             requests.extend(filters);
@@ -107,7 +98,8 @@ impl Netns {
                 break;
             }
         }
-        result.map_err(|source| self.failed(&format!("put the guard's filters on {}", door.name), source))
+        result
+            .map_err(|source| self.failed(&format!("put the guard's filters on {}", interface.name), source))
     }
 
     fn put(&mut self, requests: Vec<(RouteNetlinkMessage, u16)>) -> io::Result<()> {
@@ -276,7 +268,7 @@ fn ours(message: &TcMessage) -> Option<Found> {
     })
 }
 
-fn door_of(message: &RouteNetlinkMessage) -> Option<Door> {
+fn outward_interface(message: &RouteNetlinkMessage) -> Option<Interface> {
     const LOOPBACK: u32 = 1;
     let RouteNetlinkMessage::NewLink(message) = message else { return None };
     let (index, up) = (message.header.index, message.header.flags.contains(LinkFlags::Up));
@@ -291,5 +283,5 @@ fn door_of(message: &RouteNetlinkMessage) -> Option<Door> {
         LinkAttribute::IfName(name) => Some(name.clone()),
         _ => None,
     })?;
-    (index != LOOPBACK && up && !inner).then_some(Door { index, name })
+    (index != LOOPBACK && up && !inner).then_some(Interface { index, name })
 }

@@ -10,10 +10,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::actor::{Actor, Order, Role};
-use super::talk;
-use super::trials::{self, ports};
 use super::wire::{self, EXCLUDED_RANGES, IFNAME, POD, Wire};
-use super::{Options, PREFIX};
+use super::{ports, talk};
 use crate::attach::record::{self, Attachment};
 use crate::attach::{self, Request};
 use crate::ids::AttachmentId;
@@ -24,6 +22,9 @@ use crate::pod::cgroup;
 use crate::pod::netns;
 use crate::policy::Policy;
 use crate::repair;
+
+/// What the names of a scratch pod's container and cgroup begin with.
+pub const PREFIX: &str = "redirect-verify-";
 
 /// uid and gid of the scratch pod's application.
 const APPLICATION: u32 = 1000;
@@ -64,9 +65,9 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// As the options say.
-    pub(super) fn find(options: &Options) -> Place {
-        Place { cgroups: options.cgroup_root.clone() }
+    /// Below `cgroup_root`; else cgroup v2 is found.
+    pub(super) fn below(cgroup_root: Option<&Path>) -> Place {
+        Place { cgroups: cgroup_root.map(Path::to_owned) }
     }
 
     fn root(&self) -> Result<PathBuf, Error> {
@@ -159,7 +160,7 @@ impl Scratch {
 
     /// The servers of the rest of the world. Their threads are few and end with this process.
     fn open_world(&self) -> Result<(), Error> {
-        for (port, v6) in trials::world_listens(self.wire.ipv6) {
+        for (port, v6) in ports::world_listens(self.wire.ipv6) {
             let opened = self.in_world(|| talk::listener(v6, port)).and_then(|listener| listener);
             let failed =
                 |error: io::Error| Error::Listen { who: "rest of the world", port, why: error.to_string() };
@@ -193,7 +194,7 @@ impl Scratch {
             addresses: families.map(|v6| POD.of(v6)).collect(),
             made_cgroups: vec![self.cgroup.path.clone()],
         };
-        let (attached, lock) = attach::attach_alone(&self.node, &request).map_err(Box::new)?;
+        let (attached, lock) = attach::attach_locking(&self.node, &request).map_err(Box::new)?;
         self.installed = attached.programs == Ensured::Fresh;
         if self.installed {
             // Pods that were attached before have no entries in the new maps.

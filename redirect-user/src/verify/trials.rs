@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use super::actor::{Actor, Order};
+use super::ports;
 use super::scratch::Scratch;
 use super::talk::{self, Got, Seen};
 use super::wire::{EXCLUDED, POD, WORLD};
@@ -16,26 +17,6 @@ pub(super) struct Trial {
     pub(super) expected: &'static str,
     /// Tries it; an error says what happened instead.
     pub(super) attempt: fn(&mut Scratch, bool) -> Result<(), String>,
-}
-
-/// Ports of the scratch pod and its world.
-pub(super) mod ports {
-    /// A port that the policy captures both ways.
-    pub(crate) const CAPTURED: u16 = 8080;
-    /// A port that `excludeOutboundPorts` has.
-    pub(crate) const EXCLUDED_OUTBOUND: u16 = 3306;
-    /// A port that `excludeInboundPorts` has.
-    pub(crate) const EXCLUDED_INBOUND: u16 = 9090;
-    /// DNS.
-    pub(crate) const DNS: u16 = 53;
-    /// What the application listens on.
-    pub(crate) const OF_APPLICATION: [u16; 2] = [CAPTURED, EXCLUDED_INBOUND];
-}
-
-/// What the rest of the world listens on: port and family.
-pub(super) fn world_listens(v6: bool) -> impl Iterator<Item = (u16, bool)> {
-    let families = [false, true].into_iter().filter(move |family| v6 || !family);
-    families.flat_map(|family| [ports::CAPTURED, ports::EXCLUDED_OUTBOUND].map(|port| (port, family)))
 }
 
 /// The first trial for which the sidecar is stopped.

@@ -52,14 +52,14 @@ async fn answer(shared: Arc<Shared>, request: axum::extract::Request) -> Respons
     };
     let content = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let done = discovery(parts.uri.path()).map(Ok).unwrap_or_else(|| {
-        let asked = Asked::parse(&parts.method, &parts.uri)?;
+        let asked = ApiRequest::parse(&parts.method, &parts.uri)?;
         asked.carry_out(&shared, &body, content.unwrap_or_default())
     });
     done.unwrap_or_else(|refused| status(&refused))
 }
 
 /// What a path and a query ask for.
-struct Asked {
+struct ApiRequest {
     method: Method,
     kind: Kind,
     /// Asked through `events.k8s.io`.
@@ -69,8 +69,8 @@ struct Asked {
     query: HashMap<String, String>,
 }
 
-impl Asked {
-    fn parse(method: &Method, uri: &Uri) -> Result<Asked, Refused> {
+impl ApiRequest {
+    fn parse(method: &Method, uri: &Uri) -> Result<ApiRequest, Refused> {
         let not_found = || Refused(404, "NotFound", format!("the server could not find {}", uri.path()));
         let parts: Vec<&str> = uri.path().trim_matches('/').split('/').collect();
         let (group, rest) = match parts.as_slice() {
@@ -95,7 +95,7 @@ impl Asked {
         let kind = kind.ok_or_else(not_found)?;
         let query = uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
         let query = query.map(|(key, value)| (key.to_owned(), unescape(value))).collect();
-        Ok(Asked { method: method.clone(), kind, new_events, namespace, name, query })
+        Ok(ApiRequest { method: method.clone(), kind, new_events, namespace, name, query })
     }
 
     fn carry_out(self, shared: &Arc<Shared>, body: &[u8], content: &str) -> Result<Response, Refused> {

@@ -11,7 +11,7 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs, statfs};
 
-use super::Error;
+use super::error::Error;
 use crate::kernel::hook::Hook;
 use crate::kernel::sys;
 use crate::path_error::PathError;

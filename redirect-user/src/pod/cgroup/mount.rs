@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Error;
+use super::error::Error;
 use crate::path_error::PathError;
 
 const MOUNTINFO: &str = "/proc/self/mountinfo";

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::Error;
+use super::error::Error;
 use crate::path_error::PathError;
 
 /// How many directories a search looks at. A node with 250 pods of ten containers has about 3,000.
@@ -28,7 +28,7 @@ fn usual_places(uid: &str) -> Vec<PathBuf> {
     for qos in ["", "burstable", "besteffort"] {
         places.push(Path::new("kubepods").join(qos).join(format!("pod{uid}")));
         let prefix = if qos.is_empty() { "kubepods".to_owned() } else { format!("kubepods-{qos}") };
-        places.push(super::expand_slice(&format!("{prefix}-pod{escaped}.slice")));
+        places.push(expand_slice(&format!("{prefix}-pod{escaped}.slice")));
     }
     places
 }
@@ -75,6 +75,13 @@ fn children(directory: &Path, root: &Path) -> Result<Vec<(String, PathBuf)>, Err
     };
     let directories = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     Ok(directories.map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry.path())).collect())
+}
+
+/// `a-b-c.slice` is `a.slice/a-b.slice/a-b-c.slice`, see systemd.slice(5).
+pub(super) fn expand_slice(slice: &str) -> PathBuf {
+    let name = slice.trim_end_matches(".slice");
+    let dashes = name.match_indices('-').map(|(at, _)| at);
+    dashes.chain([name.len()]).map(|end| format!("{}.slice", &name[..end])).collect()
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use redirect_common::{PREFIX4, PREFIX4_BITS, PREFIX6, PREFIX6_BITS};
 
-use super::{Address, Interface, LocalRoute};
+use super::objects::{Address, Interface, LocalRoute};
 use crate::pod::routes::{PolicyRule, Route, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN};
 
 /// The index of `lo` in every network namespace.
