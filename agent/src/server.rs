@@ -53,7 +53,7 @@ pub enum StoreError {
     Api { problem: String },
 }
 
-/// Why the socket cannot be had.
+/// Why the socket is not available.
 #[derive(Debug, Error)]
 pub enum BindError {
     /// Somebody answers there already.

@@ -79,8 +79,8 @@ fn capabilities(pods: &[&Pod]) -> Result<Check> {
     Ok(Check { promise: promise.into(), found, ok: having.is_empty() && processes >= 2 * pods.len() })
 }
 
-/// The capability sets with NET_ADMIN in a process' status. What is only in the bounding set can be had by
-/// starting a privileged program, but not with no_new_privs.
+/// The capability sets with NET_ADMIN in a process' status. What is only in the bounding set can be gained
+/// by starting a privileged program, but not with no_new_privs.
 fn sets_with_net_admin(status: &str) -> Result<Vec<&'static str>> {
     let field = |name: &str| {
         let mut values = status.lines().filter_map(|line| line.split_once(":\t"));

@@ -26,6 +26,21 @@ impl Family {
     /// Both.
     pub const ALL: [Family; 2] = [Family::V4, Family::V6];
 
+    /// The family that an address is written in: an IPv4-mapped one is IPv6.
+    #[must_use]
+    pub const fn of(ip: &core::net::IpAddr) -> Family {
+        if ip.is_ipv4() { Family::V4 } else { Family::V6 }
+    }
+
+    /// `IPv4` or `IPv6`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Family::V4 => "IPv4",
+            Family::V6 => "IPv6",
+        }
+    }
+
     /// 4 or 6.
     #[must_use]
     #[inline(always)]

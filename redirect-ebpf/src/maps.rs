@@ -165,7 +165,7 @@ pub(crate) enum Claim {
     Done,
     /// The slot is another destination's.
     Taken,
-    /// No slot can be had: the pod has its share, or the table is full.
+    /// No slot is available: the pod has its share, or the table is full.
     Full,
 }
 

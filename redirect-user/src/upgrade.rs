@@ -109,7 +109,7 @@ pub fn is_due(node: &Node) -> bool {
 /// is not this pod's fault, unless this pod needs what the old programs lack.
 ///
 /// # Errors
-/// The node's lock cannot be had.
+/// The node's lock cannot be taken.
 pub fn bring_up_to_date(node: &Node, id: &AttachmentId) -> Result<Option<Error>, lock::Error> {
     let whole = install::installed(node);
     let due = whole && has_older_programs(node) || older_generation_has_pods(node);

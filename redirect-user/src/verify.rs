@@ -21,6 +21,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use redirect_common::addr::Family;
 use serde::Serialize;
 
 use crate::inspect;
@@ -112,8 +113,8 @@ pub fn run(node: &Node, options: &Options, stop: &AtomicBool) -> Report {
         }
         Err(error) => {
             report.faults.push(error.to_string());
-            let none = |trial: &'static Trial, v6| untried(trial, v6, "there is no scratch pod");
-            report.trials = in_order().map(|(trial, v6)| none(trial, v6)).collect();
+            let none = |trial: &'static Trial, family| untried(trial, family, "there is no scratch pod");
+            report.trials = in_order().map(|(trial, family)| none(trial, family)).collect();
         }
     }
     if stop.load(Ordering::Relaxed) {
@@ -125,39 +126,39 @@ pub fn run(node: &Node, options: &Options, stop: &AtomicBool) -> Report {
 }
 
 /// Every trial over each family; those without a sidecar last.
-fn in_order() -> impl Iterator<Item = (&'static Trial, bool)> {
-    let families = |trial: &'static Trial| [false, true].map(|v6| (trial, v6));
+fn in_order() -> impl Iterator<Item = (&'static Trial, Family)> {
+    let families = |trial: &'static Trial| Family::ALL.map(|family| (trial, family));
     TRIALS.iter().flat_map(families)
 }
 
 fn try_all(node: &Node, scratch: &mut Scratch, stop: &AtomicBool, report: &mut Report) {
-    for (trial, v6) in in_order() {
+    for (trial, family) in in_order() {
         if stop.load(Ordering::Relaxed) {
-            report.trials.push(untried(trial, v6, "interrupted"));
+            report.trials.push(untried(trial, family, "interrupted"));
             continue;
         }
-        if v6 && !scratch.has_ipv6() {
-            report.trials.push(untried(trial, v6, "IPv6 is switched off on this node"));
+        if family == Family::V6 && !scratch.has_ipv6() {
+            report.trials.push(untried(trial, family, "IPv6 is switched off on this node"));
             continue;
         }
         if trial.name == SIDECAR_AWAY {
             scratch.stop_sidecar();
         }
         let begun = Instant::now();
-        let (state, detail) = match (trial.attempt)(scratch, v6) {
+        let (state, detail) = match (trial.attempt)(scratch, family) {
             Ok(()) => (State::Passed, String::new()),
             Err(detail) => (State::Failed, detail),
         };
         let milliseconds = begun.elapsed().as_millis() as u64;
-        report.trials.push(Tried { state, detail, milliseconds, ..untried(trial, v6, "") });
+        report.trials.push(Tried { state, detail, milliseconds, ..untried(trial, family, "") });
     }
     report.faults.extend(drift(node, scratch));
 }
 
-fn untried(trial: &Trial, v6: bool, why: &str) -> Tried {
+fn untried(trial: &Trial, family: Family, why: &str) -> Tried {
     Tried {
         name: trial.name,
-        family: if v6 { "IPv6" } else { "IPv4" },
+        family: family.name(),
         expected: trial.expected,
         state: State::Untried,
         detail: why.to_owned(),

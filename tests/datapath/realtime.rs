@@ -40,7 +40,7 @@ fn question(own: SocketAddr, peer: SocketAddr) -> Vec<u8> {
     message
 }
 
-/// The highest priority that there is, where it may be had.
+/// The highest priority that there is, where the process may have it.
 fn become_urgent() {
     let parameters = libc::sched_param { sched_priority: 50 };
     // SAFETY: the call reads the struct; 0 is the calling thread.

@@ -14,7 +14,7 @@ const BPF_LINKER: &str = "0.13.0";
 /// Where Debian puts LLVM 22.
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
-/// Debian's compiler for web browsers is as recent as ours, and its source can be had without rustup.
+/// Debian's compiler for web browsers is as recent as ours, and its source is a package too, without rustup.
 const DEBIAN_RUST: [Package; 2] = [
     deb("rustc-web", "/usr/bin/rustc"),
     deb("rust-web-src", "/usr/lib/rustlib/src/rust/library/core/src/lib.rs"),

@@ -31,7 +31,7 @@ pub enum Error {
     /// It shares the node's namespace.
     #[error("process {0} of the pod is in the node's own network namespace")]
     HostNetns(i32),
-    /// Another call holds the lock, or it cannot be had.
+    /// Another call holds the lock, or it cannot be taken.
     #[error(transparent)]
     Lock(#[from] lock::Error),
     /// The library could not.

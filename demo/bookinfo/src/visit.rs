@@ -41,7 +41,7 @@ impl Visit {
         self.body.contains('★')
     }
 
-    /// Whether the page says that there are no ratings to be had.
+    /// Whether the page says that there are no ratings now.
     pub(crate) fn misses_ratings(&self) -> bool {
         self.body.contains("Ratings service is currently unavailable")
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use redirect_common::addr::Family;
 use redirect_common::{Ip, PORTS_PER_BLOCK, PodConfig, PortBlock, flags, list, set};
 
 use crate::attach::record::Attachment;
@@ -188,14 +189,14 @@ fn groups_and_interfaces(policy: &Policy, around: &Surroundings, entries: &mut E
 /// The part of the plan that the map entries depend on.
 fn surroundings(attachment: &Attachment) -> Surroundings {
     let sources = || attachment.changes.local_routes.iter().map(|route| route.source);
-    let routed = |v6: bool| sources().find(|ip| ip.is_ipv6() == v6);
+    let routed = |family| sources().find(|ip| Family::of(ip) == family);
     Surroundings {
         own: attachment.addresses.clone(),
         excluded_interfaces: attachment.excluded_interfaces.clone(),
         interface_routes: attachment.interface_routes.clone(),
         lo_excluded: attachment.lo_excluded,
-        source4: routed(false),
-        source6: routed(true),
+        source4: routed(Family::V4),
+        source6: routed(Family::V6),
         proxy_ids: (attachment.host_uid, attachment.host_gid),
         groups: attachment.host_groups.clone(),
         ephemeral: attachment.ephemeral_ports,

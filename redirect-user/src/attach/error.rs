@@ -82,7 +82,7 @@ pub enum Error {
         /// Why.
         source: SyscallError,
     },
-    /// The node's lock could not be had.
+    /// The node's lock could not be taken.
     #[error(transparent)]
     Lock(#[from] lock::Error),
     /// A filter's program is not pinned.

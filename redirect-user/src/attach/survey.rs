@@ -6,6 +6,8 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use redirect_common::addr::Family;
+
 use crate::pod::netns::{self, Address, DnsChanges, Interface, Ipv6, LocalRoute, Netns, Settings};
 use crate::pod::routes::{self, Inexpressible, PrefixVerdict};
 use crate::policy::Policy;
@@ -55,8 +57,9 @@ pub(crate) fn survey(
     let interfaces = Excluded::find(netns, policy)?;
     let interface_routes = interface_routes(netns, policy, &interfaces.indices)?;
     let Settings { ephemeral_ports, ipv6 } = netns.settings()?;
-    let families: &[bool] = if ipv6 == Ipv6::NotOnLo { &[false] } else { &[false, true] };
-    let local_routes: Vec<_> = families.iter().filter_map(|v6| local_route(preferred, &found, *v6)).collect();
+    let families: &[Family] = if ipv6 == Ipv6::NotOnLo { &[Family::V4] } else { &Family::ALL };
+    let local_routes: Vec<_> =
+        families.iter().filter_map(|family| local_route(preferred, &found, *family)).collect();
     Ok(Survey {
         addresses: own(&found),
         excluded_interfaces: interfaces.indices,
@@ -80,9 +83,9 @@ fn own(found: &[Address]) -> Vec<IpAddr> {
 
 /// The route for the pod's address of a family: the first that is preferred and usable, else the first that
 /// is usable, else, for IPv6, one that will be as soon as duplicate address detection is over.
-fn local_route(preferred: &[IpAddr], found: &[Address], v6: bool) -> Option<LocalRoute> {
+fn local_route(preferred: &[IpAddr], found: &[Address], family: Family) -> Option<LocalRoute> {
     let of_family =
-        |address: &&Address| address.global && !address.failed && address.net.addr().is_ipv6() == v6;
+        |address: &&Address| address.global && !address.failed && Family::of(&address.net.addr()) == family;
     let pick = |tentative: bool| {
         let usable = || found.iter().filter(of_family).filter(move |address| address.tentative == tentative);
         let named = preferred.iter().find_map(|ip| usable().find(|address| address.net.addr() == *ip));
@@ -139,18 +142,21 @@ mod tests {
         Address { interface, net: net.parse().unwrap(), global: true, tentative: false, failed: false }
     }
 
-    fn source(preferred: &[&str], found: &[Address], v6: bool) -> Option<(String, Option<u32>)> {
+    fn source(preferred: &[&str], found: &[Address], family: Family) -> Option<(String, Option<u32>)> {
         let preferred: Vec<IpAddr> = preferred.iter().map(|ip| ip.parse().unwrap()).collect();
-        local_route(&preferred, found, v6).map(|route| (route.source.to_string(), route.tentative_on))
+        local_route(&preferred, found, family).map(|route| (route.source.to_string(), route.tentative_on))
     }
 
     #[test]
     fn the_clients_address_is_the_preferred_one_that_the_kernel_accepts() {
         let found = [address("10.1.0.2/16", 2), address("10.2.0.2/16", 3), address("fd01::2/64", 2)];
-        assert_eq!(source(&[], &found, false), Some(("10.1.0.2".to_owned(), None)));
-        assert_eq!(source(&["10.9.9.9", "10.2.0.2"], &found, false), Some(("10.2.0.2".to_owned(), None)));
-        assert_eq!(source(&[], &found, true), Some(("fd01::2".to_owned(), None)));
-        assert_eq!(source(&[], &found[..2], true), None);
+        assert_eq!(source(&[], &found, Family::V4), Some(("10.1.0.2".to_owned(), None)));
+        assert_eq!(
+            source(&["10.9.9.9", "10.2.0.2"], &found, Family::V4),
+            Some(("10.2.0.2".to_owned(), None))
+        );
+        assert_eq!(source(&[], &found, Family::V6), Some(("fd01::2".to_owned(), None)));
+        assert_eq!(source(&[], &found[..2], Family::V6), None);
     }
 
     #[test]
@@ -158,11 +164,11 @@ mod tests {
         let tentative = Address { tentative: true, ..address("fd01::2/64", 2) };
         let failed = Address { failed: true, ..address("fd01::3/64", 2) };
         assert_eq!(
-            source(&[], std::slice::from_ref(&tentative), true),
+            source(&[], std::slice::from_ref(&tentative), Family::V6),
             Some(("fd01::2".to_owned(), Some(2)))
         );
         let found = [tentative, failed.clone(), address("fd02::2/64", 3)];
-        assert_eq!(source(&["fd01::2"], &found, true), Some(("fd02::2".to_owned(), None)));
-        assert_eq!(source(&["fd01::3"], &[failed], true), None);
+        assert_eq!(source(&["fd01::2"], &found, Family::V6), Some(("fd02::2".to_owned(), None)));
+        assert_eq!(source(&["fd01::3"], &[failed], Family::V6), None);
     }
 }

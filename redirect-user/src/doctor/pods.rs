@@ -1,5 +1,7 @@
 //! What is attached on this node, all pods together.
 
+use redirect_common::addr::Family;
+
 use super::checks::{CAPTURES, HEALTH, ISTIO_RULES};
 use super::finding::{Finding, Says};
 use crate::attach::record::{self, Attachment};
@@ -69,17 +71,17 @@ fn captures(pods: &[Attachment]) -> Says {
 /// Why a policy sends nothing of what the pod sends, or of what reaches it, to the sidecar.
 #[must_use]
 pub fn captures_nothing(policy: &Policy) -> Option<String> {
-    let whole = |v6: bool| {
+    let whole = |family: Family| {
         policy
             .exclude_outbound_ip_ranges
             .iter()
-            .any(|range| range.prefix_len() == 0 && range.addr().is_ipv6() == v6)
+            .any(|range| range.prefix_len() == 0 && Family::of(&range.addr()) == family)
     };
     let excluded = EXCLUDE_OUTBOUND_IP_RANGES.origin(policy);
     let outbound = match &policy.include_outbound_ip_ranges {
-        _ if whole(false) && whole(true) => Some(format!("{excluded} has every address")),
-        _ if whole(false) => Some(format!("{excluded} has every IPv4 address (0.0.0.0/0)")),
-        _ if whole(true) => Some(format!("{excluded} has every IPv6 address (::/0)")),
+        _ if whole(Family::V4) && whole(Family::V6) => Some(format!("{excluded} has every address")),
+        _ if whole(Family::V4) => Some(format!("{excluded} has every IPv4 address (0.0.0.0/0)")),
+        _ if whole(Family::V6) => Some(format!("{excluded} has every IPv6 address (::/0)")),
         Ranges::List(ranges) if ranges.is_empty() && policy.include_outbound_ports.is_empty() => {
             Some(format!("{} is empty", INCLUDE_OUTBOUND_IP_RANGES.origin(policy)))
         }

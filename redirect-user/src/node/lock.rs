@@ -22,7 +22,7 @@ use crate::path_error::{PathError, is_gone};
 /// A wait that is longer than this is logged.
 const NOTICEABLE: Duration = Duration::from_secs(1);
 
-/// Why the lock could not be had.
+/// Why the lock could not be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The directory cannot be made or opened.

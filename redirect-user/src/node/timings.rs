@@ -78,7 +78,7 @@ pub fn take(node: &Node) -> io::Result<Vec<Timing>> {
 fn append(node: &Node, line: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().create(true).append(true).open(path(node))?;
     if file.metadata()?.len() >= FULL {
-        return Err(io::Error::other("nobody collects the times, and the file is full"));
+        return Err(io::Error::other("the file is full, and no agent collects the times"));
     }
     // One write of few bytes to a file that is opened for appending is not mixed with another's.
     file.write_all(line)

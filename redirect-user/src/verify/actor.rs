@@ -16,9 +16,11 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
+use redirect_common::addr::Family;
 use serde::{Deserialize, Serialize};
 
 use super::talk::{self, Got};
+use super::wire;
 
 /// The hidden subcommand of `redirect` that is such a process.
 pub const SUBCOMMAND: &str = "verify-actor";
@@ -38,9 +40,9 @@ pub struct Role {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Order {
     /// Serve TCP on a port of all addresses under a name, over both families or IPv4 alone.
-    Serve { who: String, port: u16, v6: bool },
+    Serve { who: String, port: u16, with_ipv6: bool },
     /// Answer datagrams to a port of localhost.
-    Answer { who: String, port: u16, v6: bool },
+    Answer { who: String, port: u16, with_ipv6: bool },
     /// Connect.
     Dial(SocketAddr),
     /// Ask a DNS server, and wait so many milliseconds for an answer.
@@ -52,29 +54,25 @@ fn obey(order: Order) -> Got {
     let done = match order {
         Order::Dial(to) => return talk::dial(to),
         Order::Ask(server, patience) => return talk::ask(server, Duration::from_millis(patience)),
-        Order::Serve { who, port, v6 } => serve(&who, port, v6),
-        Order::Answer { who, port, v6 } => answer(&who, port, v6),
+        Order::Serve { who, port, with_ipv6 } => serve(&who, port, with_ipv6),
+        Order::Answer { who, port, with_ipv6 } => answer(&who, port, with_ipv6),
     };
     Got { error: done.err().map(|error| error.to_string()), ..Got::default() }
 }
 
-fn families(v6: bool) -> impl Iterator<Item = bool> {
-    [false, true].into_iter().filter(move |family| v6 || !family)
-}
-
-fn serve(who: &str, port: u16, v6: bool) -> io::Result<()> {
-    for family in families(v6) {
+fn serve(who: &str, port: u16, with_ipv6: bool) -> io::Result<()> {
+    for family in wire::families(with_ipv6) {
         let (listener, who) = (talk::listener(family, port)?, who.to_owned());
         std::thread::spawn(move || talk::serve(&listener, &who));
     }
     Ok(())
 }
 
-fn answer(who: &str, port: u16, v6: bool) -> io::Result<()> {
-    for family in families(v6) {
+fn answer(who: &str, port: u16, with_ipv6: bool) -> io::Result<()> {
+    for family in wire::families(with_ipv6) {
         let at: SocketAddr = match family {
-            true => (Ipv6Addr::LOCALHOST, port).into(),
-            false => (Ipv4Addr::LOCALHOST, port).into(),
+            Family::V4 => (Ipv4Addr::LOCALHOST, port).into(),
+            Family::V6 => (Ipv6Addr::LOCALHOST, port).into(),
         };
         let (socket, who) = (UdpSocket::bind(at)?, who.to_owned());
         std::thread::spawn(move || talk::answer(&socket, &who));

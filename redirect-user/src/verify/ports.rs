@@ -1,5 +1,7 @@
 //! Ports of the scratch pod and its world.
 
+use redirect_common::addr::Family;
+
 /// A port that the policy captures both ways.
 pub(super) const CAPTURED: u16 = 8080;
 /// A port that `excludeOutboundPorts` has.
@@ -11,8 +13,7 @@ pub(super) const DNS: u16 = 53;
 /// What the application listens on.
 pub(super) const OF_APPLICATION: [u16; 2] = [CAPTURED, EXCLUDED_INBOUND];
 
-/// What the rest of the world listens on: port and family.
-pub(super) fn world_listens(v6: bool) -> impl Iterator<Item = (u16, bool)> {
-    let families = [false, true].into_iter().filter(move |family| v6 || !family);
+/// What the rest of the world listens on over these families.
+pub(super) fn world_listens(families: impl Iterator<Item = Family>) -> impl Iterator<Item = (u16, Family)> {
     families.flat_map(|family| [CAPTURED, EXCLUDED_OUTBOUND].map(|port| (port, family)))
 }

@@ -160,15 +160,15 @@ impl Scratch {
 
     /// The servers of the rest of the world. Their threads are few and end with this process.
     fn open_world(&self) -> Result<(), Error> {
-        for (port, v6) in ports::world_listens(self.wire.ipv6) {
-            let opened = self.in_world(|| talk::listener(v6, port)).and_then(|listener| listener);
+        for (port, family) in ports::world_listens(wire::families(self.wire.ipv6)) {
+            let opened = self.in_world(|| talk::listener(family, port)).and_then(|listener| listener);
             let failed =
                 |error: io::Error| Error::Listen { who: "rest of the world", port, why: error.to_string() };
             let listener = opened.map_err(failed)?;
             std::thread::spawn(move || talk::serve(&listener, "world"));
         }
-        for v6 in [false, true].into_iter().filter(|v6| !v6 || self.wire.ipv6) {
-            let at = (wire::WORLD.of(v6), ports::DNS);
+        for family in wire::families(self.wire.ipv6) {
+            let at = (wire::WORLD.of(family), ports::DNS);
             let opened = self.in_world(|| std::net::UdpSocket::bind(at)).and_then(|socket| socket);
             let failed = |error: io::Error| Error::Listen {
                 who: "rest of the world",
@@ -183,7 +183,6 @@ impl Scratch {
 
     fn attach(&mut self) -> Result<(), Error> {
         let netns = self.application.as_ref().map(Actor::netns).unwrap_or_default();
-        let families = [false, true].into_iter().filter(|v6| !v6 || self.wire.ipv6);
         let request = Request {
             id: self.id.clone(),
             cgroup: self.cgroup.path.clone(),
@@ -191,7 +190,7 @@ impl Scratch {
             policy: policy(),
             pod: None,
             network: None,
-            addresses: families.map(|v6| POD.of(v6)).collect(),
+            addresses: wire::families(self.wire.ipv6).map(|family| POD.of(family)).collect(),
             made_cgroups: vec![self.cgroup.path.clone()],
         };
         let (attached, lock) = attach::attach_locking(&self.node, &request).map_err(Box::new)?;
@@ -205,13 +204,13 @@ impl Scratch {
     }
 
     fn open_servers(&mut self) -> Result<(), Error> {
-        let v6 = self.wire.ipv6;
-        let serve = |who: &str, port| Order::Serve { who: who.into(), port, v6 };
+        let with_ipv6 = self.wire.ipv6;
+        let serve = |who: &str, port| Order::Serve { who: who.into(), port, with_ipv6 };
         let proxy = Policy::default().proxy;
         let sidecar = [
             (serve("outbound", proxy.outbound_port), proxy.outbound_port),
             (serve("inbound", proxy.inbound_port), proxy.inbound_port),
-            (Order::Answer { who: "dns".into(), port: proxy.dns_port, v6 }, proxy.dns_port),
+            (Order::Answer { who: "dns".into(), port: proxy.dns_port, with_ipv6 }, proxy.dns_port),
         ];
         let application = ports::OF_APPLICATION.map(|port| (serve("application", port), port));
         open(self.sidecar.as_mut(), "sidecar", &sidecar)?;

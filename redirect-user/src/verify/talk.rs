@@ -10,6 +10,7 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrLike, bind, getsockopt,
     listen, setsockopt, socket, sockopt,
 };
+use redirect_common::addr::Family;
 use serde::{Deserialize, Serialize};
 
 /// No step waits longer: everything happens on this machine.
@@ -78,11 +79,14 @@ pub(super) fn ask(server: SocketAddr, patience: Duration) -> Got {
 
 /// Opens a listener on all addresses of one family. (The standard library cannot keep IPv4 out of an IPv6
 /// listener.)
-pub(super) fn listener(v6: bool, port: u16) -> io::Result<TcpListener> {
-    let family = if v6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
-    let fd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+pub(super) fn listener(family: Family, port: u16) -> io::Result<TcpListener> {
+    let domain = match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    };
+    let fd = socket(domain, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     setsockopt(&fd, sockopt::ReuseAddr, &true)?;
-    if v6 {
+    if family == Family::V6 {
         setsockopt(&fd, sockopt::Ipv6V6Only, &true)?;
         bind_to(&fd, &SockaddrIn6::from(std::net::SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0)))?;
     } else {

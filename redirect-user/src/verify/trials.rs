@@ -3,6 +3,8 @@
 use std::io;
 use std::net::SocketAddr;
 
+use redirect_common::addr::Family;
+
 use super::actor::{Actor, Order};
 use super::ports;
 use super::scratch::Scratch;
@@ -16,7 +18,7 @@ pub(super) struct Trial {
     /// What should happen.
     pub(super) expected: &'static str,
     /// Tries it; an error says what happened instead.
-    pub(super) attempt: fn(&mut Scratch, bool) -> Result<(), String>,
+    pub(super) attempt: fn(&mut Scratch, Family) -> Result<(), String>,
 }
 
 /// The first trial for which the sidecar is stopped.
@@ -32,22 +34,22 @@ pub(super) static TRIALS: [Trial; 12] = [
     Trial {
         name: "outbound, excluded port",
         expected: "it goes directly to where it was dialled",
-        attempt: |scratch, v6| {
-            from_application(scratch, WORLD.of(v6), ports::EXCLUDED_OUTBOUND, "world", ORIGINAL_UNASKED)
+        attempt: |scratch, family| {
+            from_application(scratch, WORLD.of(family), ports::EXCLUDED_OUTBOUND, "world", ORIGINAL_UNASKED)
         },
     },
     Trial {
         name: "outbound, excluded range",
         expected: "it goes directly to where it was dialled",
-        attempt: |scratch, v6| {
-            from_application(scratch, EXCLUDED.of(v6), ports::CAPTURED, "world", ORIGINAL_UNASKED)
+        attempt: |scratch, family| {
+            from_application(scratch, EXCLUDED.of(family), ports::CAPTURED, "world", ORIGINAL_UNASKED)
         },
     },
     Trial {
         name: "outbound, from the sidecar",
         expected: "it goes directly to where it was dialled",
-        attempt: |scratch, v6| {
-            let to = SocketAddr::new(WORLD.of(v6), ports::CAPTURED);
+        attempt: |scratch, family| {
+            let to = SocketAddr::new(WORLD.of(family), ports::CAPTURED);
             let got = order(scratch.sidecar(), &Order::Dial(to))?;
             served_by(&got, "world", ORIGINAL_UNASKED).map(drop)
         },
@@ -55,15 +57,15 @@ pub(super) static TRIALS: [Trial; 12] = [
     Trial {
         name: "to the pod itself",
         expected: "the application's own server gets it",
-        attempt: |scratch, v6| {
-            from_application(scratch, POD.of(v6), ports::CAPTURED, "application", ORIGINAL_UNASKED)
+        attempt: |scratch, family| {
+            from_application(scratch, POD.of(family), ports::CAPTURED, "application", ORIGINAL_UNASKED)
         },
     },
     Trial {
         name: "to the pod itself, from the sidecar",
         expected: "the sidecar's inbound listener gets it",
-        attempt: |scratch, v6| {
-            let to = SocketAddr::new(POD.of(v6), ports::CAPTURED);
+        attempt: |scratch, family| {
+            let to = SocketAddr::new(POD.of(family), ports::CAPTURED);
             let got = order(scratch.sidecar(), &Order::Dial(to))?;
             served_by(&got, "inbound", Some(to)).map(drop)
         },
@@ -76,8 +78,8 @@ pub(super) static TRIALS: [Trial; 12] = [
     Trial {
         name: "inbound, excluded port",
         expected: "the application gets it",
-        attempt: |scratch, v6| {
-            let got = from_world(scratch, SocketAddr::new(POD.of(v6), ports::EXCLUDED_INBOUND))?;
+        attempt: |scratch, family| {
+            let got = from_world(scratch, SocketAddr::new(POD.of(family), ports::EXCLUDED_INBOUND))?;
             served_by(&got, "application", ORIGINAL_UNASKED).map(drop)
         },
     },
@@ -89,18 +91,18 @@ pub(super) static TRIALS: [Trial; 12] = [
     Trial {
         name: "around the hooks",
         expected: "the guard refuses a connection that no hook saw",
-        attempt: |scratch, v6| {
-            let to = SocketAddr::new(WORLD.of(v6), ports::CAPTURED);
+        attempt: |scratch, family| {
+            let to = SocketAddr::new(WORLD.of(family), ports::CAPTURED);
             refused(&scratch.beside_pod(|| talk::dial(to)).map_err(|error| error.to_string())?)
         },
     },
     Trial {
         name: SIDECAR_AWAY,
         expected: "it is refused, and a DNS question gets no answer",
-        attempt: |scratch, v6| {
-            let to = SocketAddr::new(WORLD.of(v6), ports::CAPTURED);
+        attempt: |scratch, family| {
+            let to = SocketAddr::new(WORLD.of(family), ports::CAPTURED);
             refused(&order(scratch.application(), &Order::Dial(to))?)?;
-            let server = SocketAddr::new(WORLD.of(v6), ports::DNS);
+            let server = SocketAddr::new(WORLD.of(family), ports::DNS);
             let got = order(scratch.application(), &Order::Ask(server, SILENCE))?;
             got.seen.map_or(Ok(()), |seen| Err(format!("{} answered a DNS question", called(&seen.who))))
         },
@@ -108,7 +110,9 @@ pub(super) static TRIALS: [Trial; 12] = [
     Trial {
         name: "inbound, sidecar away",
         expected: "it is refused",
-        attempt: |scratch, v6| refused(&from_world(scratch, SocketAddr::new(POD.of(v6), ports::CAPTURED))?),
+        attempt: |scratch, family| {
+            refused(&from_world(scratch, SocketAddr::new(POD.of(family), ports::CAPTURED))?)
+        },
     },
 ];
 
@@ -118,18 +122,18 @@ const SILENCE: u64 = 100;
 /// Only the sidecar has a use for `SO_ORIGINAL_DST`; what others are told is not tried.
 const ORIGINAL_UNASKED: Option<SocketAddr> = None;
 
-fn outbound(scratch: &mut Scratch, v6: bool) -> Result<(), String> {
-    let to = SocketAddr::new(WORLD.of(v6), ports::CAPTURED);
+fn outbound(scratch: &mut Scratch, family: Family) -> Result<(), String> {
+    let to = SocketAddr::new(WORLD.of(family), ports::CAPTURED);
     let got = order(scratch.application(), &Order::Dial(to))?;
     let seen = served_by(&got, "outbound", Some(to))?;
-    if seen.client.ip() != POD.of(v6) {
+    if seen.client.ip() != POD.of(family) {
         return Err(format!("the sidecar saw the client {}, not the pod's address", seen.client));
     }
     same_peer(&got, to)
 }
 
-fn inbound(scratch: &mut Scratch, v6: bool) -> Result<(), String> {
-    let to = SocketAddr::new(POD.of(v6), ports::CAPTURED);
+fn inbound(scratch: &mut Scratch, family: Family) -> Result<(), String> {
+    let to = SocketAddr::new(POD.of(family), ports::CAPTURED);
     let got = from_world(scratch, to)?;
     let seen = served_by(&got, "inbound", Some(to))?;
     if Some(seen.client) != got.own {
@@ -138,8 +142,8 @@ fn inbound(scratch: &mut Scratch, v6: bool) -> Result<(), String> {
     same_peer(&got, to)
 }
 
-fn dns(scratch: &mut Scratch, v6: bool) -> Result<(), String> {
-    let server = SocketAddr::new(WORLD.of(v6), ports::DNS);
+fn dns(scratch: &mut Scratch, family: Family) -> Result<(), String> {
+    let server = SocketAddr::new(WORLD.of(family), ports::DNS);
     let got = order(scratch.application(), &Order::Ask(server, talk::PATIENCE.as_millis() as u64))?;
     served_by(&got, "dns", ORIGINAL_UNASKED)?;
     same_peer(&got, server)

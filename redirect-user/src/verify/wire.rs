@@ -17,6 +17,7 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::sched::{CloneFlags, unshare};
+use redirect_common::addr::Family;
 
 use crate::pod::netns::{self, Ipv6, Netns};
 
@@ -32,8 +33,11 @@ pub(super) struct Both {
 
 impl Both {
     /// One of them.
-    pub(super) const fn of(&self, v6: bool) -> IpAddr {
-        if v6 { IpAddr::V6(self.v6) } else { IpAddr::V4(self.v4) }
+    pub(super) const fn of(&self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => IpAddr::V4(self.v4),
+            Family::V6 => IpAddr::V6(self.v6),
+        }
     }
 }
 
@@ -50,6 +54,11 @@ pub(super) const WORLD: Both = both([198, 18, 0, 1], 0);
 pub(super) const EXCLUDED: Both = both([198, 19, 0, 1], 1);
 /// That range, as the policy says it.
 pub(super) const EXCLUDED_RANGES: [&str; 2] = ["198.19.0.0/24", "2001:2:0:1::/64"];
+
+/// The families of a pod with IPv6, or without.
+pub(super) fn families(with_ipv6: bool) -> impl Iterator<Item = Family> {
+    Family::ALL.into_iter().filter(move |family| with_ipv6 || *family == Family::V4)
+}
 
 /// Both namespaces, joined.
 pub(super) struct Wire {
@@ -85,17 +94,18 @@ impl Wire {
         let mut ipv6 = true;
         for (netns, own) in [(&mut inside, POD), (&mut outside, WORLD)] {
             let index = raise(netns)?;
-            add_address(netns, index, own.of(false), 24)?;
+            add_address(netns, index, own.of(Family::V4), 24)?;
             // A namespace has the settings of the node, or the kernel's own.
             ipv6 &= Netns::open(&path(if own.v4 == POD.v4 { &pod } else { &world }))?.settings()?.ipv6
                 == Ipv6::On;
             if ipv6 {
-                add_address(netns, index, own.of(true), 64)?;
+                add_address(netns, index, own.of(Family::V6), 64)?;
             }
         }
-        for v6 in [false, true].into_iter().filter(|v6| !v6 || ipv6) {
-            add_address(&mut outside, LOOPBACK, EXCLUDED.of(v6), if v6 { 128 } else { 32 })?;
-            let route = RouteNetlinkMessage::NewRoute(default_route(WORLD.of(v6)));
+        for family in families(ipv6) {
+            let bits = if family == Family::V6 { 128 } else { 32 };
+            add_address(&mut outside, LOOPBACK, EXCLUDED.of(family), bits)?;
+            let route = RouteNetlinkMessage::NewRoute(default_route(WORLD.of(family)));
             inside.change(route, NLM_F_CREATE | NLM_F_EXCL, "add a default route")?;
         }
         Ok(Wire { pod, world, ipv6 })

@@ -114,7 +114,7 @@ fn history_that_is_gone_is_listed_anew() {
         until("the list has the new pod", || {
             agent.ask(&format!("b-{round}"), None, SHORT)["pod"].is_object()
         });
-        until("what was deleted while nobody watched is forgotten", gone);
+        until("what was deleted while no agent watched is forgotten", gone);
         cluster.pod("a", |_| {});
         agent.knows("a");
     }

@@ -44,8 +44,8 @@ pub struct Envoy {
 }
 
 impl Envoy {
-    /// The Envoy that `cargo xtask setup` has put into the cache; none where it could not be had, or where it
-    /// does not run.
+    /// The Envoy that `cargo xtask setup` has put into the cache; none where there is no download, or
+    /// where it does not run.
     #[must_use]
     pub fn find() -> Option<PathBuf> {
         let releases = fs::read_dir(cache()?.join("envoy")).ok()?.flatten();

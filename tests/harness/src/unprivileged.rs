@@ -1,4 +1,5 @@
-//! Programs as a container runs them: the ids of a user, and most often no capabilities and none to be had.
+//! Programs as a container runs them: the ids of a user, most often without capabilities and without a way to
+//! get any.
 
 use std::fs::File;
 use std::os::fd::AsRawFd as _;

@@ -11,7 +11,7 @@ const PLAINER: &[(&str, &str)] = &[
     ("whatever", "what, every, or in all cases"),
     ("anew", "again"),
     ("whom", "turn the sentence round: who, which, where"),
-    ("not to be had", "not available"),
+    ("be had", "available, taken, found"),
 ];
 
 /// Every word that has a plainer one, with its line.

@@ -19,6 +19,7 @@ use netlink_packet_route::address::{AddressAttribute, AddressMessage, CacheInfo}
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
+use redirect_common::addr::Family;
 use redirect_common::dns::{ADDRESSES6, LOCAL_SERVERS4, address6};
 use serde::{Deserialize, Serialize};
 
@@ -53,7 +54,8 @@ impl DnsChanges {
 
     /// An interface has one address of each family here, the first that is named.
     fn add(&mut self, interface: u32, ip: IpAddr) {
-        let known = |(index, other): &(u32, IpAddr)| *index == interface && other.is_ipv4() == ip.is_ipv4();
+        let known =
+            |(index, other): &(u32, IpAddr)| *index == interface && Family::of(other) == Family::of(&ip);
         if !self.interfaces.iter().any(known) {
             self.interfaces.push((interface, ip));
         }
@@ -62,7 +64,7 @@ impl DnsChanges {
     /// Takes over what an earlier attach of the same pod added, so that it is taken back, too.
     pub fn take_over(&mut self, other: &DnsChanges) {
         for source in &other.sources {
-            if !self.has(source.is_ipv4()) {
+            if !self.has(Family::of(source)) {
                 self.sources.push(*source);
             }
         }
@@ -71,8 +73,8 @@ impl DnsChanges {
         }
     }
 
-    fn has(&self, v4: bool) -> bool {
-        self.sources.iter().any(|ip| ip.is_ipv4() == v4)
+    fn has(&self, family: Family) -> bool {
+        self.sources.iter().any(|ip| Family::of(ip) == family)
     }
 
     /// The routes besides those of the addresses on `lo`.
@@ -80,15 +82,15 @@ impl DnsChanges {
         let local_servers = RouteAddress::Inet(Ipv4Addr::from(LOCAL_SERVERS4));
         let mut routes = Vec::new();
         let mut prefixes = Vec::new();
-        if self.has(true) {
+        if self.has(Family::V4) {
             routes.push(local_route(local_servers.clone(), 16, RouteAddress::Inet(Ipv4Addr::LOCALHOST)));
-            prefixes.extend([(true, prefix(true)), (true, (local_servers, 16))]);
+            prefixes.extend([(Family::V4, prefix(Family::V4)), (Family::V4, (local_servers, 16))]);
         }
-        if self.has(false) {
-            prefixes.push((false, prefix(false)));
+        if self.has(Family::V6) {
+            prefixes.push((Family::V6, prefix(Family::V6)));
         }
-        for (v4, (prefix, length)) in prefixes {
-            for (interface, ip) in self.interfaces.iter().filter(|(_, ip)| ip.is_ipv4() == v4) {
+        for (family, (prefix, length)) in prefixes {
+            for (interface, ip) in self.interfaces.iter().filter(|(_, ip)| Family::of(ip) == family) {
                 routes.push(through(*interface, local_route(prefix.clone(), length, (*ip).into())));
             }
             routes.push(unreachable(local_route(prefix.clone(), length, prefix)));
@@ -135,7 +137,7 @@ impl Netns {
                 std::thread::sleep(Duration::from_micros(200));
             }
         }
-        if changes.has(false) {
+        if changes.has(Family::V6) {
             let localhost = RouteAddress::Inet6(Ipv6Addr::LOCALHOST);
             self.add_dns_route(local_route(RouteAddress::Inet6(server(0)), 128, localhost))?;
         }
@@ -175,7 +177,7 @@ impl Netns {
 
 /// The numbers of the addresses on `lo`.
 fn numbers(changes: &DnsChanges) -> std::ops::Range<u32> {
-    0..if changes.has(false) { ADDRESSES6 } else { 0 }
+    0..if changes.has(Family::V6) { ADDRESSES6 } else { 0 }
 }
 
 fn server(number: u32) -> Ipv6Addr {

@@ -13,6 +13,7 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use redirect_common::addr::Family;
 use redirect_common::{PREFIX4, PREFIX4_BITS, PREFIX6, PREFIX6_BITS};
 
 use super::objects::{Address, Interface, LocalRoute};
@@ -45,18 +46,20 @@ pub(super) const PASSTHROUGH6: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
 /// of the sidecar's answers only if it leads to `lo` by name (`do_cache` in `__mkroute_output()`), which
 /// saves 0.5 us per connection.
 pub(super) fn local_routes(route: &LocalRoute) -> Vec<RouteMessage> {
-    let v4 = route.source.is_ipv4();
-    let (prefix, length) = prefix(v4);
+    let family = Family::of(&route.source);
+    let (prefix, length) = prefix(family);
     let own = RouteAddress::from(route.source);
-    if v4 {
-        return vec![local_route(prefix, length, &own, None), local_route(own.clone(), 32, &own, None)];
+    match family {
+        Family::V4 => {
+            vec![local_route(prefix, length, &own, None), local_route(own.clone(), 32, &own, None)]
+        }
+        Family::V6 => vec![local_route(prefix, length, &own, route.tentative_on)],
     }
-    vec![local_route(prefix, length, &own, route.tentative_on)]
 }
 
 /// The pod's private prefix of a family, and its length.
-pub(super) fn prefix(v4: bool) -> (RouteAddress, u8) {
-    if v4 {
+pub(super) fn prefix(family: Family) -> (RouteAddress, u8) {
+    if family == Family::V4 {
         return (RouteAddress::Inet(Ipv4Addr::from(PREFIX4)), PREFIX4_BITS);
     }
     let bits = u128::from(PREFIX6[0]) << 96 | u128::from(PREFIX6[1]) << 64;
