@@ -8,7 +8,7 @@ use crate::addr::{Family, Ip};
 use crate::flow::Caller;
 
 /// Version of the map layouts; pins live under `redirect-cni/v<ABI_VERSION>`.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// The pod's configuration, keyed by the cookie of its network namespace (`SO_NETNS_COOKIE`; never reused
 /// within a boot).
@@ -62,6 +62,20 @@ impl PodConfig {
         port == self.outbound_port
             || port == self.inbound_port
             || (self.flags & flags::DNS != 0 && port == self.dns_port)
+    }
+
+    /// A number below 6 for the listener on a port, which is one of [`PodConfig::is_listener`], and a family.
+    #[must_use]
+    #[inline(always)]
+    pub const fn listener_number(&self, port: u32, family: Family) -> u32 {
+        let first = if port == self.outbound_port {
+            0
+        } else if port == self.inbound_port {
+            2
+        } else {
+            4
+        };
+        first + matches!(family, Family::V6) as u32
     }
 
     /// Whether a user or group is the proxy's.
@@ -254,11 +268,14 @@ pub struct Claims {
     /// Entries of LISTENING that programs made; at most
     /// [`LISTENING_PER_POD`](crate::socket::LISTENING_PER_POD).
     pub listening: u64,
+    /// Whose turn it is in LISTENERS when all places are taken: a byte for each listener, see
+    /// [`PodConfig::listener_number`]. (One that overflows moves the turn of the next, which does no harm.)
+    pub turns: u64,
 }
 
 impl Claims {
     /// A pod that has not done anything yet.
-    pub const NONE: Claims = Claims { destinations: 0, handshakes: 0, listening: 0 };
+    pub const NONE: Claims = Claims { destinations: 0, handshakes: 0, listening: 0, turns: 0 };
 }
 
 /// A range of a pod's policy, the data part of a longest-prefix key: the first 96 bits (pod and list) always
@@ -325,14 +342,39 @@ mod tests {
     }
 }
 
-/// The look-up that a task makes, as the program in a pod's namespace leaves it for `inbound`. That program
-/// is written by hand and relies on the order of the fields.
+/// The look-ups under way on a CPU, as the program in a pod's namespace leaves them for `inbound`. That
+/// program is written by hand and relies on the order of the fields.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entered {
+    /// The last one.
+    pub last: LookUp,
+    /// The one that it has interrupted: that of a process (sock_diag) may be interrupted by a packet's. With
+    /// PREEMPT_RT there may be a third; then the first one is forgotten, and its packet dropped.
+    pub below: LookUp,
+}
+
+/// Who looks up, and for which pod.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LookUp {
+    /// The task, as `bpf_get_current_task()` numbers it; 0 for none. In a softirq it is the interrupted one.
+    pub task: u64,
     /// The pod: cookie of its network namespace.
     pub cookie: u64,
-    /// The pod of the look-up that this one has interrupted; 0 for none. There are no more than two: one of a
-    /// process may be interrupted by a packet's, which runs with bottom halves disabled.
-    pub below: u64,
+}
+
+impl LookUp {
+    /// None is under way.
+    pub const NONE: LookUp = LookUp { task: 0, cookie: 0 };
+}
+
+/// What the guard asks `inbound` on a CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asking {
+    /// The task, as in [`LookUp`]; 0 where nothing is asked.
+    pub task: u64,
+    /// The sidecar's port whose listener is to get the packet; 0 where it is to get none.
+    pub port: u64,
 }

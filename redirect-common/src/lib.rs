@@ -19,8 +19,8 @@
 //! | HANDOFF | hash | [`HandoffKey`] -> [`Kept<HandoffKey>`](Kept) |
 //! | LISTENERS | sockhash | [`ListenerKey`] -> socket |
 //! | LISTENING | hash | [`ListeningKey`] -> socket cookie |
-//! | ENTERED | hash | task -> [`Entered`] |
-//! | ASKING | per-CPU array | 0 -> the task that asks as the guard |
+//! | ENTERED | per-CPU array | 0 -> [`Entered`] |
+//! | ASKING | per-CPU array | 0 -> [`Asking`] |
 //! | GUARD | array | `classid` of a filter -> [`GuardedPod`] |
 //! | INBOUND | program array | 0 -> `inbound` |
 //! | STATS | per-CPU hash | netns cookie -> [`Counters`] |

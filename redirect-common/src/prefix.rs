@@ -2,8 +2,12 @@
 //!
 //! It exists only inside a pod: a local route `127.64.0.0/10 dev lo src <pod>` makes the kernel pick the
 //! pod's address as source, and gives every destination a port range of its own. Most of it are the slots:
-//! each stands for one true destination for as long as the pod is attached. The last 65,536 addresses are for
-//! the detour of destinations that have no slot.
+//! each stands for one true destination for as long as the pod is attached.
+//!
+//! The prefix has two halves. A connection to an address of the lower one finds the sidecar's listener by
+//! itself, because that listens on all addresses. One to the upper half is *steered*: `inbound` gives it to a
+//! listener that is bound to localhost, or to another address. The last 65,536 addresses are for the detour
+//! of destinations that have no slot; they are steered.
 
 use crate::addr::{Endpoint, Family, Ip};
 use crate::kept::Key;
@@ -14,7 +18,7 @@ use crate::kept::Key;
 pub struct SlotKey {
     /// The pod: cookie of its network namespace.
     pub cookie: u64,
-    /// The slot, below [`SLOTS`].
+    /// The slot: below [`SLOTS`], with the bit [`STEERED`] in the upper half.
     pub slot: u32,
     /// 4 or 6: each family has its own prefix.
     pub family: u32,
@@ -33,7 +37,7 @@ impl SlotKey {
     #[must_use]
     pub fn address(&self) -> Option<Ip> {
         let family = if self.family == Family::V4.number() { Family::V4 } else { Family::V6 };
-        (self.slot < SLOTS).then(|| slot_address(self.slot, family))
+        (self.slot < SHARED4 - PREFIX4).then(|| slot_address(self.slot, family))
     }
 }
 
@@ -52,8 +56,10 @@ pub const PREFIX4_BITS: u8 = 10;
 pub const PREFIX6: [u32; 2] = [0xfd72_6564, 0x6972_0000];
 /// Length of [`PREFIX6`].
 pub const PREFIX6_BITS: u8 = 64;
-/// How many slots each family has: all addresses of [`PREFIX4`] but the last /16.
-pub const SLOTS: u32 = SHARED4 - PREFIX4;
+/// How many slots each family has in either half: as many as the upper one has without the last /16.
+pub const SLOTS: u32 = STEERED - (1 << 16);
+/// The bit of a slot, and of its address, that `inbound` gives to the listener: the upper half of the prefix.
+pub const STEERED: u32 = 1 << 21;
 /// First address of the last /16 of [`PREFIX4`], 127.127.0.0.
 const SHARED4: u32 = 0x7f7f_0000;
 /// How many slots are tried for a destination before it takes the detour.
@@ -69,7 +75,8 @@ fn hash(dst: &Endpoint) -> u32 {
     folded.wrapping_mul(0x9e37_79b1)
 }
 
-/// The slot in which a destination belongs, by the number of the try, which is below [`TRIES`].
+/// The slot in which a destination belongs, by the number of the try, which is below [`TRIES`]: the one of
+/// the lower half.
 #[must_use]
 #[inline(always)]
 pub fn slot_of(dst: &Endpoint, attempt: u32) -> u32 {
@@ -98,7 +105,8 @@ pub fn slot_at(ip: &Ip) -> Option<u32> {
     if in_prefix4(ip) {
         return if number < SHARED4 { Some(number - PREFIX4) } else { None };
     }
-    if in_prefix6(ip) && ip.words[2] == 0 && number < SLOTS { Some(number) } else { None }
+    let slots = SHARED4 - PREFIX4;
+    if in_prefix6(ip) && ip.words[2] == 0 && number < slots { Some(number) } else { None }
 }
 
 /// The address for a destination of a family that has no slot.
@@ -134,6 +142,14 @@ pub fn in_prefix6(ip: &Ip) -> bool {
     (ip.words[0] ^ PREFIX6[0].to_be()) | (ip.words[1] ^ PREFIX6[1].to_be()) == 0
 }
 
+/// Whether a connection over `lo` to this address is steered.
+#[must_use]
+#[inline(always)]
+pub fn is_steered(ip: &Ip) -> bool {
+    let upper = u32::from_be(ip.words[3]) & STEERED != 0;
+    in_prefix4(ip) && upper || in_prefix6(ip) && (upper || ip.words[2] != 0)
+}
+
 /// Whether a connection to this address may have taken the detour: localhost, or an address without a slot.
 #[must_use]
 #[inline(always)]
@@ -152,8 +168,9 @@ mod tests {
     #[test]
     fn a_slot_and_its_address_are_one_to_one() {
         for family in Family::ALL {
-            for slot in [0, 1, 4711, SLOTS - 1] {
+            for slot in [0, 1, 4711, SLOTS - 1].into_iter().flat_map(|slot| [slot, slot | STEERED]) {
                 let ip = slot_address(slot, family);
+                assert_eq!(is_steered(&ip), slot & STEERED != 0);
                 assert_eq!(slot_at(&ip), Some(slot));
                 assert!(!is_handoff_address(&ip));
                 assert_eq!((in_prefix4(&ip), in_prefix6(&ip)), (family == Family::V4, family == Family::V6));
@@ -171,9 +188,20 @@ mod tests {
                 assert!((0..TRIES).all(|attempt| slot_of(&dst, attempt) < SLOTS));
                 let ip = shared_address(&dst, dst.ip.family());
                 assert!(in_prefix4(&ip) || in_prefix6(&ip), "{text}");
-                assert_eq!(slot_at(&ip), None, "{text}");
+                assert_eq!((slot_at(&ip), is_steered(&ip)), (None, true), "{text}");
                 assert!(is_handoff_address(&ip), "{text}");
             }
+        }
+    }
+
+    #[test]
+    fn nothing_outside_of_the_prefix_is_steered() {
+        for text in ["127.0.0.1", "127.63.255.255", "127.95.255.255", "127.128.0.0", "10.96.0.1", "10.32.0.1"]
+        {
+            assert!(!is_steered(&endpoint(text, 1).ip), "{text}");
+        }
+        for text in ["::1", "fd72:6564:6973::20:0", "fd00::20:0"] {
+            assert!(!is_steered(&endpoint(text, 1).ip), "{text}");
         }
     }
 
@@ -215,7 +243,7 @@ mod tests {
     fn two_destinations_with_one_slot_part_at_the_next_try() {
         let dst = |number: u32| Endpoint { ip: Ip::v4(0x0a00_0000 + number), port: 80 };
         let first = slot_of(&dst(0), 0);
-        let twin = (1..u32::MAX >> 4).map(dst).find(|dst| slot_of(dst, 0) == first).expect("4 million slots");
+        let twin = (1..u32::MAX >> 4).map(dst).find(|dst| slot_of(dst, 0) == first).expect("2 million slots");
         assert_ne!(slot_of(&dst(0), 1), slot_of(&twin, 1));
     }
 

@@ -7,9 +7,9 @@ use std::mem::{offset_of, size_of};
 use std::path::PathBuf;
 
 use redirect_common::{
-    ABI_VERSION, AddrKey, Claims, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, Entered, Event,
-    GuardedPod, HandoffKey, Ip, Kept, ListenerKey, ListeningKey, Origin, PodConfig, PortBlock, PortsKey,
-    RangeKey, SetKey, SlotKey, TraceRecord,
+    ABI_VERSION, AddrKey, Asking, Claims, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, Entered, Event,
+    GuardedPod, HandoffKey, Ip, Kept, ListenerKey, ListeningKey, LookUp, Origin, PodConfig, PortBlock,
+    PortsKey, RangeKey, SetKey, SlotKey, TraceRecord,
 };
 
 type Destination = Kept<SlotKey>;
@@ -51,7 +51,7 @@ fn layouts() -> String {
         PortsKey { cookie, set, block };
         PortBlock { words };
         AddrKey { cookie, ip };
-        Claims { destinations, handshakes, listening };
+        Claims { destinations, handshakes, listening, turns };
         RangeKey { cookie, list, ip };
         ListeningKey { cookie, port, place };
         SlotKey { cookie, slot, family };
@@ -63,7 +63,9 @@ fn layouts() -> String {
         DnsProxy { port, state };
         DnsClient { cookie, client } + 4;
         DnsAsked { first, next, at };
-        Entered { cookie, below };
+        LookUp { task, cookie };
+        Entered { last, below };
+        Asking { task, port };
         GuardedPod { cookie, proxy_uid, audit };
         Counters { counts };
         TraceRecord { cookie, pid, uid, gid, kind, verdict, rule, src, dst };

@@ -2,7 +2,8 @@
 //! an address that stands for the true destination.
 //!
 //! * Step 2 is the kernel's own: it routes to that address by the local route that attach added
-//!   (`redirect_user::pod::netns`), whose preferred source is the pod's address.
+//!   (`redirect_user::pod::netns`), whose preferred source is the pod's address. It finds the listener, too,
+//!   as that listens on all addresses; for one that does not, the address is one that `inbound` steers.
 //! * Step 3 is `original_dst`: the sidecar asks its accepted socket, whose local address is the one that
 //!   stands for the destination.
 //!
@@ -17,7 +18,7 @@ use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use redirect_common::{
     Endpoint, Event, Facts as _, Family, Ip, LISTENER_PLACES, ListenerKey, Origin, PodConfig, Protocol,
-    SlotKey, TRIES, Target, role, shared_address, slot_address, slot_of,
+    STEERED, SlotKey, TRIES, Target, role, shared_address, slot_address, slot_of,
 };
 
 use crate::call::{Asked, Call, Decision, ECONNREFUSED, ENETUNREACH, PROCEED, REFUSE, decide_call};
@@ -192,9 +193,10 @@ fn to_listener(sock: &SockAddr, call: &Call<'_>, port: u32, event: Event, to: &m
     if found == 0 {
         return (Step::Refuse(ECONNREFUSED), Event::NoListener as u64);
     }
-    let anywhere = found == REGISTERED || to.ip.is_unspecified();
+    let wildcard = to.ip.is_unspecified();
+    let anywhere = found == REGISTERED || wildcard;
     if !anywhere || source.is_unspecified() || dst.ip.is_loopback_of(family) {
-        if to.ip.is_unspecified() {
+        if wildcard {
             to.ip = family.localhost();
         }
         if !anywhere {
@@ -203,7 +205,8 @@ fn to_listener(sock: &SockAddr, call: &Call<'_>, port: u32, event: Event, to: &m
         return by_detour(sock, call, role::CLIENT, event);
     }
     bind_source(sock, call);
-    if claim_call(call.asked, &mut to.ip) == 0 {
+    let half = if wildcard { 0 } else { STEERED };
+    if claim_call(call.asked, half.into(), &mut to.ip) == 0 {
         to.ip = shared_address(dst, family);
         return by_detour(sock, call, role::CLIENT, event);
     }
@@ -211,15 +214,16 @@ fn to_listener(sock: &SockAddr, call: &Call<'_>, port: u32, event: Event, to: &m
     (Step::Rewrite, event as u64)
 }
 
-/// Has a slot's address stand for the destination and puts it into `ip`; 0 when there is no slot for it.
+/// Has the address of a slot in one half of the prefix stand for the destination and puts it into `ip`; 0
+/// when there is no slot for it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn claim_call(asked: *const Asked, ip: *mut Ip) -> u64 {
+extern "C" fn claim_call(asked: *const Asked, half: u64, ip: *mut Ip) -> u64 {
     // SAFETY: the caller passes references.
     let (Some(asked), Some(ip)) = (unsafe { asked.as_ref() }, unsafe { ip.as_mut() }) else { return 0 };
     let (cookie, dst, family) = (asked.cookie, &asked.flow.dst, asked.flow.family);
     for attempt in 0..TRIES {
-        let slot = slot_of(dst, attempt);
+        let slot = slot_of(dst, attempt) | half as u32;
         match maps::claim_slot(&SlotKey { cookie, slot, family: family.number() }, dst) {
             Claim::Done => {
                 *ip = slot_address(slot, family);

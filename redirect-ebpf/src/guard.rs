@@ -16,10 +16,11 @@ use redirect_common::{
 
 use crate::ctx::{Choice, Kind, Opening, Packet, Way, inside_only};
 use crate::facts::{PacketFacts, PodFacts};
+use crate::inbound::wanted;
 use crate::listener::steer;
-use crate::maps;
 use crate::stats::count;
 use crate::trace;
+use crate::{lookups, maps};
 
 /// "Ask the next filter": neighbours' filters on the interface keep working.
 const GO_ON: i32 = TC_ACT_UNSPEC;
@@ -122,12 +123,14 @@ fn admitted(packet: &Packet, opening: &Opening, guarded: &GuardedPod, pod: &'sta
         return hidden_on_arrival(guarded, pod, opening, &facts);
     }
     let verdict = decide_inbound(opening.dst.port, &facts);
-    let Inbound::Redirect(_) = verdict else { return true };
+    let Inbound::Redirect(rule) = verdict else { return true };
+    let wanted = wanted(pod, guarded.cookie, opening.dst.port, rule);
+    let listener = if wanted { pod.inbound_port } else { 0 };
     if guarded.audit != 0 {
-        audit(packet, opening, guarded, pod, verdict);
+        audit(packet, opening, guarded, pod, verdict, listener);
         return true;
     }
-    bound(packet, opening, guarded, pod, verdict)
+    bound(packet, opening, guarded, pod, verdict, listener)
 }
 
 /// A packet that has no header to be judged by, where some port is captured.
@@ -144,17 +147,25 @@ fn hidden_on_arrival(guarded: &GuardedPod, pod: &PodConfig, opening: &Opening, f
 
 /// Counts what would have gone past the sidecar, and leaves the packet alone.
 #[inline(always)]
-fn audit(packet: &Packet, opening: &Opening, guarded: &GuardedPod, pod: &PodConfig, verdict: Inbound) {
-    maps::asking(true);
+fn audit(
+    packet: &Packet,
+    opening: &Opening,
+    guarded: &GuardedPod,
+    pod: &PodConfig,
+    verdict: Inbound,
+    listener: u32,
+) {
+    lookups::ask(listener);
     let past = packet.would_pass_by(opening, pod.inbound_port);
-    maps::asking(false);
+    lookups::asked();
     if past {
         count(guarded.cookie, Event::GuardInbound);
         trace::arriving(guarded, opening, verdict, false);
     }
 }
 
-/// Binds the packet to the sidecar's socket; false where that cannot be.
+/// Binds the packet to the sidecar's socket; false where that cannot be. `listener` is the port of the
+/// sidecar's listener, or 0 where it may not have the packet.
 #[inline(always)]
 fn bound(
     packet: &Packet,
@@ -162,16 +173,17 @@ fn bound(
     guarded: &GuardedPod,
     pod: &PodConfig,
     verdict: Inbound,
+    listener: u32,
 ) -> bool {
     let cookie = guarded.cookie;
     if inside_only(&opening.dst.ip) {
         count(cookie, Event::InboundForeign);
         return false;
     }
-    maps::asking(true);
+    lookups::ask(listener);
     let choice =
         if packet.for_another_station() { Choice::None } else { packet.choice(opening, pod.inbound_port) };
-    maps::asking(false);
+    lookups::asked();
     let steered = match choice {
         // `inbound` will run for it, count it and trace it.
         Choice::Found => return true,

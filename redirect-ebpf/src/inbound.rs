@@ -3,32 +3,39 @@
 //! address is kept.
 //!
 //! The context of sk_lookup does not say in which network namespace it runs. So what is linked to a pod's
-//! namespace is a stub of 31 instructions (`redirect_user::kernel::object`), which leaves
-//! the pod's cookie in ENTERED and goes on here by a tail call.
+//! namespace is a stub of some forty instructions (`redirect_user::kernel::object`), which leaves
+//! the pod's cookie in ENTERED and goes on here by a tail call. It does not for a SYN over `lo` that needs no
+//! steering, which is nearly every connection of an application to its sidecar.
 
 use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use redirect_common::dns::{DnsClient, proxy};
-use redirect_common::{Event, Family, Inbound, InboundRule, Ip, PodConfig, decide_inbound, in_prefix};
+use redirect_common::{
+    Event, Family, Inbound, InboundRule, Ip, PodConfig, decide_inbound, in_prefix, is_steered,
+};
 
 use crate::ctx::Lookup;
 use crate::facts::{PacketFacts, is_own};
 use crate::listener::steer;
-use crate::maps;
 use crate::stats::count;
 use crate::trace;
+use crate::{lookups, maps};
 
 /// Runs when no established socket takes an incoming packet, after the pod's own program.
 #[sk_lookup]
 pub(crate) fn inbound(ctx: SkLookupContext) -> u32 {
     let packet = Lookup::new(&ctx);
-    let cookie = maps::take_entered();
+    let Some(cookie) = lookups::take_entered() else { return SK_DROP };
     if !packet.is_tcp() {
         return datagram(&packet, cookie);
     }
     if packet.over_lo() {
         return from_application(&packet, cookie);
+    }
+    if let Some(port) = lookups::question() {
+        // The guard has decided. It wants to know who would get the packet, and counts what becomes of it.
+        return if port != 0 && steer(&packet, cookie, port, packet.family()) { SK_PASS } else { SK_DROP };
     }
     let Some(pod) = maps::pod(cookie) else { return SK_PASS };
     let (client, dst) = (packet.remote(), packet.local());
@@ -50,10 +57,6 @@ pub(crate) fn inbound(ctx: SkLookupContext) -> u32 {
         }
     };
     let valid = maps::still(pod, cookie);
-    if maps::asked() {
-        // The guard wants to know who would get the packet, and counts what becomes of it.
-        return if steered || matches!(verdict, Inbound::Direct(_)) { SK_PASS } else { SK_DROP };
-    }
     let action = match verdict {
         Inbound::Direct(_) if valid => {
             count(cookie, Event::InboundDirect);
@@ -71,12 +74,12 @@ pub(crate) fn inbound(ctx: SkLookupContext) -> u32 {
     action
 }
 
-/// A SYN over `lo`: an application on its way to the sidecar, if it goes to the private prefix. Given to a
-/// listener there is, because one that listens on localhost would not be found.
+/// A SYN over `lo`: an application on its way to a listener of the sidecar that is bound to localhost, or to
+/// another address, and would not be found.
 #[inline(always)]
 fn from_application(packet: &Lookup, cookie: u64) -> u32 {
     let dst = packet.local();
-    if in_prefix(&dst.ip) {
+    if is_steered(&dst.ip) {
         steer(packet, cookie, dst.port, packet.family());
     }
     SK_PASS
@@ -123,6 +126,6 @@ fn from_inside(pod: &PodConfig, cookie: u64, client: &Ip, dst: &Ip, family: Fami
 /// range. So a port of that range is the sidecar's only while an application listens on it, or where the
 /// policy lists it.
 #[inline(always)]
-fn wanted(pod: &PodConfig, cookie: u64, port: u32, rule: InboundRule) -> bool {
+pub(crate) fn wanted(pod: &PodConfig, cookie: u64, port: u32, rule: InboundRule) -> bool {
     matches!(rule, InboundRule::Listed) || !pod.is_ephemeral(port) || maps::is_listening(cookie, port)
 }

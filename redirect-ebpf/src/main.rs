@@ -22,6 +22,7 @@ mod guard;
 mod handover;
 mod inbound;
 mod listener;
+mod lookups;
 mod maps;
 mod original_dst;
 mod peername;

@@ -1,21 +1,18 @@
-//! The legend: what is kept where. `redirect_common`'s first page has the same list with keys and values.
+//! The legend: what is kept where. `redirect_common`'s first page has the same list with keys and values. Two
+//! more maps are in [`crate::lookups`]: what one program leaves for another in the same moment.
 
 use core::sync::atomic::{Ordering, compiler_fence};
 
 use aya_ebpf::bindings::{BPF_EXIST, BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::SkStorage;
-use aya_ebpf::helpers::generated::bpf_get_current_task;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::lpm_trie::Key as Prefix;
-use aya_ebpf::maps::{
-    Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, ProgramArray, SockHash,
-};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuHashMap, ProgramArray, SockHash};
 use redirect_common::dns::proxy;
 use redirect_common::{
-    AddrKey, Claims, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, Entered, Family, GUARDED_PODS,
-    GuardedPod, HANDSHAKES_PER_POD, HandoffKey, Ip, Kept, Key, LISTENER_PLACES, LISTENING_PER_POD,
-    ListenerKey, ListeningKey, Origin, PodConfig, PortBlock, PortsKey, RangeKey, SLOTS_PER_POD, SetKey,
-    SlotKey,
+    AddrKey, Claims, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, Family, GUARDED_PODS, GuardedPod,
+    HANDSHAKES_PER_POD, HandoffKey, Ip, Kept, Key, LISTENER_PLACES, LISTENING_PER_POD, ListenerKey,
+    ListeningKey, Origin, PodConfig, PortBlock, PortsKey, RangeKey, SLOTS_PER_POD, SetKey, SlotKey,
 };
 
 /// Enrolled pods. Written by attach and detach, read by every program. Full: attach fails and says so.
@@ -72,18 +69,6 @@ static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(16_384, 0);
 /// in for it is refused.
 #[map]
 static LISTENING: HashMap<ListeningKey, u64> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
-
-/// The look-ups under way: for each task that makes one, the pod that it is for. Written by the program in
-/// the pod's namespace, taken by `inbound` right after it. By task and not by CPU: with PREEMPT_RT, and where
-/// sock_diag looks up, other look-ups come in between on the same CPU. Full: the packet is dropped.
-#[map]
-static ENTERED: HashMap<u64, Entered> = HashMap::with_max_entries(4096, 0);
-
-/// The task that, as the guard, asks the kernel on this CPU who would get a packet: then `inbound` answers
-/// and counts nothing. Written by the guard around its question. With PREEMPT_RT two may ask on one CPU; then
-/// a packet may be counted by both, and is decided as without.
-#[map]
-static ASKING: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// The guarded pods, by the `classid` of their interfaces' filters; entry 0 is not used. Written by attach
 /// and detach, read by the guard. Full: attach fails and says so.
@@ -363,6 +348,22 @@ pub(crate) fn listened(cookie: u64, port: u32, socket: u64) {
     }
 }
 
+/// The place in LISTENERS that the next listener of this number takes over when all are taken: one after the
+/// other, so that the newest ones are all known.
+#[inline(always)]
+pub(crate) fn next_place(cookie: u64, number: u32) -> u32 {
+    let Some(claims) = CLAIMS.get_ptr_mut(cookie) else { return 0 };
+    let shift = number << 3;
+    let mut turns = 1_u64 << shift;
+    // SAFETY: the address is that of a number in a map's value, which is aligned; the kernel has the
+    // instruction since Linux 5.12.
+    unsafe {
+        let at = &raw mut (*claims).turns;
+        core::arch::asm!("{1} = atomic_fetch_add((u64 *)({0} + 0), {1})", in(reg) at, inout(reg) turns);
+    }
+    (turns >> shift) as u32 % LISTENER_PLACES
+}
+
 /// Whether a socket listens on an ephemeral port.
 #[inline(always)]
 pub(crate) fn is_listening(cookie: u64, port: u32) -> bool {
@@ -400,52 +401,11 @@ pub(crate) fn listeners_ptr() -> *mut core::ffi::c_void {
     (&raw const LISTENERS).cast_mut().cast()
 }
 
-/// The task that runs, as a number that no other task has at the same time. (In a softirq it is the
-/// interrupted one.)
-#[inline(always)]
-fn task() -> u64 {
-    // SAFETY: the helper takes no argument; what it returns is only compared.
-    unsafe { bpf_get_current_task() }
-}
-
-/// The cookie of the pod that this look-up is for, which the pod's own program left. Asked once in a run. A
-/// look-up that this one has interrupted is the next of its task.
-#[inline(always)]
-pub(crate) fn take_entered() -> u64 {
-    let task = task();
-    let Some(entered) = ENTERED.get_ptr_mut(task) else { return 0 };
-    // SAFETY: the entry is this task's own; what runs meanwhile as the same task interrupts it, and leaves
-    // the entry as it was.
-    let (cookie, below) = unsafe { ((*entered).cookie, (*entered).below) };
-    if below == 0 {
-        let _ = ENTERED.remove(task);
-    } else {
-        // SAFETY: as above.
-        unsafe { *entered = Entered { cookie: below, below: 0 } };
-    }
-    cookie
-}
-
 /// The pod that a filter's `classid` stands for; `None` without one. A copy: attach may give the entry to
 /// another pod. A free entry is no pod's, so that nothing is known of it: filters go before their entry does.
 #[inline(always)]
 pub(crate) fn guarded(index: u32) -> Option<GuardedPod> {
     if index == 0 { None } else { GUARD.get(index).copied() }
-}
-
-/// The guard begins or ends to ask on this CPU.
-#[inline(always)]
-pub(crate) fn asking(now: bool) {
-    if let Some(asking) = ASKING.get_ptr_mut(0) {
-        // SAFETY: the entry is this CPU's own, a word that is written at once.
-        unsafe { *asking = if now { task() } else { 0 } };
-    }
-}
-
-/// Whether the guard is asking.
-#[inline(always)]
-pub(crate) fn asked() -> bool {
-    ASKING.get(0).is_some_and(|asking| *asking == task())
 }
 
 /// This CPU's counters of a pod.

@@ -10,7 +10,6 @@ use aya_ebpf::bindings::{
     BPF_NOEXIST, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
     BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE, BPF_TCP_LISTEN,
 };
-use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::macros::sock_ops as hook;
 use aya_ebpf::programs::SockOpsContext;
 use redirect_common::{
@@ -87,19 +86,20 @@ fn listening(sock: &SockOps) {
     let Some(pod) = maps::pod(cookie) else { return };
     let Own(own) = sock.own();
     let (listener, ephemeral) = (pod.is_listener(own.port), pod.is_ephemeral(own.port));
+    let number = pod.listener_number(own.port, sock.family());
     if !maps::still(pod, cookie) {
         return;
     }
     if listener {
-        register(sock, cookie, own.port);
+        register(sock, cookie, own.port, number);
     } else if ephemeral && maps::listening(cookie, own.port, sock.socket()) {
         sock.watch_state();
     }
 }
 
-/// Registers a listener of the sidecar, in the place of another one when all are taken.
+/// Registers a listener of the sidecar, in the place of the oldest one when all are taken.
 #[inline(always)]
-fn register(sock: &SockOps, cookie: u64, port: u32) {
+fn register(sock: &SockOps, cookie: u64, port: u32, number: u32) {
     if sock.origin().is_some_and(|origin| origin.role == role::FOREIGN) {
         return count(cookie, Event::ListenerForeign);
     }
@@ -109,8 +109,7 @@ fn register(sock: &SockOps, cookie: u64, port: u32) {
             return count(cookie, Event::ListenerAdded);
         }
     }
-    // SAFETY: the helper has no argument.
-    let place = unsafe { bpf_get_prandom_u32() } % LISTENER_PLACES;
+    let place = maps::next_place(cookie, number);
     let replaced = sock.register(ListenerKey::new(cookie, port, family, place), 0);
     count(cookie, if replaced { Event::ListenerAdded } else { Event::ListenerRejected });
 }

@@ -86,7 +86,7 @@ fn find_crowded(v6: bool) -> Vec<SocketAddr> {
     let owner = |attempt: u32| {
         let wanted = slot_of(&last.into(), attempt);
         let mut all = (1..1 << 26).map(destination);
-        all.find(|to| slot_of(&(*to).into(), 0) == wanted).expect("4 million slots, 64 million destinations")
+        all.find(|to| slot_of(&(*to).into(), 0) == wanted).expect("2 million slots, 64 million destinations")
     };
     (0..TRIES).map(owner).chain([last]).collect()
 }

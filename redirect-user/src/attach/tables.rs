@@ -363,7 +363,7 @@ pub(crate) fn sweep(generation: &Generation, gone: impl Fn(u64) -> bool) -> Resu
     let mut paths = folders::list(&generation.maps())?;
     paths.sort_by_key(|path| (!path.ends_with("PODS"), path.clone()));
     let mut swept = BTreeSet::new();
-    // The keys of ENTERED are tasks, whose look-ups are under way.
+    // In version 3 the keys of ENTERED are tasks, whose look-ups are under way.
     for path in paths.into_iter().filter(|path| !path.ends_with("ENTERED")) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let failed = |source| Error::Sweep { map: name.clone(), source };

@@ -2,6 +2,8 @@
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
+use redirect_common::{PREFIX4, PREFIX4_BITS, PREFIX6, STEERED};
+
 use crate::kernel::hook::Hook;
 use crate::kernel::pins;
 use crate::kernel::sys::{self, SyscallError};
@@ -13,14 +15,14 @@ pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_
 /// Loads the program that is linked to a pod's namespace: it leaves the pod's cookie in ENTERED and goes on
 /// in `inbound`.
 ///
-/// The verifier walks 31 instructions here instead of all of `inbound` for every pod.
+/// The verifier walks 43 instructions here instead of all of `inbound` for every pod.
 ///
 /// # Errors
 /// A map is not pinned, or the kernel refuses the program.
 pub(crate) fn load_stub(node: &Node, cookie: u64) -> Result<OwnedFd, SyscallError> {
     let entered = sys::obj_get(&pins::current(node).map("ENTERED"))?;
     let inbound = sys::obj_get(&pins::current(node).map("INBOUND"))?;
-    sys::load_sk_lookup(&entry(cookie, entered.as_raw_fd(), inbound.as_raw_fd()), "inbound")
+    sys::load_sk_lookup(&stub(cookie, entered.as_raw_fd(), inbound.as_raw_fd()), "inbound")
 }
 
 /// Whether a pod's own program goes on in the programs that are installed now.
@@ -46,56 +48,79 @@ pub(crate) fn is_ours(program: u32, hook: Hook) -> bool {
 /// The instructions, 8 bytes each: code, registers (source in the upper half), offset, immediate;
 /// `linux/bpf.h` and Documentation/bpf/standardization/instruction-set.rst have the numbers.
 ///
-/// A look-up of sock_diag runs in a process and may be interrupted by a packet's, which then runs as the same
-/// task. So what the task has in ENTERED already is kept below ([`redirect_common::Entered`]).
-fn entry(cookie: u64, entered: i32, inbound: i32) -> Vec<u8> {
+/// A SYN over `lo` goes on only if it is steered ([`redirect_common::is_steered`]); for any other the
+/// kernel's own look-up is right. The look-up is left in ENTERED above the one that it has interrupted
+/// ([`redirect_common::Entered`]).
+fn stub(cookie: u64, entered: i32, inbound: i32) -> Vec<u8> {
     const MAP_LOOKUP_ELEM: i32 = 1;
-    const MAP_UPDATE_ELEM: i32 = 2;
     const TAIL_CALL: i32 = 12;
     const GET_CURRENT_TASK: i32 = 35;
+    // Offsets in `struct bpf_sk_lookup`; the index of `lo` in every network namespace.
+    const PROTOCOL: i16 = 12;
+    const LOCAL_IP4: i16 = 40;
+    const LOCAL_IP6: i16 = 44;
+    const INTERFACE: i16 = 64;
+    const LO: i32 = 1;
+    // The context has addresses in network byte order.
+    let word = |number: u32| number.to_be() as i32;
+    let (mask4, upper4) = (word(!0 << (32 - PREFIX4_BITS) | STEERED), word(PREFIX4 | STEERED));
     let mut code = Vec::new();
     let mut insn = |op: u8, dst: u8, src: u8, offset: i16, immediate: i32| {
         code.extend([op, dst | src << 4]);
         code.extend(offset.to_ne_bytes());
         code.extend(immediate.to_ne_bytes());
     };
-    // r6 = the context
+    // 0: r6 = the context. What is not TCP over lo goes on, at 19.
     insn(0xbf, 6, 1, 0, 0);
-    // *(u64 *)(r10 - 8) = bpf_get_current_task(), the key in ENTERED
+    insn(0x61, 1, 6, PROTOCOL, 0);
+    insn(0x55, 1, 0, 16, libc::IPPROTO_TCP);
+    insn(0x61, 1, 6, INTERFACE, 0);
+    insn(0x55, 1, 0, 14, LO);
+    // 5: so does an IPv4 address of the upper half. (Of the other family's fields each is 0.)
+    insn(0x61, 1, 6, LOCAL_IP4, 0);
+    insn(0x54, 1, 0, 0, mask4);
+    insn(0x16, 1, 0, 11, upper4);
+    // 8: no address of the IPv6 prefix: nothing to do, at 17.
+    insn(0x61, 1, 6, LOCAL_IP6, 0);
+    insn(0x56, 1, 0, 7, word(PREFIX6[0]));
+    insn(0x61, 1, 6, LOCAL_IP6 + 4, 0);
+    insn(0x56, 1, 0, 5, word(PREFIX6[1]));
+    // 12: one that is no slot's, or one of the upper half, goes on.
+    insn(0x61, 1, 6, LOCAL_IP6 + 8, 0);
+    insn(0x55, 1, 0, 5, 0);
+    insn(0x61, 1, 6, LOCAL_IP6 + 12, 0);
+    insn(0x54, 1, 0, 0, word(STEERED));
+    insn(0x55, 1, 0, 2, 0);
+    // 17: return SK_PASS
+    insn(0xb7, 0, 0, 0, 1);
+    insn(0x95, 0, 0, 0, 0);
+    // 19: r7 = bpf_get_current_task()
     insn(0x85, 0, 0, 0, GET_CURRENT_TASK);
-    insn(0x7b, 10, 0, -8, 0);
-    // at r10 - 24 the value: the cookie, and nothing below it
+    insn(0xbf, 7, 0, 0, 0);
+    // 21: r0 = bpf_map_lookup_elem(ENTERED, 0), at 41 if it is null; the 1 marks a map's descriptor
+    insn(0x62, 10, 0, -4, 0);
+    insn(0x18, 1, 1, 0, entered);
+    insn(0, 0, 0, 0, 0);
+    insn(0xbf, 2, 10, 0, 0);
+    insn(0x07, 2, 0, 0, -4);
+    insn(0x85, 0, 0, 0, MAP_LOOKUP_ELEM);
+    insn(0x15, 0, 0, 13, 0);
+    // 28: what is there goes below, and the task and the cookie on top
+    insn(0x79, 1, 0, 0, 0);
+    insn(0x7b, 0, 1, 16, 0);
+    insn(0x79, 1, 0, 8, 0);
+    insn(0x7b, 0, 1, 24, 0);
+    insn(0x7b, 0, 7, 0, 0);
     insn(0x18, 1, 0, 0, cookie as i32);
     insn(0, 0, 0, 0, (cookie >> 32) as i32);
-    insn(0x7b, 10, 1, -24, 0);
-    insn(0x7a, 10, 0, -16, 0);
-    // r0 = bpf_map_lookup_elem(ENTERED, r10 - 8); the 1 marks the immediate as a map's descriptor
-    insn(0x18, 1, 1, 0, entered);
-    insn(0, 0, 0, 0, 0);
-    insn(0xbf, 2, 10, 0, 0);
-    insn(0x07, 2, 0, 0, -8);
-    insn(0x85, 0, 0, 0, MAP_LOOKUP_ELEM);
-    // if r0 is not null, its cookie goes below ours
-    insn(0x15, 0, 0, 2, 0);
-    insn(0x79, 1, 0, 0, 0);
-    insn(0x7b, 10, 1, -16, 0);
-    // r0 = bpf_map_update_elem(ENTERED, r10 - 8, r10 - 24, 0); if it fails go to the end
-    insn(0x18, 1, 1, 0, entered);
-    insn(0, 0, 0, 0, 0);
-    insn(0xbf, 2, 10, 0, 0);
-    insn(0x07, 2, 0, 0, -8);
-    insn(0xbf, 3, 10, 0, 0);
-    insn(0x07, 3, 0, 0, -24);
-    insn(0xb7, 4, 0, 0, 0);
-    insn(0x85, 0, 0, 0, MAP_UPDATE_ELEM);
-    insn(0x55, 0, 0, 5, 0);
-    // bpf_tail_call(r6, INBOUND, 0)
+    insn(0x7b, 0, 1, 8, 0);
+    // 36: bpf_tail_call(r6, INBOUND, 0)
     insn(0xbf, 1, 6, 0, 0);
     insn(0x18, 2, 1, 0, inbound);
     insn(0, 0, 0, 0, 0);
     insn(0xb7, 3, 0, 0, 0);
     insn(0x85, 0, 0, 0, TAIL_CALL);
-    // Nowhere to go on: the node is not installed. return SK_DROP, closed.
+    // 41: nowhere to go on, the node is not installed. return SK_DROP, closed.
     insn(0xb7, 0, 0, 0, 0);
     insn(0x95, 0, 0, 0, 0);
     code
@@ -106,13 +131,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_entry_holds_the_cookie_and_jumps_to_its_end() {
-        let code = entry(0x1122_3344_5566_7788, 7, 9);
-        assert_eq!(code.len() % 8, 0);
+    fn the_stub_holds_the_cookie_and_every_jump_ends_where_it_should() {
+        let code = stub(0x1122_3344_5566_7788, 7, 9);
         let at = |slot: usize| &code[slot * 8..slot * 8 + 8];
-        assert_eq!(at(3)[4..], 0x5566_7788_u32.to_ne_bytes());
-        assert_eq!(at(4)[4..], 0x1122_3344_u32.to_ne_bytes());
-        // The jump at slot 23 skips 5 slots: to `r0 = 0` at slot 29, the last but one.
-        assert_eq!((at(23)[0], at(29)[0], code.len() / 8), (0x55, 0xb7, 31));
+        assert_eq!(at(33)[4..], 0x5566_7788_u32.to_ne_bytes());
+        assert_eq!(at(34)[4..], 0x1122_3344_u32.to_ne_bytes());
+        let target = |slot: usize| slot + 1 + i16::from_ne_bytes([at(slot)[2], at(slot)[3]]) as usize;
+        for on in [2, 4, 7, 13, 16] {
+            assert_eq!(target(on), 19, "{on}");
+        }
+        assert_eq!((target(9), target(11), target(27)), (17, 17, 41));
+        assert_eq!(code.len(), 43 * 8);
     }
 }
