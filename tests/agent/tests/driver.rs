@@ -160,10 +160,16 @@ impl Drop for Agent {
 
 /// Waits until something is so, for twenty seconds at most.
 #[track_caller]
-pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+pub(crate) fn until(what: &str, is_so: impl FnMut() -> bool) {
+    until_within(Duration::from_secs(20), what, is_so);
+}
+
+/// Waits until something is so, for so long at most.
+#[track_caller]
+pub(crate) fn until_within(patience: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + patience;
     while !is_so() {
-        assert!(Instant::now() < deadline, "not within twenty seconds: {what}");
+        assert!(Instant::now() < deadline, "not within {patience:?}: {what}");
         sleep(Duration::from_millis(20));
     }
 }

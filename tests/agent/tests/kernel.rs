@@ -1,7 +1,11 @@
 //! Pods that run: redirected although no plugin was called for them, and kept so.
 
+mod day;
+mod disorder;
 mod endurance;
+mod place;
 mod privileges;
+mod starting;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -265,19 +269,19 @@ fn what_belongs_to_a_pod_that_is_gone_is_collected() {
     });
 }
 
-/// The stamp of the installed programs becomes that of another build.
-fn age(node: &Node) {
+/// The stamp of the installed programs becomes that of another build, which is of this version.
+fn stamp(node: &Node, other: &str) {
     let version = fs::read_dir(node.bpffs().join("redirect-cni")).unwrap().next().unwrap().unwrap().path();
     let stamp = version.join("object");
     let maps = fs::read_link(&stamp).unwrap();
     let maps = maps.to_str().unwrap().split(' ').nth(2).unwrap().to_owned();
     fs::remove_file(&stamp).unwrap();
-    std::os::unix::fs::symlink(format!("0.0.1 0123456789abcdef {maps}"), &stamp).unwrap();
+    std::os::unix::fs::symlink(format!("{other} 0123456789abcdef {maps}"), &stamp).unwrap();
 }
 
-fn is_aged(node: &Node) -> bool {
+fn is_of(node: &Node, other: &str) -> bool {
     let version = fs::read_dir(node.bpffs().join("redirect-cni")).unwrap().next().unwrap().unwrap().path();
-    fs::read_link(version.join("object")).unwrap().to_str().unwrap().starts_with("0.0.1 ")
+    fs::read_link(version.join("object")).unwrap().to_str().unwrap().starts_with(&format!("{other} "))
 }
 
 #[test]
@@ -287,7 +291,7 @@ fn new_programs_are_tried_aside_and_old_ones_stay_when_they_fail() {
         let (pod, other) = (node.pod("web"), Other::new(node));
         let (_sidecar, app) = (pod.sidecar(), pod.app());
         node.attach(&pod, &[]);
-        age(node);
+        stamp(node, "0.0.1");
         // The scratch pod's sidecar cannot become its user: the trial fails.
         let arguments = ["--listen", &world.address.to_string(), "--verify"];
         let kubeconfig = world.api.kubeconfig(node.dir());
@@ -296,13 +300,36 @@ fn new_programs_are_tried_aside_and_old_ones_stay_when_they_fail() {
         until("the trial has failed", || {
             get(world.address, "/readyz").1.contains("verify: the new programs")
         });
-        assert!(is_aged(node), "the old programs stay: {}", world.log());
+        assert!(is_of(node, "0.0.1"), "the old programs stay: {}", world.log());
         assert!(other.captures(&app, false, 8080));
         drop(agent);
         let _agent = world.agent(&["--verify"]);
         until("the node is ready", || get(world.address, "/readyz").0 == 200);
-        assert!(!is_aged(node), "running pods have the new programs: {}", world.log());
+        assert!(!is_of(node, "0.0.1"), "running pods have the new programs: {}", world.log());
         assert!(other.captures(&app, false, 8080));
         assert_eq!(node.attached(), ["web"], "the scratch pod is gone");
+    });
+}
+
+#[test]
+fn an_older_agent_takes_a_node_back_to_its_programs_and_its_plugin_leaves_newer_ones() {
+    kernel_test(|node| {
+        let world = World::new(node);
+        let (pod, next, other) = (node.pod("web"), node.pod("next"), Other::new(node));
+        let (_sidecar, app) = (pod.sidecar(), pod.app());
+        node.attach(&pod, &[]);
+        stamp(node, "99.0.0");
+        // A pod that starts before the agent is back has the newer programs, which stay.
+        node.attach(&next, &[]);
+        assert!(is_of(node, "99.0.0"));
+        let stream = app.connect(other.pod.at(false, 8080)).unwrap();
+        let _agent = world.agent(&["--verify"]);
+        until("the node is ready", || get(world.address, "/readyz").0 == 200);
+        assert!(!is_of(node, "99.0.0"), "the newer programs are gone: {}", world.log());
+        assert!(world.log().contains("running pods have the new programs"), "{}", world.log());
+        assert_eq!(stream.seen().listener, 15001, "a connection from before lives on");
+        assert!(other.captures(&app, false, 8080));
+        // `redirect list` fails where a pod is not as it was attached.
+        assert_eq!(node.json(&["list"]).as_array().map(Vec::len), Some(2));
     });
 }

@@ -1,123 +1,96 @@
-//! Traffic goes on while agent and programs come and go, and pods that come and go leave nothing behind.
+//! Traffic goes on while agents, plugin and programs of two versions take turns.
 
-use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use harness::cli::Outcome;
+use harness::chain::Chain;
+use harness::dns::message;
 use harness::envoy::{Bootstrap, Envoy};
-use harness::{Node, Pod, Process, Service, Socket, kernel_test};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use harness::{DnsProxy, Node, Pod, Process, Service, Socket, kernel_test};
+use serde_json::Value;
 
 use super::World;
-use crate::driver::{Agent, until};
-use crate::pods::{open_files, resident};
+use super::disorder::Disorder;
+use super::place::sandbox;
 
 /// The port that the applications serve on.
 const PORT: u16 = 8080;
 /// Connections that stay open all the time.
 const STREAMS: usize = 64;
+/// Requests follow one another so fast.
+const PACE: Duration = Duration::from_millis(20);
+/// Two of each version, one of which is killed early.
+const ROUNDS: u32 = 4;
+/// A name server without an owner: an answer can only come from the sidecar.
+const SERVER: &str = "192.0.2.53:53";
 
-/// A pod with a real Envoy and an application.
+/// A pod with a real Envoy, a DNS proxy and an application.
 struct Member {
     pod: Pod,
     app: Process,
-    _envoy: Envoy,
+    envoy: Envoy,
+    _dns: DnsProxy,
 }
 
 impl Member {
-    fn new(node: &Node, name: &str) -> Member {
+    fn new(node: &Node, chain: &Chain, name: &str) -> Member {
         let pod = node.pod(name);
-        node.attach(&pod, &[]);
+        chain.add(&sandbox(&pod)).expect("the plugin redirects the pod");
         let cgroup = pod.container("istio-proxy");
         let bootstrap = Bootstrap::default();
         let envoy = Envoy::start(name, pod.netns(), &cgroup, &bootstrap, node.dir()).expect("Envoy starts");
-        let app = pod.app();
+        let (app, dns) = (pod.app(), DnsProxy::start(&pod));
         app.serve(&[pod.at(false, PORT)], Service::Echo).unwrap();
-        Member { pod, app, _envoy: envoy }
+        Member { pod, app, envoy, _dns: dns }
+    }
+
+    /// Asks for a name, connects, and has an answer.
+    fn request(&self, number: u16, to: SocketAddr) {
+        let server: SocketAddr = SERVER.parse().unwrap();
+        let asks = self.app.udp(false);
+        let asked = asks.send_to(&message::question(number, "two"), server);
+        asked.unwrap_or_else(|error| panic!("question {number}: {error}"));
+        let answer = asks.receive(512).unwrap_or_else(|error| panic!("answer {number}: {error}"));
+        assert_eq!((message::id(&answer.data), answer.from), (number, Some(server)));
+        let socket = self.app.connect(to).unwrap_or_else(|error| panic!("request {number}: {error}"));
+        socket.expect_echo(b"hello");
     }
 }
 
 #[test]
-fn no_request_fails_while_the_agent_is_killed_and_programs_are_replaced() {
+fn no_request_fails_while_agent_plugin_and_programs_are_killed_upgraded_and_rolled_back() {
     kernel_test(|node| {
         let world = World::new(node);
-        let (one, two) = (Member::new(node, "one"), Member::new(node, "two"));
+        let disorder = Disorder::new(&world);
+        let chain = disorder.installed();
+        let (mut one, two) = (Member::new(node, &chain, "one"), Member::new(node, &chain, "two"));
         let to = two.pod.at(false, PORT);
         let streams: Vec<Socket> = (0..STREAMS).map(|_| one.app.connect(to).unwrap()).collect();
         streams.iter().for_each(|stream| stream.expect_echo(b"before"));
-        world.tell(&one.pod, |_| {});
-        world.tell(&two.pod, |_| {});
-        let (stop, rounds) = (AtomicBool::new(false), AtomicU32::new(0));
-        let (bpffs, state, dir) = (node.bpffs().to_owned(), node.state_dir(), node.dir().to_owned());
-        let kubeconfig = world.api.kubeconfig(&dir);
-        let redirect = || {
-            let mut command = Command::new(harness::binary("redirect"));
-            command.arg("--bpffs").arg(&bpffs).arg("--state-dir").arg(&state);
-            command
-        };
-        let requests = std::thread::scope(|scope| {
-            let disorder = scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
-                    let modes = ["--repair-pods", "--live-policy"];
-                    let agent = Agent::start_on(redirect(), &dir, &kubeconfig, &modes);
-                    std::thread::sleep(Duration::from_millis(500));
-                    kill(Pid::from_raw(i32::try_from(agent.pid()).unwrap()), Signal::SIGKILL).unwrap();
-                    let upgraded = Outcome::of(redirect().arg("upgrade"));
-                    assert_eq!(upgraded.code, Some(0), "{upgraded:?}");
-                    rounds.fetch_add(1, Ordering::Relaxed);
-                }
-            });
-            let mut requests = 0;
-            let end = Instant::now() + Duration::from_secs(10);
-            while Instant::now() < end && !disorder.is_finished() {
-                let socket =
-                    one.app.connect(to).unwrap_or_else(|error| panic!("request {requests}: {error}"));
-                socket.expect_echo(b"hello");
+        let ((requests, slowest), rounds) = disorder.during(|rounds| {
+            let (mut requests, mut slowest) = (0, Duration::ZERO);
+            while rounds() < ROUNDS {
+                let begun = Instant::now();
+                one.request(requests, to);
+                slowest = slowest.max(begun.elapsed());
+                let stream = &streams[usize::from(requests) % STREAMS];
+                stream.expect_echo(b"meanwhile");
                 requests += 1;
-                std::thread::sleep(Duration::from_millis(20));
+                std::thread::sleep(PACE.saturating_sub(begun.elapsed()));
             }
-            stop.store(true, Ordering::Relaxed);
-            disorder.join().unwrap();
-            requests
+            (requests, slowest)
         });
         streams.iter().for_each(|stream| stream.expect_echo(b"after"));
-        let rounds = rounds.load(Ordering::Relaxed);
-        assert!(requests > 100 && rounds >= 3, "{requests} requests, {rounds} rounds");
-        println!("{requests} requests and {STREAMS} streams went through {rounds} kills and upgrades");
-    });
-}
-
-#[test]
-fn pods_that_come_and_go_leave_memory_files_and_maps_as_they_were() {
-    kernel_test(|node| {
-        let world = World::new(node);
-        let pods: Vec<Pod> = (0..4).map(|number| node.pod(&format!("web-{number}"))).collect();
-        let agent = world.agent(&["--repair-pods", "--live-policy"]);
-        let round = |number: u32| {
-            for pod in &pods {
-                world.tell(pod, |_| {});
-                node.attach(pod, &["--exclude-outbound-ports", &(9000 + number).to_string()]);
-            }
-            if number.is_multiple_of(5) {
-                world.api.cut();
-            }
-            for pod in &pods {
-                node.detach(pod);
-                world.api.store().remove(apiserver::Kind::PODS, "shop", pod.name());
-            }
-        };
-        (0..5).for_each(round);
-        let (memory, files) = (resident(agent.pid()), open_files(agent.pid()));
-        (5..35).for_each(round);
-        until("nothing is attached", || node.attached().is_empty());
-        until("connections and sockets are closed", || open_files(agent.pid()) <= files + 2);
-        for (map, entries) in node.map_entries() {
-            assert_eq!(entries, 0, "{map}");
+        assert!(requests > 100, "{requests} requests, {rounds} rounds");
+        // Each of them went through the sidecar; streams are not logged before they end.
+        let logged = one.envoy.wait_for_entries(usize::from(requests)).unwrap();
+        let outbound = logged.iter().filter(|entry| entry.original_dst == to).count();
+        assert_eq!(outbound, usize::from(requests));
+        println!(
+            "{requests} requests with names, none failed, the slowest took {slowest:?}; {STREAMS} streams; {rounds} rounds"
+        );
+        for member in [&one, &two] {
+            chain.del(&sandbox(&member.pod), &Value::Null).unwrap();
         }
-        let grown = resident(agent.pid()).saturating_sub(memory);
-        assert!(grown < 3072, "120 pods later the agent has {grown} kB more than {memory} kB");
-        println!("120 pods: {grown} kB more than {memory} kB");
     });
 }
