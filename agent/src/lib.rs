@@ -5,13 +5,14 @@
 //! questions, [`logs`] takes its lines. [`conflist`] puts the plugin and its entry in their places and keeps
 //! them there. [`repair`] looks after pods that run, by the plugin's own [`rules`]. [`state`] is what is
 //! known of the node, [`metrics`] what is shown of it, and [`http`] where. [`trial`] tries programs before
-//! pods get them.
+//! pods get them. [`memory`] keeps the process small.
 
 pub mod api;
 pub mod conflist;
 pub mod http;
 pub mod logs;
 pub mod manifests;
+pub mod memory;
 pub mod metrics;
 pub mod pod;
 pub mod repair;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail};
 use redirect_agent::api::Access;
 use redirect_agent::conflist::keep::Plan;
+use redirect_agent::memory;
 use redirect_agent::repair::Modes;
 use redirect_agent::rules;
 use redirect_agent::run::{self, Options, Source};
@@ -92,6 +93,7 @@ enum LogFormat {
 
 /// Serves until SIGINT or SIGTERM, and takes the socket away at the end. Nothing else is removed.
 pub(crate) fn run(node: &Node, args: &Args) -> Result<ExitCode> {
+    memory::give_back();
     let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_target(false);
     match args.log_format {
         LogFormat::Text => log.init(),

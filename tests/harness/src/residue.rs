@@ -64,6 +64,12 @@ impl Residue {
         Residue { things }
     }
 
+    /// How many things are named so at the beginning, for example `link `.
+    #[must_use]
+    pub fn count(&self, kind: &str) -> usize {
+        self.things.iter().filter(|thing| thing.starts_with(kind)).count()
+    }
+
     /// What is here now and was not at the time of `self`. The kernel frees programs, maps and sockets some
     /// time after the last reference is gone, so this looks again until nothing is left or the time is over.
     ///

@@ -1,4 +1,4 @@
-//! The node's network configuration and plugins: an agent keeps them, and a runtime calls what it finds there.
+//! The node's network configuration and plugins: an agent keeps them, and a runtime calls what it finds.
 
 use std::fs;
 use std::path::{Path, PathBuf};
