@@ -3,6 +3,7 @@
 mod day;
 mod disorder;
 mod endurance;
+mod leaving;
 mod place;
 mod privileges;
 mod starting;
