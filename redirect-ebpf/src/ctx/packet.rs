@@ -1,8 +1,8 @@
 //! The context of a clsact filter: what of a packet opens a connection, and what can be done with it.
 //!
-//! Headers are read by `bpf_skb_load_bytes_relative()`: it finds them in paged and in segmented packets
-//! alike, and from the network header on, which is also where it is for interfaces without a link layer
-//! (tun).
+//! What goes on with a connection is recognised in the frame itself. Other headers are read by
+//! `bpf_skb_load_bytes_relative()`: it finds them in paged and in segmented packets alike, and from the
+//! network header on, which is also where it is for interfaces without a link layer (tun).
 
 use core::mem::MaybeUninit;
 
@@ -29,6 +29,10 @@ const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
 /// More extension headers than this are taken for an attempt to hide what follows.
 const MOST_EXTENSIONS: u32 = 8;
+
+/// More fragments follow, or this one is not the first: `IP_MF` and `IP_OFFSET` of `net/ip.h`, as they lie in
+/// memory.
+const MORE_OR_LATER: u16 = 0x3fff_u16.to_be();
 
 /// The flags of a TCP header.
 const SYN: u8 = 0x02;
@@ -222,6 +226,9 @@ impl Packet {
     /// What the packet opens; `None` for all that the guard does not look at.
     #[inline(always)]
     pub(crate) fn opening(&self) -> Option<Opening> {
+        if self.goes_on_with_a_connection() {
+            return None;
+        }
         let start = self.start()?;
         if start.protocol == IPV4 {
             self.opening4(start)
@@ -230,6 +237,45 @@ impl Packet {
         } else {
             None
         }
+    }
+
+    /// Whether it is a plain TCP segment, other than a SYN, in an Ethernet frame: nearly every packet is, and
+    /// this reads it without a call. False says nothing.
+    ///
+    /// Where the interface has no link layer the frame begins with the IP header, whose first four bits are
+    /// the version. So a frame that begins with these is looked at in the other way.
+    #[inline(always)]
+    fn goes_on_with_a_connection(&self) -> bool {
+        const ETHERNET: usize = 14;
+        let (protocol, start, end) = (
+            field!(self.ctx, protocol),
+            field!(self.ctx, data) as usize,
+            field!(self.ctx, data_end) as usize,
+        );
+        let (version, tcp) = if protocol == IPV4 {
+            (4, ETHERNET + size_of::<Ipv4Header>())
+        } else if protocol == IPV6 {
+            (6, ETHERNET + size_of::<Ipv6Header>())
+        } else {
+            return false;
+        };
+        if start + tcp + size_of::<TcpHeader>() > end {
+            return false;
+        }
+        // SAFETY: `at` is below what was compared with the packet's end.
+        let byte = |at: usize| unsafe { ((start + at) as *const u8).read() };
+        let half = |at: usize| unsafe { ((start + at) as *const u16).read_unaligned() };
+        let plain = if version == 4 {
+            byte(ETHERNET) == 0x45
+                && half(ETHERNET + 6) & MORE_OR_LATER == 0
+                && u32::from(byte(ETHERNET + 9)) == TCP
+        } else {
+            u32::from(byte(ETHERNET + 6)) == TCP
+        };
+        plain
+            && byte(0) >> 4 != version
+            && u32::from(half(ETHERNET - 2)) == protocol
+            && byte(tcp + 13) & (SYN | ACK) != SYN
     }
 
     /// A tag that the interface does not carry beside the packet is in front of its network header.
