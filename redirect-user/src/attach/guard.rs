@@ -10,7 +10,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use redirect_common::GuardedPod;
 
-use crate::attach::Error;
+use crate::attach::error::Error;
 use crate::attach::guarded::Guarded;
 use crate::attach::record::{self, Attachment, GuardRecord, GuardedInterface};
 use crate::kernel::filter::Filter;

@@ -9,9 +9,10 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
+use crate::attach::error::Error;
 use crate::attach::record::{Attachment, NetnsChanges};
 use crate::attach::survey::{MOST_ADDRESSES, Survey, survey};
-use crate::attach::{Error, guard, tables};
+use crate::attach::{guard, tables};
 use crate::node::Node;
 use crate::node::lock::NodeLock;
 use crate::pod::netns::{self, Ipv6, LocalRoute, Netns};
