@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
-use harness::istio;
 use harness::netns::NetNs;
+use harness::{Family, istio};
 use ipnet::IpNet;
 use redirect_user::policy::{InterceptionMode, Policy};
 
@@ -26,14 +26,18 @@ impl Backend {
     }
 
     /// `ip6tables-legacy-save` and so on.
-    pub(crate) fn command(self, v6: bool, suffix: &str) -> String {
-        format!("{}-{}{suffix}", if v6 { "ip6tables" } else { "iptables" }, self.name())
+    pub(crate) fn command(self, family: Family, suffix: &str) -> String {
+        let program = match family {
+            Family::V4 => "iptables",
+            Family::V6 => "ip6tables",
+        };
+        format!("{program}-{}{suffix}", self.name())
     }
 }
 
 /// The input of `iptables-restore`: capture everything, with these ranges excluded.
-fn text(v6: bool, excluded: &[IpNet]) -> String {
-    istio::nat(&Policy { exclude_outbound_ip_ranges: excluded.to_vec(), ..Policy::default() }, v6)
+fn text(family: Family, excluded: &[IpNet]) -> String {
+    istio::nat(&Policy { exclude_outbound_ip_ranges: excluded.to_vec(), ..Policy::default() }, family)
 }
 
 /// One command of the plugin: its line, and what it reads.
@@ -77,52 +81,52 @@ pub(crate) fn input_of(text: &str) -> Result<Stdio> {
 /// own, and saves once more for its log.
 pub(crate) fn steps(backend: Backend) -> Vec<Step> {
     const PROBE: [&str; 8] = ["-t", "filter", "INPUT", "-p", "255", "-j", "DROP", "-A"];
-    let save = |v6| Step::new(backend.command(v6, "-save"), &[]);
-    let rule = |v6, verb| {
+    let save = |family| Step::new(backend.command(family, "-save"), &[]);
+    let rule = |family, verb| {
         let [t, filter, chain, rest @ .., _] = PROBE;
-        Step::new(backend.command(v6, ""), &[&[t, filter, verb, chain], &rest[..]].concat())
+        Step::new(backend.command(family, ""), &[&[t, filter, verb, chain], &rest[..]].concat())
     };
     let mut steps = Vec::new();
-    for v6 in [false, true] {
-        let version = Step::new(backend.command(v6, "-save"), &["--version"]);
-        steps.extend([save(v6), version, rule(v6, "-A"), rule(v6, "-D")]);
+    for family in Family::ALL {
+        let version = Step::new(backend.command(family, "-save"), &["--version"]);
+        steps.extend([save(family), version, rule(family, "-A"), rule(family, "-D")]);
     }
-    steps.extend([save(false), save(true)]);
-    steps.extend([false, true].map(|v6| restore(backend, v6, &[])));
-    steps.extend([save(false), save(true)]);
+    steps.extend([save(Family::V4), save(Family::V6)]);
+    steps.extend(Family::ALL.map(|family| restore(backend, family, &[])));
+    steps.extend([save(Family::V4), save(Family::V6)]);
     steps
 }
 
-fn restore(backend: Backend, v6: bool, excluded: &[IpNet]) -> Step {
+fn restore(backend: Backend, family: Family, excluded: &[IpNet]) -> Step {
     let arguments: &[&str] = match backend {
         Backend::Legacy => &["--noflush", "--wait=30"],
         Backend::Nft => &["--noflush"],
     };
-    Step { input: text(v6, excluded), ..Step::new(backend.command(v6, "-restore"), arguments) }
+    Step { input: text(family, excluded), ..Step::new(backend.command(family, "-restore"), arguments) }
 }
 
 /// Gives a namespace the rules of both families, and nothing else.
 pub(crate) fn apply(netns: &NetNs, backend: Backend, excluded: &[IpNet]) -> Result<()> {
-    load(netns, backend, |v6| restore(backend, v6, excluded))
+    load(netns, backend, |family| restore(backend, family, excluded))
 }
 
 /// The same in TPROXY mode, with the routes that marked packets take.
 pub(crate) fn apply_tproxy(netns: &NetNs, backend: Backend) -> Result<()> {
     let policy = Policy { interception_mode: InterceptionMode::Tproxy, ..Policy::default() };
     istio::route_marked(netns);
-    load(netns, backend, |v6| Step {
-        input: istio::nat(&policy, v6) + &istio::mangle(&policy, v6),
-        ..restore(backend, v6, &[])
+    load(netns, backend, |family| Step {
+        input: istio::nat(&policy, family) + &istio::mangle(&policy, family),
+        ..restore(backend, family, &[])
     })
 }
 
-fn load(netns: &NetNs, backend: Backend, restore: impl Fn(bool) -> Step) -> Result<()> {
-    for v6 in [false, true] {
-        let mut command = restore(v6).command(netns)?;
+fn load(netns: &NetNs, backend: Backend, restore: impl Fn(Family) -> Step) -> Result<()> {
+    for family in Family::ALL {
+        let mut command = restore(family).command(netns)?;
         netns.enter(&mut command, None);
         let output = command.stderr(Stdio::piped()).output().context("starting iptables-restore")?;
         let problem = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "{}: {problem}", backend.command(v6, "-restore"));
+        ensure!(output.status.success(), "{}: {problem}", backend.command(family, "-restore"));
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-use harness::{Capabilities, Node, Pod, istio};
+use harness::{Capabilities, Family, Node, Pod, istio};
 use redirect_user::attach::record;
 use redirect_user::attach::replan::replan;
 use redirect_user::attach::{self, Request};
@@ -42,8 +42,8 @@ impl Enforcer {
             Enforcer::Iptables => {
                 // Istio does this too, so that Envoy can bind its connections to the application to it.
                 pod.netns().ip("addr replace ::6/128 dev lo");
-                for v6 in [false, true] {
-                    load_rules(node, pod, policy, v6);
+                for family in Family::ALL {
+                    load_rules(node, pod, policy, family);
                 }
             }
             Enforcer::Ours => {
@@ -83,10 +83,13 @@ pub(crate) fn assert_guard_idle(node: &Node, pod: &Pod) {
     assert!(refused.is_empty(), "the guard refused what should pass: {refused:?}");
 }
 
-fn load_rules(node: &Node, pod: &Pod, policy: &Policy, v6: bool) {
-    let program = if v6 { "ip6tables-legacy-restore" } else { "iptables-legacy-restore" };
+fn load_rules(node: &Node, pod: &Pod, policy: &Policy, family: Family) {
+    let program = match family {
+        Family::V4 => "iptables-legacy-restore",
+        Family::V6 => "ip6tables-legacy-restore",
+    };
     // All tables, so that nothing of an earlier policy stays.
-    let input = istio::nat(policy, v6) + &istio::raw(policy, v6) + &istio::mangle(policy, v6);
+    let input = istio::nat(policy, family) + &istio::raw(policy, family) + &istio::mangle(policy, family);
     let mut command = Command::new(program);
     // A lock of our own: the machine's is none of our business.
     command.env("XTABLES_LOCKFILE", node.dir().join("xtables.lock"));

@@ -3,9 +3,6 @@
 //!
 //! On the stage this program is the first process. The same program is what the runtime takes for runc.
 
-#[path = "../tests/helm.rs"]
-#[expect(dead_code, reason = "the other tests ask for more")]
-mod helm;
 mod node;
 mod scenario;
 

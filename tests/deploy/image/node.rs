@@ -17,7 +17,7 @@ use harness::runtime::{CGROUPS, Setup};
 use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
 
-use crate::helm::{Rendered, strings};
+use redirect_deploy_tests::helm::{self, Rendered, strings};
 
 /// The node's address in the pods' network.
 const ADDRESS: &str = "10.88.0.1";
@@ -143,7 +143,7 @@ impl Node {
         cgroup_parent: String,
     ) -> PodSandboxConfig {
         let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
-        let namespace = if name == "agent" { crate::helm::NAMESPACE } else { "shop" };
+        let namespace = if name == "agent" { helm::NAMESPACE } else { "shop" };
         let options =
             NamespaceOption { network: NAMESPACE_POD, pid, ipc: NAMESPACE_POD, target_id: String::new() };
         let metadata =

@@ -10,8 +10,8 @@ use apiserver::Kind;
 use harness::runtime::cri::messages::NAMESPACE_CONTAINER;
 use serde_json::{Value, json};
 
-use crate::helm::Helm;
 use crate::node::{NAME, Node, Pod, probe};
+use redirect_deploy_tests::helm::Helm;
 
 const INJECTED: (&str, &str) = ("sidecar.istio.io/status", "{}");
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -8,7 +8,7 @@ use std::process::Command;
 use harness::binary;
 use serde_json::{Value, json};
 
-use crate::helm::{self, Helm, Rendered, strings};
+use redirect_deploy_tests::helm::{self, Helm, Rendered, strings};
 
 const PLATFORMS: [&str; 7] = ["", "gke", "k3s", "k3d", "microk8s", "minikube", "openshift"];
 /// The values of `repair`, by the mode that is in force then.

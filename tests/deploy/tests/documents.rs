@@ -6,8 +6,8 @@ use std::fs;
 use harness::MachineLock;
 use serde_json::{Value, json};
 
-use crate::helm::{Helm, root};
 use crate::packages::{Debian, say};
+use redirect_deploy_tests::helm::{Helm, root};
 
 fn page(name: &str) -> String {
     fs::read_to_string(root().join("docs").join(name)).expect("the page")

@@ -3,7 +3,6 @@
 
 mod chart;
 mod documents;
-mod helm;
 mod kubectl;
 mod metrics;
 mod packages;

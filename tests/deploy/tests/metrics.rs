@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use redirect_common::stats::Event;
 use serde_json::Value;
 
-use crate::helm::{chart, root};
+use redirect_deploy_tests::helm::{chart, root};
 
 const PREFIX: &str = "redirect_cni_";
 

@@ -10,7 +10,7 @@ use std::process::{Command, Output, Stdio};
 use harness::{MachineLock, binary};
 use serde_json::Value;
 
-use crate::helm::{Helm, root};
+use redirect_deploy_tests::helm::{Helm, root};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The network that a node has before us.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use apiserver::{ApiServer, Kind};
 use serde_json::{Value, json};
 
-use crate::helm::{Helm, strings};
+use redirect_deploy_tests::helm::{Helm, strings};
 
 /// A group, a resource and a verb.
 type Right = (String, String, String);

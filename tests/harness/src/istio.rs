@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 
 use ipnet::IpNet;
+use redirect_common::addr::Family;
 use redirect_user::policy::{InterceptionMode, OwnerGroups, Policy, Ports, Ranges};
 
 mod tproxy;
@@ -15,16 +16,16 @@ pub use tproxy::{mangle, route_marked};
 /// The table `nat` of one family. Its chains are emptied first, those of the kernel too, unless the command
 /// is told not to (`--noflush`).
 #[must_use]
-pub fn nat(policy: &Policy, v6: bool) -> String {
-    let mut rules = Rules { text: String::new(), policy, v6 };
+pub fn nat(policy: &Policy, family: Family) -> String {
+    let mut rules = Rules { text: String::new(), policy, family };
     rules.nat();
     rules.text
 }
 
 /// The table `raw`, which has rules where DNS is captured.
 #[must_use]
-pub fn raw(policy: &Policy, v6: bool) -> String {
-    let mut rules = Rules { text: String::new(), policy, v6 };
+pub fn raw(policy: &Policy, family: Family) -> String {
+    let mut rules = Rules { text: String::new(), policy, family };
     rules.raw();
     rules.text
 }
@@ -32,7 +33,7 @@ pub fn raw(policy: &Policy, v6: bool) -> String {
 struct Rules<'a> {
     text: String,
     policy: &'a Policy,
-    v6: bool,
+    family: Family,
 }
 
 impl Rules<'_> {
@@ -41,15 +42,21 @@ impl Rules<'_> {
     }
 
     fn localhost(&self) -> &'static str {
-        if self.v6 { "::1/128" } else { "127.0.0.1/32" }
+        match self.family {
+            Family::V4 => "127.0.0.1/32",
+            Family::V6 => "::1/128",
+        }
     }
 
     fn passthrough(&self) -> &'static str {
-        if self.v6 { "::6/128" } else { "127.0.0.6/32" }
+        match self.family {
+            Family::V4 => "127.0.0.6/32",
+            Family::V6 => "::6/128",
+        }
     }
 
     fn of_family<'r>(&self, ranges: &'r [IpNet]) -> Vec<&'r IpNet> {
-        ranges.iter().filter(|range| matches!(range, IpNet::V6(_)) == self.v6).collect()
+        ranges.iter().filter(|range| Family::of(&range.addr()) == self.family).collect()
     }
 
     fn nat(&mut self) {
@@ -231,10 +238,10 @@ mod tests {
             -A ISTIO_OUTPUT -m owner --gid-owner 1337 -j RETURN\n\
             -A ISTIO_OUTPUT -d ::1/128 -j RETURN\n\
             -A ISTIO_OUTPUT -j ISTIO_REDIRECT\n";
-        let text = nat(&Policy::default(), true);
+        let text = nat(&Policy::default(), Family::V6);
         let rules: String =
             text.lines().filter(|line| line.starts_with("-A")).map(|line| format!("{line}\n")).collect();
         assert_eq!(rules, expected);
-        assert!(!raw(&Policy::default(), true).contains("zone"));
+        assert!(!raw(&Policy::default(), Family::V6).contains("zone"));
     }
 }

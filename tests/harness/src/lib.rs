@@ -49,6 +49,7 @@ pub use pod::Pod;
 pub use process::{Capabilities, Process, User};
 pub use protocol::{Seen, Service};
 pub use redirect_common::Event;
+pub use redirect_common::addr::Family;
 pub use residue::Residue;
 pub use sidecar::Sidecar;
 pub use sockets::{Level, Socket};

@@ -4,6 +4,7 @@
 
 use std::process::Command;
 
+use redirect_common::addr::Family;
 use redirect_user::policy::{InterceptionMode, Policy, Ports};
 
 use super::Rules;
@@ -21,8 +22,8 @@ pub fn route_marked(netns: &NetNs) {
 
 /// The table `mangle` of one family.
 #[must_use]
-pub fn mangle(policy: &Policy, v6: bool) -> String {
-    let mut rules = Rules { text: String::new(), policy, v6 };
+pub fn mangle(policy: &Policy, family: Family) -> String {
+    let mut rules = Rules { text: String::new(), policy, family };
     rules.text.push_str("*mangle\n");
     for chain in ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"] {
         rules.text.push_str(&format!(":{chain} ACCEPT [0:0]\n"));
@@ -113,11 +114,11 @@ mod tests {
             -A OUTPUT ! -d 127.0.0.1/32 -p tcp -o lo -m owner --uid-owner 1337 -j MARK --set-mark 1338\n\
             -A OUTPUT ! -d 127.0.0.1/32 -p tcp -o lo -m owner --gid-owner 1337 -j MARK --set-mark 1338\n\
             -A OUTPUT -p tcp -m connmark --mark 1337 -j CONNMARK --restore-mark\n";
-        let text = mangle(&policy, false);
+        let text = mangle(&policy, Family::V4);
         let rules: String =
             text.lines().filter(|line| line.starts_with("-A")).map(|line| format!("{line}\n")).collect();
         assert_eq!(rules, expected);
-        assert!(!super::super::nat(&policy, false).contains("PREROUTING -p tcp"));
-        assert!(!mangle(&Policy::default(), false).contains("-A"));
+        assert!(!super::super::nat(&policy, Family::V4).contains("PREROUTING -p tcp"));
+        assert!(!mangle(&Policy::default(), Family::V4).contains("-A"));
     }
 }

@@ -7,20 +7,21 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use serde_json::{Value, json};
 
 /// The namespace that the chart is installed to.
-pub(crate) const NAMESPACE: &str = "istio-system";
+pub const NAMESPACE: &str = "istio-system";
 
 /// The root of the repository.
-pub(crate) fn root() -> &'static Path {
+pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("the repository is above this package")
 }
 
 /// The chart's folder.
-pub(crate) fn chart() -> PathBuf {
+pub fn chart() -> PathBuf {
     root().join("deploy/helm/redirect-cni")
 }
 
 /// A running engine.
-pub(crate) struct Helm {
+#[derive(Debug)]
+pub struct Helm {
     child: Child,
     requests: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
@@ -28,19 +29,21 @@ pub(crate) struct Helm {
 
 /// What a chart became.
 #[derive(Clone, Debug)]
-pub(crate) struct Rendered {
-    pub(crate) objects: Vec<Value>,
-    pub(crate) notes: String,
+pub struct Rendered {
+    /// Its objects.
+    pub objects: Vec<Value>,
+    /// What Helm prints after an installation.
+    pub notes: String,
 }
 
 impl Helm {
     /// Starts it. `cargo xtask setup deploy` has put the two packages into the cache.
-    pub(crate) fn start() -> Helm {
+    pub fn start() -> Helm {
         Helm::of(&chart())
     }
 
     /// Starts it for a chart: a folder or an archive.
-    pub(crate) fn of(chart: &Path) -> Helm {
+    pub fn of(chart: &Path) -> Helm {
         let cache = harness::envoy::cache().expect("a cache for tools: set HOME");
         let mut child = Command::new("/usr/bin/python3")
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("helm.py"))
@@ -64,7 +67,7 @@ impl Helm {
     }
 
     /// Renders and validates it, or says what is wrong.
-    pub(crate) fn try_render(&mut self, values: &Value) -> Result<Rendered, String> {
+    pub fn try_render(&mut self, values: &Value) -> Result<Rendered, String> {
         let answer = self.ask(&json!({ "values": values, "namespace": NAMESPACE }));
         if let Some(error) = answer["error"].as_str() {
             return Err(error.to_owned());
@@ -75,17 +78,17 @@ impl Helm {
 
     /// Renders and validates it.
     #[track_caller]
-    pub(crate) fn render(&mut self, values: &Value) -> Rendered {
+    pub fn render(&mut self, values: &Value) -> Rendered {
         self.try_render(values).unwrap_or_else(|error| panic!("{values}: {error}"))
     }
 
     /// What `helm lint --strict` says.
-    pub(crate) fn lint(&mut self, values: &Value) -> Value {
+    pub fn lint(&mut self, values: &Value) -> Value {
         self.ask(&json!({ "lint": values }))
     }
 
     /// What the chart's schema says about values, if it refuses them.
-    pub(crate) fn refusal(&mut self, values: &Value) -> Option<String> {
+    pub fn refusal(&mut self, values: &Value) -> Option<String> {
         self.ask(&json!({ "schema": values }))["error"].as_str().map(str::to_owned)
     }
 }
@@ -99,7 +102,7 @@ impl Drop for Helm {
 
 impl Rendered {
     /// The kinds, sorted.
-    pub(crate) fn kinds(&self) -> Vec<&str> {
+    pub fn kinds(&self) -> Vec<&str> {
         let mut kinds: Vec<_> = self.objects.iter().filter_map(|object| object["kind"].as_str()).collect();
         kinds.sort_unstable();
         kinds
@@ -107,7 +110,7 @@ impl Rendered {
 
     /// The only object of a kind.
     #[track_caller]
-    pub(crate) fn one(&self, kind: &str) -> &Value {
+    pub fn one(&self, kind: &str) -> &Value {
         let mut found = self.objects.iter().filter(|object| object["kind"] == kind);
         match (found.next(), found.next()) {
             (Some(one), None) => one,
@@ -116,27 +119,27 @@ impl Rendered {
     }
 
     /// Whether there is one.
-    pub(crate) fn has(&self, kind: &str) -> bool {
+    pub fn has(&self, kind: &str) -> bool {
         self.objects.iter().any(|object| object["kind"] == kind)
     }
 
     /// The agent's pod.
-    pub(crate) fn pod(&self) -> &Value {
+    pub fn pod(&self) -> &Value {
         &self.one("DaemonSet")["spec"]["template"]["spec"]
     }
 
     /// The agent's container.
-    pub(crate) fn container(&self) -> &Value {
+    pub fn container(&self) -> &Value {
         &self.pod()["containers"][0]
     }
 
     /// The container's arguments.
-    pub(crate) fn arguments(&self) -> Vec<&str> {
+    pub fn arguments(&self) -> Vec<&str> {
         strings(&self.container()["args"])
     }
 
     /// The plugin's entry.
-    pub(crate) fn entry(&self) -> Value {
+    pub fn entry(&self) -> Value {
         let map = self.objects.iter().find(|object| object["data"]["entry.json"].is_string());
         let text = map.and_then(|map| map["data"]["entry.json"].as_str()).expect("the entry");
         serde_json::from_str(text).expect("the entry is JSON")
@@ -144,6 +147,6 @@ impl Rendered {
 }
 
 /// The strings of a list.
-pub(crate) fn strings(list: &Value) -> Vec<&str> {
+pub fn strings(list: &Value) -> Vec<&str> {
     list.as_array().into_iter().flatten().filter_map(Value::as_str).collect()
 }
