@@ -265,6 +265,9 @@ pub struct Claims {
     pub destinations: u64,
     /// Entries of HANDOFF; at most [`HANDSHAKES_PER_POD`](crate::socket::HANDSHAKES_PER_POD).
     pub handshakes: u64,
+    /// Entries of CLIENTS; at most [`CLIENTS_PER_POD`](crate::socket::CLIENTS_PER_POD), or twice as many with
+    /// data in the SYN.
+    pub clients: u64,
     /// Entries of LISTENING that programs made; at most
     /// [`LISTENING_PER_POD`](crate::socket::LISTENING_PER_POD).
     pub listening: u64,
@@ -275,7 +278,7 @@ pub struct Claims {
 
 impl Claims {
     /// A pod that has not done anything yet.
-    pub const NONE: Claims = Claims { destinations: 0, handshakes: 0, listening: 0, turns: 0 };
+    pub const NONE: Claims = Claims { destinations: 0, handshakes: 0, clients: 0, listening: 0, turns: 0 };
 }
 
 /// A range of a pod's policy, the data part of a longest-prefix key: the first 96 bits (pod and list) always

@@ -17,6 +17,7 @@
 //! | DNS_PROXIES | hash | netns cookie -> [`DnsProxy`] |
 //! | DNS_ASKED | LRU hash | [`DnsClient`] -> [`DnsAsked`] |
 //! | HANDOFF | hash | [`HandoffKey`] -> [`Kept<HandoffKey>`](Kept) |
+//! | CLIENTS | hash | [`HandoffKey`] -> [`Kept<HandoffKey>`](Kept) |
 //! | LISTENERS | sockhash | [`ListenerKey`] -> socket |
 //! | LISTENING | hash | [`ListeningKey`] -> socket cookie |
 //! | ENTERED | per-CPU array | 0 -> [`Entered`] |

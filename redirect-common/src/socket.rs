@@ -12,7 +12,8 @@ pub struct Own(pub Endpoint);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer(pub Endpoint);
 
-/// A loopback handshake between the application and the sidecar that is under way.
+/// A handshake inside the pod that is under way: of the application with the sidecar, on the detour, or of
+/// the sidecar with the application, in TPROXY mode. The two are in tables of their own.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct HandoffKey {
@@ -42,22 +43,15 @@ impl HandoffKey {
     #[must_use]
     #[inline(always)]
     pub const fn of_pretender(cookie: u64, own: Own, peer: Peer) -> HandoffKey {
-        HandoffKey { cookie, client: pretended(own.0), sidecar: peer.0 }
+        HandoffKey { cookie, client: own.0, sidecar: peer.0 }
     }
 
     /// The same handshake as the application's accepted socket sees it.
     #[must_use]
     #[inline(always)]
     pub const fn of_application(cookie: u64, own: Own, peer: Peer) -> HandoffKey {
-        HandoffKey { cookie, client: pretended(peer.0), sidecar: own.0 }
+        HandoffKey { cookie, client: peer.0, sidecar: own.0 }
     }
-}
-
-/// Marks a pretender's end, above the 16 bits of its port: what is handed over under it is a client, and no
-/// original destination.
-#[inline(always)]
-const fn pretended(end: Endpoint) -> Endpoint {
-    Endpoint { ip: end.ip, port: end.port | 1 << 16 }
 }
 
 impl Key for HandoffKey {
@@ -69,6 +63,10 @@ impl Key for HandoffKey {
 
 /// How many handshakes of a pod on the detour may be under way: an eighth of HANDOFF.
 pub const HANDSHAKES_PER_POD: u64 = 8192;
+
+/// How many connections of a pod's sidecar to its application may be under way in TPROXY mode: a 32nd of
+/// CLIENTS. A sidecar that connects with data in its SYN may get to twice as many.
+pub const CLIENTS_PER_POD: u64 = 4096;
 
 /// How many sockets of a pod that listen on ephemeral ports are noted: a sixteenth of LISTENING. Attach notes
 /// as many more at most, of those that listened before.
@@ -153,6 +151,5 @@ mod tests {
         assert_ne!(client, HandoffKey::of_sidecar(7, Own(app), Peer(sidecar)));
         let pretender = HandoffKey::of_pretender(7, Own(app), Peer(sidecar));
         assert_eq!(pretender, HandoffKey::of_application(7, Own(sidecar), Peer(app)));
-        assert_ne!(pretender, client, "a client must not be taken for a destination");
     }
 }

@@ -58,6 +58,9 @@ events! {
     /// The table of handshakes in flight was full: the sidecar does not learn the destination or, in TPROXY
     /// mode, the application its client.
     HandoffFull = "handoff_full",
+    /// In TPROXY mode: the sidecar's connection to the application refused, because too many others wait for
+    /// the application to take them.
+    ClientRefused = "client_refused",
     /// An inbound connection that the sidecar accepted: it asked for the original destination.
     InboundRedirected = "inbound_redirected",
     /// An inbound connection left to the socket that listens on its port.

@@ -51,7 +51,7 @@ fn layouts() -> String {
         PortsKey { cookie, set, block };
         PortBlock { words };
         AddrKey { cookie, ip };
-        Claims { destinations, handshakes, listening, turns };
+        Claims { destinations, handshakes, clients, listening, turns };
         RangeKey { cookie, list, ip };
         ListeningKey { cookie, port, place };
         SlotKey { cookie, slot, family };

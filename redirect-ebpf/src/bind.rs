@@ -71,17 +71,20 @@ fn pretends(sock: &SockAddr, cookie: u64, pod: &'static PodConfig, asked: &Endpo
         return false;
     }
     let Some(origin) = sock.origin() else { return false };
+    if !role::is_transparent(origin.role) {
+        return false;
+    }
     let family = asked.ip.family();
-    let may = role::is_transparent(origin.role)
-        && pod.is_proxy(&sock.caller())
+    let may = pod.is_proxy(&sock.caller())
         && !asked.ip.is_unspecified()
         && !asked.ip.is_loopback_of(family)
         && !asked.ip.is_multicast()
         && !in_prefix(&asked.ip)
         && !is_own(pod, cookie, &asked.ip, family)
         && maps::still(pod, cookie);
-    if may {
-        *origin = Origin { dst: *asked, role: role::PRETENDER };
+    // Where the kernel is going to refuse the call, what was kept stays.
+    if sock.is_unbound() {
+        *origin = Origin { dst: *asked, role: if may { role::PRETENDER } else { role::TRANSPARENT } };
     }
     may
 }

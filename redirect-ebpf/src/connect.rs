@@ -115,10 +115,7 @@ extern "C" fn connect_call(
     let decision = Decision(decision);
     let (step, event) = match decision.target() {
         Some(target) => redirect(&sock, &call, target, to),
-        None => {
-            leave_alone(&sock, &call, decision);
-            (Step::Leave, decision.event())
-        }
+        None => leave_alone(&sock, &call, decision),
     };
     let outcome = match step {
         Step::Leave => 0,
@@ -131,15 +128,23 @@ extern "C" fn connect_call(
 
 /// The guard sees the packet, not the caller, and its address perhaps after a service load balancer has
 /// chosen another: what it could not decide again by itself is marked. No memory for the mark: the guard
-/// refuses the connection. (Who the proxy pretends to be is not overwritten: from 127.0.0.6 nothing leaves
-/// the pod.)
+/// refuses the connection.
+///
+/// Who the proxy pretends to be is not overwritten: from 127.0.0.6 nothing leaves the pod. It is handed over
+/// when the application takes the connection; where too many wait for that there is no room for one more.
 #[inline(always)]
-fn leave_alone(sock: &SockAddr, call: &Call<'_>, decision: Decision) {
-    if !decision.marked() || sock.role() == role::PRETENDER {
+fn leave_alone(sock: &SockAddr, call: &Call<'_>, decision: Decision) -> (Step, u64) {
+    let cookie = call.facts.cookie;
+    if sock.role() == role::PRETENDER {
+        if !maps::has_room_for_client(cookie) {
+            return (Step::Refuse(ECONNREFUSED), Event::ClientRefused as u64);
+        }
+    } else if !decision.marked() {
         forget_origin(sock);
     } else if !sock.set_origin(Origin { dst: call.flow.dst, role: role::PASSED }) {
-        count(call.facts.cookie, Event::NoStorage);
+        count(cookie, Event::NoStorage);
     }
+    (Step::Leave, decision.event())
 }
 
 /// A second connect() on this socket may follow a redirected one: "no origin" means "not redirected". What

@@ -2,7 +2,7 @@
 //! and in which the client is kept. In the handshake the client is handed over to the socket that the
 //! application accepts, where `peername` finds it.
 //!
-//! It is left in HANDOFF before the SYN is sent. So it is there for the application's side in every case,
+//! It is left in CLIENTS before the SYN is sent. So it is there for the application's side in every case,
 //! with TCP Fast Open too, where that side is established before the sidecar's. A program of its own beside
 //! `sock_ops`, linked in this mode only: without it every connection of a sidecar would cost a look-up.
 
@@ -39,9 +39,14 @@ fn dials(sock: &SockOps) {
         return;
     }
     let (cookie, own) = (sock.cookie(), sock.own());
+    // What the kernel did not bind there, because another address or nothing came of the call, pretends
+    // nothing.
+    if !own.0.ip.same(if origin.dst.ip.is_v4() { &Ip::PASSTHROUGH4 } else { &Ip::PASSTHROUGH6 }) {
+        return;
+    }
     let named = origin.dst.port != 0;
     let client = Endpoint { ip: origin.dst.ip, port: if named { origin.dst.port } else { own.0.port } };
-    if maps::handoff_put(&HandoffKey::of_pretender(cookie, own, sock.peer()), &client) {
+    if maps::client_put(&HandoffKey::of_pretender(cookie, own, sock.peer()), &client) {
         sock.watch_state();
     } else {
         count(cookie, Event::HandoffFull);
@@ -54,7 +59,7 @@ fn dials(sock: &SockOps) {
 fn changed(sock: &SockOps) {
     let (_, now) = sock.states();
     if now == BPF_TCP_CLOSE && sock.origin().is_some_and(|origin| origin.role == role::PRETENDER) {
-        maps::handoff_remove(&HandoffKey::of_pretender(sock.cookie(), sock.own(), sock.peer()));
+        maps::client_remove(&HandoffKey::of_pretender(sock.cookie(), sock.own(), sock.peer()));
     }
 }
 
@@ -66,7 +71,7 @@ fn accepted(sock: &SockOps) {
         return;
     }
     let (cookie, own): (u64, Own) = (sock.cookie(), sock.own());
-    if let Some(dst) = maps::handoff_take(&HandoffKey::of_application(cookie, own, Peer(peer))) {
+    if let Some(dst) = maps::client_take(&HandoffKey::of_application(cookie, own, Peer(peer))) {
         let stored = sock.set_origin(Origin { dst, role: role::SHOWN });
         count(cookie, if stored { Event::HandoffTaken } else { Event::NoStorage });
     }

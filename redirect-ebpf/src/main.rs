@@ -14,6 +14,7 @@
 
 mod bind;
 mod call;
+mod claims;
 mod connect;
 mod ctx;
 mod dns;

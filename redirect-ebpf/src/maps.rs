@@ -10,10 +10,13 @@ use aya_ebpf::maps::lpm_trie::Key as Prefix;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuHashMap, ProgramArray, SockHash};
 use redirect_common::dns::proxy;
 use redirect_common::{
-    AddrKey, Claims, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, Family, GUARDED_PODS, GuardedPod,
-    HANDSHAKES_PER_POD, HandoffKey, Ip, Kept, Key, LISTENER_PLACES, LISTENING_PER_POD, ListenerKey,
-    ListeningKey, Origin, PodConfig, PortBlock, PortsKey, RangeKey, SLOTS_PER_POD, SetKey, SlotKey,
+    AddrKey, CLIENTS_PER_POD, Claims, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, Family,
+    GUARDED_PODS, GuardedPod, HANDSHAKES_PER_POD, HandoffKey, Ip, Kept, Key, LISTENER_PLACES,
+    LISTENING_PER_POD, ListenerKey, ListeningKey, Origin, PodConfig, PortBlock, PortsKey, RangeKey,
+    SLOTS_PER_POD, SetKey, SlotKey,
 };
+
+use crate::claims::Count;
 
 /// Enrolled pods. Written by attach and detach, read by every program. Full: attach fails and says so.
 #[map]
@@ -45,18 +48,29 @@ static OWN: HashMap<AddrKey, u8> = HashMap::with_max_entries(65_536, BPF_F_NO_PR
 #[map]
 static DESTINATIONS: HashMap<SlotKey, Kept<SlotKey>> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
 
-/// How many entries of DESTINATIONS, HANDOFF and LISTENING each pod has, so that one pod cannot fill them.
-/// The entry is made and removed by attach and detach, counted up and down by the programs that write those
-/// maps.
+/// How many entries of DESTINATIONS, HANDOFF, CLIENTS and LISTENING each pod has, so that one pod cannot fill
+/// them. The entry is made and removed by attach and detach, counted up and down by the programs that write
+/// those maps.
 #[map]
 static CLAIMS: HashMap<u64, Claims> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 
-/// Handshakes under way of connections that take the detour: written at the client's ACTIVE_ESTABLISHED,
-/// taken and deleted at the server's PASSIVE_ESTABLISHED, which on loopback comes later, or deleted when the
-/// client closes before that. Full, or the pod has [`HANDSHAKES_PER_POD`] of them: the sidecar does not learn
-/// the destination, sends the connection to its black hole, and `handoff_full` counts it.
+/// Handshakes under way, by both ends.
+type Handshakes = HashMap<HandoffKey, Kept<HandoffKey>>;
+
+/// The destinations of handshakes on the detour: written at the client's ACTIVE_ESTABLISHED, taken and
+/// deleted at the server's PASSIVE_ESTABLISHED, which on loopback comes later, or deleted when the client
+/// closes before that. Full, or the pod has [`HANDSHAKES_PER_POD`] of them: the sidecar does not learn the
+/// destination, sends the connection to its black hole, and `handoff_full` counts it.
 #[map]
-static HANDOFF: HashMap<HandoffKey, Kept<HandoffKey>> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+static HANDOFF: Handshakes = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+/// The clients of handshakes of the sidecar with the application, in TPROXY mode: written before the SYN is
+/// sent, taken and deleted at the application's PASSIVE_ESTABLISHED, or deleted when the sidecar's socket
+/// closes before that. An entry lasts as long as the application's backlog is full. So when the pod has
+/// [`CLIENTS_PER_POD`] of them `connect` refuses, and `client_refused` counts it. Full all the same: the
+/// application sees 127.0.0.6, and `handoff_full` counts it.
+#[map]
+static CLIENTS: Handshakes = HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
 
 /// Listening sockets of the sidecars. Written at TCP_LISTEN_CB, emptied by the kernel when a socket closes.
 /// Full: the listener is counted as rejected, and inbound connections are refused.
@@ -160,7 +174,7 @@ pub(crate) fn claim_slot(key: &SlotKey, dst: &Endpoint) -> Claim {
     if let Some(owner) = destination(key) {
         return if owner.same(dst) { Claim::Done } else { Claim::Taken };
     }
-    let Some(claims) = CLAIMS.get_ptr_mut(key.cookie) else { return Claim::Full };
+    let Some(claims) = claims(key.cookie) else { return Claim::Full };
     // SAFETY: the entry is there until detach, and then its memory another pod's count. Two connections at
     // the same moment may count as one: the limit need not be exact.
     if unsafe { (*claims).destinations } >= u64::from(SLOTS_PER_POD) {
@@ -235,65 +249,18 @@ pub(crate) fn dns_asked(client: &DnsClient) -> Option<&'static mut DnsAsked> {
     DNS_ASKED.get_ptr_mut(client).map(|asked| unsafe { &mut *asked })
 }
 
-/// A number in a pod's entry of CLAIMS that several CPUs change at once.
-#[derive(Clone, Copy)]
-struct Count(*mut u64);
-
-impl Count {
-    /// Handshakes that are under way.
-    #[inline(always)]
-    fn handshakes(cookie: u64) -> Option<Count> {
-        // SAFETY: the entry is there until detach; then its memory is another pod's, which counts less
-        // exactly.
-        CLAIMS.get_ptr_mut(cookie).map(|claims| Count(unsafe { &raw mut (*claims).handshakes }))
-    }
-
-    /// Listening sockets that are noted.
-    #[inline(always)]
-    fn listening(cookie: u64) -> Option<Count> {
-        // SAFETY: as above.
-        CLAIMS.get_ptr_mut(cookie).map(|claims| Count(unsafe { &raw mut (*claims).listening }))
-    }
-
-    /// Whether it is below a limit.
-    #[inline(always)]
-    fn is_below(self, limit: u64) -> bool {
-        // SAFETY: a read of valid memory.
-        unsafe { core::ptr::read_volatile(self.0) < limit }
-    }
-
-    /// Adds a number, all bits set for minus one: an instruction of the kernel's, as the target has no
-    /// atomics in `core`.
-    #[inline(always)]
-    fn add(self, number: u64) {
-        // SAFETY: the address is that of a number in a map's value, which is aligned.
-        unsafe { core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) self.0, in(reg) number) }
-    }
-
-    #[inline(always)]
-    fn up(self) {
-        self.add(1);
-    }
-
-    #[inline(always)]
-    fn down(self) {
-        self.add(u64::MAX);
-    }
+/// What a pod has of the tables that programs fill.
+#[inline(always)]
+fn claims(cookie: u64) -> Option<*mut Claims> {
+    CLAIMS.get_ptr_mut(cookie)
 }
 
 /// Keeps the true destination for the time of one loopback handshake; false when the table is full, or the
 /// pod has its share of it.
 #[inline(always)]
 pub(crate) fn handoff_put(key: &HandoffKey, dst: &Endpoint) -> bool {
-    let Some(count) = Count::handshakes(key.cookie) else { return false };
-    if count.is_below(HANDSHAKES_PER_POD)
-        && HANDOFF.insert(key, Kept::new(*key, *dst), BPF_NOEXIST.into()).is_ok()
-    {
-        count.up();
-        return true;
-    }
-    // The same two ends again, before anybody took what the first handshake left.
-    HANDOFF.insert(key, Kept::new(*key, *dst), BPF_EXIST.into()).is_ok()
+    let Some(count) = claims(key.cookie).map(Count::handshakes) else { return false };
+    put(&HANDOFF, key, dst, count, HANDSHAKES_PER_POD)
 }
 
 /// Takes a true destination out of the handshake table.
@@ -308,10 +275,57 @@ pub(crate) fn handoff_take(key: &HandoffKey) -> Option<Endpoint> {
 /// Forgets a handshake that the sidecar did not finish.
 #[inline(always)]
 pub(crate) fn handoff_remove(key: &HandoffKey) {
-    if HANDOFF.remove(key).is_ok()
-        && let Some(count) = Count::handshakes(key.cookie)
+    remove(&HANDOFF, key, Count::handshakes);
+}
+
+/// Whether the pod may have one more entry in CLIENTS.
+#[inline(always)]
+pub(crate) fn has_room_for_client(cookie: u64) -> bool {
+    claims(cookie).map(Count::clients).is_some_and(|count| count.is_below(CLIENTS_PER_POD))
+}
+
+/// Keeps a client for the time of the sidecar's handshake with the application; false when the table is full,
+/// or the pod has twice its share of it. (`connect` has asked for room before, but a SYN with data comes
+/// later than its `connect()`, and others may come in between.)
+#[inline(always)]
+pub(crate) fn client_put(key: &HandoffKey, client: &Endpoint) -> bool {
+    let Some(count) = claims(key.cookie).map(Count::clients) else { return false };
+    put(&CLIENTS, key, client, count, 2 * CLIENTS_PER_POD)
+}
+
+/// Takes a client out of the table.
+#[inline(always)]
+pub(crate) fn client_take(key: &HandoffKey) -> Option<Endpoint> {
+    // SAFETY: as in `handoff_take`.
+    let client = copied(unsafe { CLIENTS.get(key) }, key)?;
+    client_remove(key);
+    Some(client)
+}
+
+/// Forgets a client whose connection the application did not take.
+#[inline(always)]
+pub(crate) fn client_remove(key: &HandoffKey) {
+    remove(&CLIENTS, key, Count::clients);
+}
+
+/// Puts what is handed over into one of the two tables, if the pod's number of entries is below a limit.
+#[inline(always)]
+fn put(table: &Handshakes, key: &HandoffKey, what: &Endpoint, count: Count, limit: u64) -> bool {
+    if count.is_below(limit) && table.insert(key, Kept::new(*key, *what), BPF_NOEXIST.into()).is_ok() {
+        count.up();
+        return true;
+    }
+    // The same two ends again, before what the first handshake left was taken.
+    table.insert(key, Kept::new(*key, *what), BPF_EXIST.into()).is_ok()
+}
+
+/// Takes an entry out of one of the two tables, if it is there.
+#[inline(always)]
+fn remove(table: &Handshakes, key: &HandoffKey, count: fn(*mut Claims) -> Count) {
+    if table.remove(key).is_ok()
+        && let Some(claims) = claims(key.cookie)
     {
-        count.down();
+        count(claims).down();
     }
 }
 
@@ -319,7 +333,7 @@ pub(crate) fn handoff_remove(key: &HandoffKey) {
 /// false when there is no room, or the pod has its share of it.
 #[inline(always)]
 pub(crate) fn listening(cookie: u64, port: u32, socket: u64) -> bool {
-    let Some(count) = Count::listening(cookie) else { return false };
+    let Some(count) = claims(cookie).map(Count::listening) else { return false };
     if count.is_below(LISTENING_PER_POD) {
         for place in 0..LISTENER_PLACES {
             if LISTENING.insert(ListeningKey { cookie, port, place }, socket, BPF_NOEXIST.into()).is_ok() {
@@ -339,7 +353,7 @@ pub(crate) fn listened(cookie: u64, port: u32, socket: u64) {
         // SAFETY: 8 bytes, read at once. Another port's socket, read in its place, is not this one.
         if unsafe { LISTENING.get(key) }.is_some_and(|noted| *noted == socket) {
             if LISTENING.remove(key).is_ok()
-                && let Some(count) = Count::listening(cookie)
+                && let Some(count) = claims(cookie).map(Count::listening)
             {
                 count.down();
             }

@@ -6,6 +6,8 @@
 //! it the kernel chooses the port at `connect()`: at `bind()` each connection would need one of 127.0.0.6 for
 //! itself. A mark (SO_MARK) is answered and not set: no rule of the pod looks at one.
 //!
+//! An MPTCP socket is refused: its `bind()` is made on a socket inside it, which cannot be noted from here.
+//!
 //! The program runs before the kernel's own handler, for every setsockopt of the pod: the first lines are the
 //! ones that matter for everybody else.
 
@@ -29,7 +31,10 @@ const SO_MARK: i32 = 36;
 /// `linux/in6.h`
 const IPV6_TRANSPARENT: i32 = 75;
 
-/// What a setsockopt hook returns: go on as the context says, or fail with EPERM.
+/// `asm-generic/errno.h`
+const EOPNOTSUPP: i32 = 95;
+
+/// What a setsockopt hook returns: go on as the context says, or fail: with EPERM, if nothing else is said.
 const PROCEED: i32 = 1;
 const REFUSE: i32 = 0;
 
@@ -55,18 +60,30 @@ pub(crate) fn transparent(ctx: SockoptContext) -> i32 {
     // 0 needs no privilege, and a value that is no number is the kernel's to refuse.
     if !call.is_switched_on() {
         if let Some(origin) = call.origin()
-            && role::is_transparent(origin.role)
+            && origin.role == role::TRANSPARENT
         {
             origin.role = role::NONE;
         }
         return untouched(&call);
     }
-    if !call.set_origin(Origin { dst: Endpoint::NONE, role: role::TRANSPARENT }) {
+    if call.is_mptcp() {
+        call.fail_with(EOPNOTSUPP);
+        return REFUSE;
+    }
+    if may_be_noted(&call) && !call.set_origin(Origin { dst: Endpoint::NONE, role: role::TRANSPARENT }) {
         count(cookie, Event::NoStorage);
         return REFUSE;
     }
     call.become_option(SOL_IP, IP_BIND_ADDRESS_NO_PORT);
     untouched(&call)
+}
+
+/// Whether the socket can still be bound and connected. What is kept in another one stays there: the client,
+/// or the original destination of an accepted connection. The option says nothing new about those.
+#[inline(always)]
+fn may_be_noted(call: &Sockopt) -> bool {
+    let role = call.origin().map_or(role::NONE, |origin| origin.role);
+    call.is_closed() && role != role::PRETENDER && role != role::FOREIGN
 }
 
 /// The caller's value goes to the kernel as it is.

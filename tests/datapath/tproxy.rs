@@ -11,27 +11,27 @@ use crate::{FAMILIES, any, enrolled, far_away, localhost, mapped, passthrough};
 const SO_PEERNAME: i32 = 28;
 
 /// Who a sidecar may be, and what it may be allowed.
-const SIDECARS: [(User, Capabilities); 4] = [
+pub(crate) const SIDECARS: [(User, Capabilities); 4] = [
     (User::PROXY, Capabilities::OfUser),
     (User::PROXY, Capabilities::Network),
     (User::TPROXY, Capabilities::None),
     (User::TPROXY, Capabilities::OfUser),
 ];
 
-fn tproxy(node: &Node, name: &str) -> Pod {
+pub(crate) fn tproxy(node: &Node, name: &str) -> Pod {
     let pod = node.pod(name);
     node.attach(&pod, &["--interception-mode", "TPROXY"]);
     pod
 }
 
 /// Makes a socket transparent, as Envoy does.
-fn transparent(process: &Process, v6: bool) -> Socket {
+pub(crate) fn transparent(process: &Process, v6: bool) -> Socket {
     let socket = process.tcp(v6);
     ask(&socket, v6).unwrap();
     socket
 }
 
-fn ask(socket: &Socket, v6: bool) -> Result<(), Errno> {
+pub(crate) fn ask(socket: &Socket, v6: bool) -> Result<(), Errno> {
     match v6 {
         false => socket.set_option(libc::SOL_IP, libc::IP_TRANSPARENT, 1),
         true => socket.set_option(libc::SOL_IPV6, libc::IPV6_TRANSPARENT, 1),
@@ -39,7 +39,7 @@ fn ask(socket: &Socket, v6: bool) -> Result<(), Errno> {
 }
 
 /// An address and a port of a client that is somewhere else.
-fn client(v6: bool) -> SocketAddr {
+pub(crate) fn client(v6: bool) -> SocketAddr {
     SocketAddr::new(far_away(v6, 0).ip(), 42_333)
 }
 
@@ -68,7 +68,7 @@ fn the_application_sees_the_client_of_every_kind_of_sidecar() {
                 assert_eq!(by_sidecar.original_dst, Ok(pod.at(v6, 8080)), "{what}");
             }
             assert_eq!(node.count(&pod, Event::HandoffTaken), 2);
-            assert_eq!(node.handshakes(), []);
+            assert_eq!(node.clients(), []);
         }
     });
 }
@@ -264,7 +264,7 @@ fn a_client_is_told_with_tcp_fast_open() {
         let lines: Vec<Vec<&str>> = counted.lines().map(|line| line.split(' ').collect()).collect();
         let at = lines[0].iter().position(|name| *name == "TCPFastOpenPassive").unwrap();
         assert_eq!(lines[1][at], "6", "the data came in the SYN");
-        assert_eq!(node.handshakes(), []);
+        assert_eq!(node.clients(), []);
     });
 }
 
@@ -277,12 +277,12 @@ fn nothing_is_kept_of_a_client_that_was_refused() {
             let socket = transparent(&proxy, v6);
             socket.bind(client(v6)).unwrap();
             assert_eq!(socket.connect(pod.at(v6, 8080)), Err(Errno::ECONNREFUSED));
-            assert_eq!(node.handshakes(), []);
+            assert_eq!(node.clients(), []);
             // The same socket again, now that the application is there.
             let listener = app.listen(any(v6, 8080)).unwrap();
             socket.connect(pod.at(v6, 8080)).unwrap();
             assert_eq!(listener.accept().unwrap().peername(), Ok(client(v6)));
-            assert_eq!(node.handshakes(), []);
+            assert_eq!(node.clients(), []);
         }
     });
 }
@@ -324,9 +324,9 @@ fn towards_others_the_proxy_cannot_pretend() {
             let expected = if v6 { Errno::EINPROGRESS } else { Errno::EINVAL };
             assert_eq!(socket.connect(other.at(v6, 8080)), Err(expected));
             assert_eq!(listener.accept().map(drop), Err(Errno::EAGAIN), "nothing arrived");
-            assert_eq!(node.handshakes().len(), usize::from(v6));
+            assert_eq!(node.clients().len(), usize::from(v6));
             drop(socket);
-            assert_eq!(node.handshakes(), []);
+            assert_eq!(node.clients(), []);
         }
     });
 }

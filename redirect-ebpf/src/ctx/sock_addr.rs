@@ -2,7 +2,7 @@
 
 use core::ptr::write_volatile;
 
-use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
+use aya_ebpf::bindings::{BPF_TCP_CLOSE, bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{
     bpf_bind, bpf_get_netns_cookie, bpf_set_retval, bpf_setsockopt, bpf_sk_lookup_tcp, bpf_sk_release,
 };
@@ -157,6 +157,13 @@ impl SockAddr {
     pub(crate) fn own_port(&self) -> u32 {
         let sk = self.sk();
         if sk.is_null() { 0 } else { field!(sk, src_port) }
+    }
+
+    /// Whether `bind()` can succeed: the socket has no port and no connection (`__inet_bind()`).
+    #[inline(always)]
+    pub(crate) fn is_unbound(&self) -> bool {
+        let sk = self.sk();
+        !sk.is_null() && field!(sk, src_port) == 0 && field!(sk, state) == BPF_TCP_CLOSE
     }
 
     /// In sendmsg4: the datagram's source, as IP_PKTINFO or `bind()` says it; unspecified when the kernel is

@@ -98,6 +98,20 @@ impl Sockopt {
         protocol == TCP || protocol == MPTCP
     }
 
+    /// Whether the socket is an MPTCP one.
+    #[inline(always)]
+    pub(crate) fn is_mptcp(&self) -> bool {
+        let sk = field!(self.ctx, __bindgen_anon_1.sk);
+        !sk.is_null() && field!(sk, protocol) == MPTCP
+    }
+
+    /// Whether the socket neither listens nor has a connection.
+    #[inline(always)]
+    pub(crate) fn is_closed(&self) -> bool {
+        let sk = field!(self.ctx, __bindgen_anon_1.sk);
+        !sk.is_null() && field!(sk, state) == BPF_TCP_CLOSE
+    }
+
     /// Who calls.
     #[inline(always)]
     pub(crate) fn caller(&self) -> Caller {
@@ -148,7 +162,13 @@ impl Sockopt {
     #[inline(always)]
     pub(crate) fn fail_with_invalid(&self) {
         const EINVAL: i32 = 22;
+        self.fail_with(EINVAL);
+    }
+
+    /// Makes the call fail with this error.
+    #[inline(always)]
+    pub(crate) fn fail_with(&self, errno: i32) {
         // SAFETY: allowed in these programs since Linux 5.18.
-        let _ = unsafe { bpf_set_retval(-EINVAL) };
+        let _ = unsafe { bpf_set_retval(-errno) };
     }
 }

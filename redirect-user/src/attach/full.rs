@@ -13,7 +13,8 @@ use crate::node::Node;
 const WRITTEN_BY_ADD: [&str; 7] = ["PODS", "RANGES", "PORTS", "SETS", "OWN", "CLAIMS", "STATS"];
 
 /// The maps that programs fill.
-const WRITTEN_BY_PROGRAMS: [&str; 5] = ["DESTINATIONS", "HANDOFF", "LISTENERS", "LISTENING", "DNS_PROXIES"];
+const WRITTEN_BY_PROGRAMS: [&str; 6] =
+    ["DESTINATIONS", "HANDOFF", "CLIENTS", "LISTENERS", "LISTENING", "DNS_PROXIES"];
 
 /// How full a map is.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -45,7 +45,6 @@ pub struct Tables {
     traced: Array<MapData, u64>,
     traces: HashMap<MapData, u64, u64>,
     destinations: OwnedFd,
-    handoff: OwnedFd,
     dns_proxies: OwnedFd,
     dns_asked: OwnedFd,
 }
@@ -70,7 +69,6 @@ impl Tables {
             traced: open(node, "TRACED")?,
             traces: open(node, "TRACES")?,
             destinations: raw("DESTINATIONS")?,
-            handoff: raw("HANDOFF")?,
             dns_proxies: raw("DNS_PROXIES")?,
             dns_asked: raw("DNS_ASKED")?,
         })
@@ -176,6 +174,7 @@ impl Tables {
         change_optional("remove from", "PODS", self.pods.remove(&cookie))?;
         self.remove_entries(cookie, entries)?;
         self.remove_listening(cookie)?;
+        self.remove_handshakes("CLIENTS", cookie)?;
         self.remove_destinations(cookie)?;
         self.remove_dns(cookie)?;
         change_optional("remove from", "TRACES", self.traces.remove(&cookie))?;
@@ -215,10 +214,15 @@ impl Tables {
         for key in keys.iter().filter(|key| key.cookie == cookie) {
             sys::map_delete(&self.destinations, key).map_err(&failed)?;
         }
-        let failed = scan("HANDOFF");
-        let keys = sys::map_keys::<HandoffKey, Kept<HandoffKey>>(&self.handoff).map_err(&failed)?;
+        self.remove_handshakes("HANDOFF", cookie)
+    }
+
+    /// What programs have left in a table of handshakes: whose sockets closed when those were gone already.
+    fn remove_handshakes(&self, map: &'static str, cookie: u64) -> Result<(), Error> {
+        let (table, failed) = (raw(&self.node, map)?, scan(map));
+        let keys = sys::map_keys::<HandoffKey, Kept<HandoffKey>>(&table).map_err(&failed)?;
         for key in keys.iter().filter(|key| key.cookie == cookie) {
-            sys::map_delete(&self.handoff, key).map_err(&failed)?;
+            sys::map_delete(&table, key).map_err(&failed)?;
         }
         Ok(())
     }

@@ -37,7 +37,7 @@ pub(crate) fn leads_here(node: &Node, entry: &OwnedFd) -> Result<bool, SyscallEr
 /// Whether a loaded program is one of ours for this hook, of whichever version or installation: by its name,
 /// and by a map that it uses.
 pub(crate) fn is_ours(program: u32, hook: Hook) -> bool {
-    const MAPS: [&str; 5] = ["PODS", "ENTERED", "ORIGIN", "DESTINATIONS", "HANDOFF"];
+    const MAPS: [&str; 6] = ["PODS", "ENTERED", "ORIGIN", "DESTINATIONS", "HANDOFF", "CLIENTS"];
     let info = sys::program_by_id(program).and_then(sys::program_info);
     info.is_ok_and(|info| {
         let named = |id: &u32| sys::map_name(*id).is_ok_and(|name| MAPS.contains(&name.as_str()));

@@ -15,8 +15,19 @@ impl Node {
     /// The loopback handshakes that are under way, or stuck, on the node: the content of the map HANDOFF.
     #[must_use]
     pub fn handshakes(&self) -> Vec<(HandoffKey, Endpoint)> {
-        let map: HashMap<_, HandoffKey, Kept<HandoffKey>> = self.pinned_map("HANDOFF");
-        map.iter().map(|entry| entry.map(|(key, kept)| (key, kept.dst)).expect("read HANDOFF")).collect()
+        self.table_of_handshakes("HANDOFF")
+    }
+
+    /// The clients on their way to an application (TPROXY mode): the content of the map CLIENTS.
+    #[must_use]
+    pub fn clients(&self) -> Vec<(HandoffKey, Endpoint)> {
+        self.table_of_handshakes("CLIENTS")
+    }
+
+    fn table_of_handshakes(&self, name: &str) -> Vec<(HandoffKey, Endpoint)> {
+        let map: HashMap<_, HandoffKey, Kept<HandoffKey>> = self.pinned_map(name);
+        let entries = map.iter().map(|entry| entry.map(|(key, kept)| (key, kept.dst)));
+        entries.map(|entry| entry.unwrap_or_else(|error| panic!("read {name}: {error}"))).collect()
     }
 
     /// The pods that have an entry in the map GUARD, by the cookies of their namespaces.
@@ -41,6 +52,7 @@ impl Node {
             ),
             ("CLAIMS", self.pinned_map::<HashMap<_, u64, Claims>>("CLAIMS").keys().count()),
             ("HANDOFF", self.handshakes().len()),
+            ("CLIENTS", self.clients().len()),
             ("LISTENING", self.pinned_map::<HashMap<_, ListeningKey, u64>>("LISTENING").keys().count()),
             ("TRACES", self.pinned_map::<HashMap<_, u64, u64>>("TRACES").keys().count()),
             ("STATS", self.pinned_map::<PerCpuHashMap<_, u64, Counters>>("STATS").keys().count()),

@@ -29,13 +29,14 @@ const PROGRAMS: [&str; 15] = [
     "guard_egress",
     "guard_ingress",
 ];
-const MAPS: [&str; 11] = [
+const MAPS: [&str; 12] = [
     "PODS",
     "RANGES",
     "SETS",
     "OWN",
     "ORIGIN",
     "HANDOFF",
+    "CLIENTS",
     "LISTENERS",
     "STATS",
     "GUARD",
