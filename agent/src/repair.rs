@@ -21,6 +21,7 @@ use redirect_user::ids::PodRef;
 use redirect_user::inspect;
 use redirect_user::policy::Policy;
 use redirect_user::policy::annotations::Annotations;
+use redirect_user::reset;
 use serde_json::json;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -57,6 +58,8 @@ pub struct Modes {
     pub init_container: String,
     /// Policy follows the annotations of a running pod.
     pub live_policy: bool,
+    /// Connections from before a repair that go around the sidecar are ended.
+    pub reset_connections: bool,
 }
 
 impl Default for Modes {
@@ -69,6 +72,7 @@ impl Default for Modes {
             label_value: "true".to_owned(),
             init_container: "istio-validation".to_owned(),
             live_policy: false,
+            reset_connections: false,
         }
     }
 }
@@ -191,20 +195,42 @@ impl Repairer {
 
     async fn repair(&mut self, pod: &Arc<Pod>, policy: Policy, was: Option<Attachment>) {
         let (node, for_thread) = (self.state.node.clone(), Arc::clone(pod));
+        let reset = self.modes.reset_connections;
         let done = tokio::task::spawn_blocking(move || {
-            running::attach(&node, &for_thread, policy, was).map_err(|error| error.to_string())
+            let attached = running::attach(&node, &for_thread, policy, was);
+            let (attachment, listeners) = attached.map_err(|error| error.to_string())?;
+            let ended = reset.then(|| reset::around(&attachment).map_err(|error| error.to_string()));
+            Ok::<_, String>((listeners, ended))
         });
         match done.await.unwrap_or_else(|panic| Err(panic.to_string())) {
-            Ok(listeners) => {
+            Ok((listeners, ended)) => {
                 tracing::info!(pod = %pod.reference(), listeners, "redirected while it runs");
                 self.count("repair", "success");
                 self.tried.remove(pod.metadata.uid.as_deref().unwrap_or_default());
-                self.say(pod, events::REPAIRED).await;
+                let message = self.after_reset(pod, ended);
+                self.say(pod, message).await;
             }
             Err(problem) => {
                 tracing::warn!(pod = %pod.reference(), problem, "cannot redirect it while it runs");
                 self.count("repair", "fail");
                 self.say(pod, events::REPAIR_FAILED.with(&problem)).await;
+            }
+        }
+    }
+
+    /// What the Event says of connections from before; `None` where they were not to be ended.
+    fn after_reset(&self, pod: &Pod, ended: Option<Result<usize, String>>) -> events::Message {
+        match ended {
+            None => events::REPAIRED,
+            Some(Ok(connections)) => {
+                tracing::info!(pod = %pod.reference(), connections, "connections around the sidecar are reset");
+                self.count("reset", "success");
+                events::REPAIRED_RESET.with(&connections.to_string())
+            }
+            Some(Err(problem)) => {
+                tracing::warn!(pod = %pod.reference(), problem, "connections from before go on: cannot reset them");
+                self.count("reset", "fail");
+                events::REPAIRED_NO_RESET.with(&problem)
             }
         }
     }

@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     fn socket(own: &str, peer: &str) -> TcpSocket {
-        TcpSocket { own: own.parse().unwrap(), peer: peer.parse().unwrap(), state: "ESTAB" }
+        TcpSocket { own: own.parse().unwrap(), peer: peer.parse().unwrap(), state: "ESTAB", uid: 0 }
     }
 
     #[test]

@@ -5,8 +5,8 @@
 //! this machine things are; [`kernel`] is bpf(2), the programs and their pins; [`pod`] is a pod's network
 //! namespace, user namespace and cgroup; [`enrol`] decides whether a pod is ours; [`attach`] is the steps of
 //! ADD and DEL. [`gc`] collects, [`repair`] attaches again, [`upgrade`] replaces programs, [`inspect`],
-//! [`ready`] and [`connections`] report, [`explain`] answers as the kernel would, [`doctor`] examines the
-//! node, [`verify`] tries it in a pod of its own.
+//! [`ready`] and [`connections`] report, [`explain`] answers as the kernel would, [`reset`] ends connections
+//! from before, [`doctor`] examines the node, [`verify`] tries it in a pod of its own.
 
 pub mod attach;
 pub mod connections;
@@ -23,5 +23,6 @@ pub mod pod;
 pub mod policy;
 pub mod ready;
 pub mod repair;
+pub mod reset;
 pub mod upgrade;
 pub mod verify;

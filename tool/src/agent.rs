@@ -79,6 +79,9 @@ pub(crate) struct Args {
     /// Let the policy of running pods follow their traffic annotations.
     #[arg(long)]
     live_policy: bool,
+    /// When a running pod was repaired, reset its connections from before that go around the sidecar.
+    #[arg(long, requires = "repair_pods")]
+    reset_connections: bool,
     /// How the log is written.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
@@ -129,6 +132,7 @@ impl Args {
             label_value: self.broken_pod_label_value.clone(),
             init_container: self.init_container_name.clone(),
             live_policy: self.live_policy,
+            reset_connections: self.reset_connections,
         };
         let rules = rules::of_entry(&entry).context("the keys of --plugin-conf")?;
         Ok(Options {

@@ -29,6 +29,19 @@ pub const REPAIRED: Message = message(
     "RepairBrokenPod",
     "The pod was not redirected into its sidecar; it is now. Connections from before go on as they were.",
 );
+/// The same, and connections that went around the sidecar are ended; their number follows.
+pub const REPAIRED_RESET: Message = message(
+    EventType::Normal,
+    "RepairBrokenPod",
+    "The pod was not redirected into its sidecar; it is now. Connections from before that went around the sidecar \
+     were reset",
+);
+/// The same, where they could not be ended; the reason follows.
+pub const REPAIRED_NO_RESET: Message = message(
+    EventType::Warning,
+    "RepairBrokenPod",
+    "The pod was not redirected into its sidecar; it is now. Connections from before go on, as they could not be reset",
+);
 /// A broken pod could not be repaired.
 pub const REPAIR_FAILED: Message = message(
     EventType::Warning,

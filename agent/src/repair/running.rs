@@ -47,18 +47,23 @@ pub fn has_processes(pod: &Pod) -> bool {
     found.is_some_and(|processes| !processes.is_empty())
 }
 
-/// Attaches it, or attaches it again with this policy; returns how many listeners of the sidecar are known
-/// then.
+/// Attaches it, or attaches it again with this policy; returns the attachment, and how many listeners of the
+/// sidecar are known then.
 ///
 /// # Errors
 /// See [`Error`]. A pod that was attached stays attached.
-pub fn attach(node: &Node, pod: &Pod, policy: Policy, was: Option<Attachment>) -> Result<usize, Error> {
+pub fn attach(
+    node: &Node,
+    pod: &Pod,
+    policy: Policy,
+    was: Option<Attachment>,
+) -> Result<(Attachment, usize), Error> {
     let request = match &was {
         Some(was) if was_alive(was) => again(was, policy),
         _ => afresh(pod, policy, was.map(|was| was.id))?,
     };
     let lock = NodeLock::acquire(node)?;
-    Ok(attach::attach_running(node, &lock, &request)?.1)
+    Ok(attach::attach_running(node, &lock, &request)?)
 }
 
 fn was_alive(was: &Attachment) -> bool {

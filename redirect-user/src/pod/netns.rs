@@ -12,6 +12,7 @@
 //! * where DNS is captured, what `dns` says.
 
 mod channel;
+mod destroy;
 mod dns;
 mod messages;
 mod objects;
@@ -258,6 +259,15 @@ impl Netns {
     pub fn tcp_sockets(&self) -> Result<Vec<TcpSocket>, Error> {
         let sockets = inside(&self.file, tcp::sockets).and_then(|sockets| sockets);
         sockets.map_err(|source| self.failed("list TCP sockets", source))
+    }
+
+    /// Ends TCP connections: both ends get a reset. How many there still were.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP from a kernel without `CONFIG_INET_DIAG_DESTROY`.
+    pub fn end_tcp(&self, sockets: &[TcpSocket]) -> Result<usize, Error> {
+        let ended = inside(&self.file, || destroy::destroy(sockets)).and_then(|ended| ended);
+        ended.map_err(|source| self.failed("reset TCP connections", source))
     }
 
     /// Several requests in one message to the kernel; an answer for each.

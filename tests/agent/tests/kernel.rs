@@ -6,6 +6,7 @@ mod endurance;
 mod leaving;
 mod place;
 mod privileges;
+mod resetting;
 mod starting;
 
 use std::fs;

@@ -15,6 +15,8 @@ pub struct TcpSocket {
     pub peer: SocketAddr,
     /// Its state, as `ss` calls it.
     pub state: &'static str,
+    /// Who made it, as the reader's user namespace knows him.
+    pub uid: u32,
 }
 
 impl TcpSocket {
@@ -50,12 +52,13 @@ pub(super) fn sockets() -> io::Result<Vec<TcpSocket>> {
     Ok(v4.lines().chain(v6.lines()).filter_map(socket).collect())
 }
 
-/// A line: number, own address, peer's address, state, and more.
+/// A line: number, own address, peer's address, state, queues, timer, retransmissions, uid, and more.
 fn socket(line: &str) -> Option<TcpSocket> {
     let mut columns = line.split_whitespace().skip(1);
     let (own, peer) = (address(columns.next()?)?, address(columns.next()?)?);
     let number = usize::from_str_radix(columns.next()?, 16).ok()?;
-    Some(TcpSocket { own, peer, state: STATES.get(number.checked_sub(1)?)? })
+    let uid = columns.nth(3)?.parse().ok()?;
+    Some(TcpSocket { own, peer, state: STATES.get(number.checked_sub(1)?)?, uid })
 }
 
 /// `0100007F:1F90`: the words of the address as the machine's numbers, their bytes in network order; and the
@@ -80,14 +83,16 @@ mod tests {
     #[test]
     #[cfg(target_endian = "little")]
     fn lines_of_both_files() {
-        let v4 = socket("   0: 0200A00A:9C40 0700407F:3A99 01 00000000:00000000 00:00000000").unwrap();
+        let v4 =
+            socket("   0: 0200A00A:9C40 0700407F:3A99 01 00000000:00000000 00:00000000 00000000  1337 0")
+                .unwrap();
         assert_eq!(
             (v4.own.to_string(), v4.peer.to_string()),
             ("10.160.0.2:40000".into(), "127.64.0.7:15001".into())
         );
-        assert_eq!(v4.state, "ESTAB");
+        assert_eq!((v4.state, v4.uid), ("ESTAB", 1337));
         let any = "00000000000000000000000000000000";
-        let v6 = socket(&format!("   0: {any}:C001 {any}:0000 0A 00000000")).unwrap();
+        let v6 = socket(&format!("   0: {any}:C001 {any}:0000 0A 0:0 0:0 0 0 0")).unwrap();
         assert!(v6.listens() && v6.own.port() == 49153);
         assert_eq!(socket("  sl  local_address rem_address   st tx_queue rx_queue tr tm->when"), None);
     }
