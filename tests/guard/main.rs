@@ -1,9 +1,9 @@
 //! The guard: closed when everything else of ours is gone, and unnoticed when nothing is.
 //!
-//! Modules in reading order: [`faults`] takes away what redirects; [`forwarded`] has networks inside the pod;
-//! [`kernel_socket`] has the kernel connect; [`packets`] writes its own; [`dns`] asks; [`in_order`] proves
-//! that nothing is refused that should pass; [`modes`], [`neighbours`] and [`shown`] are what an operator
-//! sees.
+//! Modules in reading order: [`faults`] takes away what redirects, and [`tproxy`] does so in that mode;
+//! [`forwarded`] has networks inside the pod; [`kernel_socket`] has the kernel connect; [`packets`] writes
+//! its own; [`dns`] asks; [`in_order`] proves that nothing is refused that should pass; [`modes`],
+//! [`neighbours`] and [`shown`] are what an operator sees.
 //!
 //! In each fault the wire is recorded outside the pod: no connection of the application's is to be seen
 //! there, and no byte of the application's own server.
@@ -20,6 +20,7 @@ mod neighbours;
 mod packets;
 mod raw;
 mod shown;
+mod tproxy;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
