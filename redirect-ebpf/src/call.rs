@@ -21,20 +21,25 @@ pub(crate) const REFUSE: i32 = 0;
 pub(crate) const ENETUNREACH: i32 = 101;
 pub(crate) const ECONNREFUSED: i32 = 111;
 
-/// Who asks for what: plain words without padding, which functions with global linkage can take.
+/// What a pod asks for, to connect or to send: plain words without padding, which functions with global
+/// linkage can take.
 #[repr(C)]
-pub(crate) struct Asked {
+pub(crate) struct Request {
     pub(crate) cookie: u64,
     pub(crate) flow: Flow,
     zero: u32,
 }
 
-impl Asked {
-    /// The question and the pod's policy. `None`: not a pod of ours, or nothing that is ever captured; leave
+impl Request {
+    /// The request and the pod's policy. `None`: not a pod of ours, or nothing that is ever captured; leave
     /// it alone. So is a call that already goes to the sidecar at an address of the pod's private prefix (the
     /// programs may be linked twice).
     #[inline(always)]
-    pub(crate) fn new(sock: &SockAddr, dialled: Endpoint, bound: Ip) -> Option<(Asked, &'static PodConfig)> {
+    pub(crate) fn new(
+        sock: &SockAddr,
+        dialled: Endpoint,
+        bound: Ip,
+    ) -> Option<(Request, &'static PodConfig)> {
         let cookie = sock.cookie();
         let pod = maps::pod(cookie)?;
         let protocol = sock.protocol()?;
@@ -49,22 +54,22 @@ impl Asked {
         let goes_on = pod.flags & flags::TPROXY != 0 && role::is_transparent(sock.role());
         let bound = if goes_on { Ip::PASSTHROUGH4 } else { bound };
         let flow = Flow::new(protocol, dialled, bound, sock.caller());
-        Some((Asked { cookie, flow, zero: 0 }, pod))
+        Some((Request { cookie, flow, zero: 0 }, pod))
     }
 }
 
 /// A call that has to be decided: who, where to, and the pod's policy.
 pub(crate) struct Call<'a> {
-    pub(crate) asked: &'a Asked,
+    pub(crate) request: &'a Request,
     pub(crate) flow: &'a Flow,
     pub(crate) facts: PodFacts,
 }
 
 impl<'a> Call<'a> {
     #[inline(always)]
-    pub(crate) fn new(asked: &'a Asked, pod: &'static PodConfig) -> Call<'a> {
-        let facts = PodFacts { cookie: asked.cookie, pod, family: asked.flow.family };
-        Call { asked, flow: &asked.flow, facts }
+    pub(crate) fn new(request: &'a Request, pod: &'static PodConfig) -> Call<'a> {
+        let facts = PodFacts { cookie: request.cookie, pod, family: request.flow.family };
+        Call { request, flow: &request.flow, facts }
     }
 
     /// Whether the guard has to be told that this call was left alone, and by which rule. It sees the proxy's
@@ -164,11 +169,11 @@ impl Decision {
 /// branch that leads to it. No pointer is ever null; it wants to be told.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn decide_call(asked: *const Asked, pod: *const PodConfig) -> u64 {
+pub(crate) extern "C" fn decide_call(request: *const Request, pod: *const PodConfig) -> u64 {
     // SAFETY: the caller passes references; `pod` is a value of a map.
-    let (Some(asked), Some(pod)) = (unsafe { asked.as_ref() }, unsafe { pod.as_ref() }) else {
+    let (Some(request), Some(pod)) = (unsafe { request.as_ref() }, unsafe { pod.as_ref() }) else {
         return u64::from(verdict::OUTBOUND) << 32;
     };
-    let call = Call::new(asked, pod);
+    let call = Call::new(request, pod);
     Decision::of(&call, decide(call.flow, &call.facts)).0
 }

@@ -21,7 +21,7 @@ use redirect_common::{
     STEERED, SlotKey, TRIES, Target, role, shared_address, slot_address, slot_of,
 };
 
-use crate::call::{Asked, Call, Decision, ECONNREFUSED, ENETUNREACH, PROCEED, REFUSE, decide_call};
+use crate::call::{Call, Decision, ECONNREFUSED, ENETUNREACH, PROCEED, REFUSE, Request, decide_call};
 use crate::ctx::{SockAddr, listener_address};
 use crate::dns::asked_at;
 use crate::maps::{self, Claim};
@@ -32,16 +32,16 @@ use crate::trace;
 #[cgroup_sock_addr(connect4)]
 pub(crate) fn connect4(ctx: SockAddrContext) -> i32 {
     let sock = SockAddr::new(&ctx);
-    let Some((asked, pod)) = Asked::new(&sock, sock.address4(), sock.bound4()) else { return PROCEED };
-    connect(&sock, &asked, pod, |to| sock.set_address4(to))
+    let Some((request, pod)) = Request::new(&sock, sock.address4(), sock.bound4()) else { return PROCEED };
+    connect(&sock, &request, pod, |to| sock.set_address4(to))
 }
 
 /// `connect()` on an IPv6 socket, IPv4-mapped destinations included.
 #[cgroup_sock_addr(connect6)]
 pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
     let sock = SockAddr::new(&ctx);
-    let Some((asked, pod)) = Asked::new(&sock, sock.address6(), sock.bound6()) else { return PROCEED };
-    connect(&sock, &asked, pod, |to| sock.set_address6(to))
+    let Some((request, pod)) = Request::new(&sock, sock.address6(), sock.bound6()) else { return PROCEED };
+    connect(&sock, &request, pod, |to| sock.set_address6(to))
 }
 
 /// What becomes of the call.
@@ -56,12 +56,12 @@ enum Step {
 /// The way of both hooks. Its two halves are functions with global linkage, which the verifier walks once
 /// each: behind all branches of `decide()` together it would walk the rest some fifty times.
 #[inline(always)]
-fn connect(sock: &SockAddr, asked: &Asked, pod: &'static PodConfig, rewrite: impl Fn(&Endpoint)) -> i32 {
-    let decision = decide_call(asked, pod);
+fn connect(sock: &SockAddr, request: &Request, pod: &'static PodConfig, rewrite: impl Fn(&Endpoint)) -> i32 {
+    let decision = decide_call(request, pod);
     let mut to = Endpoint::NONE;
-    let outcome = Outcome(connect_call(sock.context(), asked, pod, decision, &mut to));
-    let code = if !maps::still(pod, asked.cookie) {
-        count(asked.cookie, Event::ConfigChanged);
+    let outcome = Outcome(connect_call(sock.context(), request, pod, decision, &mut to));
+    let code = if !maps::still(pod, request.cookie) {
+        count(request.cookie, Event::ConfigChanged);
         sock.fail_with(ECONNREFUSED);
         REFUSE
     } else if outcome.errno() != 0 {
@@ -73,7 +73,7 @@ fn connect(sock: &SockAddr, asked: &Asked, pod: &'static PodConfig, rewrite: imp
         }
         PROCEED
     };
-    trace::trace_call(asked, decision);
+    trace::trace_call(request, decision);
     code
 }
 
@@ -99,19 +99,19 @@ impl Outcome {
 #[inline(never)]
 extern "C" fn connect_call(
     ctx: *mut bpf_sock_addr,
-    asked: *const Asked,
+    request: *const Request,
     pod: *const PodConfig,
     decision: u64,
     to: *mut Endpoint,
 ) -> u64 {
     // SAFETY: the caller passes references, and those outlive the call; `pod` is a value of a map.
-    let (Some(asked), Some(pod), Some(to)) =
-        (unsafe { asked.as_ref() }, unsafe { pod.as_ref() }, unsafe { to.as_mut() })
+    let (Some(request), Some(pod), Some(to)) =
+        (unsafe { request.as_ref() }, unsafe { pod.as_ref() }, unsafe { to.as_mut() })
     else {
         return ECONNREFUSED as u64;
     };
     let sock = SockAddr::of(ctx);
-    let call = Call::new(asked, pod);
+    let call = Call::new(request, pod);
     let decision = Decision(decision);
     let (step, event) = match decision.target() {
         Some(target) => redirect(&sock, &call, target, to),
@@ -211,7 +211,7 @@ fn to_listener(sock: &SockAddr, call: &Call<'_>, port: u32, event: Event, to: &m
     }
     bind_source(sock, call);
     let half = if wildcard { 0 } else { STEERED };
-    if claim_call(call.asked, half.into(), &mut to.ip) == 0 {
+    if claim_call(call.request, half.into(), &mut to.ip) == 0 {
         to.ip = shared_address(dst, family);
         return by_detour(sock, call, role::CLIENT, event);
     }
@@ -223,10 +223,10 @@ fn to_listener(sock: &SockAddr, call: &Call<'_>, port: u32, event: Event, to: &m
 /// when there is no slot for it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn claim_call(asked: *const Asked, half: u64, ip: *mut Ip) -> u64 {
+extern "C" fn claim_call(request: *const Request, half: u64, ip: *mut Ip) -> u64 {
     // SAFETY: the caller passes references.
-    let (Some(asked), Some(ip)) = (unsafe { asked.as_ref() }, unsafe { ip.as_mut() }) else { return 0 };
-    let (cookie, dst, family) = (asked.cookie, &asked.flow.dst, asked.flow.family);
+    let (Some(request), Some(ip)) = (unsafe { request.as_ref() }, unsafe { ip.as_mut() }) else { return 0 };
+    let (cookie, dst, family) = (request.cookie, &request.flow.dst, request.flow.family);
     for attempt in 0..TRIES {
         let slot = slot_of(dst, attempt) | half as u32;
         match maps::claim_slot(&SlotKey { cookie, slot, family: family.number() }, dst) {

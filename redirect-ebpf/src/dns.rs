@@ -9,7 +9,7 @@ use aya_ebpf::programs::SockAddrContext;
 use redirect_common::dns::{DnsClient, slot_key};
 use redirect_common::{Endpoint, Event, Ip, Origin, PodConfig, dns, role};
 
-use crate::call::{Asked, Call, Decision, ECONNREFUSED, ENETUNREACH, PROCEED, REFUSE, decide_call};
+use crate::call::{Call, Decision, ECONNREFUSED, ENETUNREACH, PROCEED, REFUSE, Request, decide_call};
 use crate::ctx::SockAddr;
 use crate::maps::{self, Claim};
 use crate::stats::count;
@@ -19,56 +19,56 @@ use crate::trace;
 #[cgroup_sock_addr(sendmsg4)]
 pub(crate) fn sendmsg4(ctx: SockAddrContext) -> i32 {
     let sock = SockAddr::new(&ctx);
-    let Some((asked, pod)) = Asked::new(&sock, sock.address4(), sock.bound4()) else { return PROCEED };
+    let Some((request, pod)) = Request::new(&sock, sock.address4(), sock.bound4()) else { return PROCEED };
     let source = || sock.source4();
-    datagram(&sock, &asked, pod, source, |from| sock.set_source4(from), |to| sock.set_address4(to))
+    datagram(&sock, &request, pod, source, |from| sock.set_source4(from), |to| sock.set_address4(to))
 }
 
 /// A datagram with an IPv6 destination.
 #[cgroup_sock_addr(sendmsg6)]
 pub(crate) fn sendmsg6(ctx: SockAddrContext) -> i32 {
     let sock = SockAddr::new(&ctx);
-    let Some((asked, pod)) = Asked::new(&sock, sock.address6(), sock.bound6()) else { return PROCEED };
+    let Some((request, pod)) = Request::new(&sock, sock.address6(), sock.bound6()) else { return PROCEED };
     let source = || sock.source6();
-    datagram(&sock, &asked, pod, source, |from| sock.set_source6(from), |to| sock.set_address6(to))
+    datagram(&sock, &request, pod, source, |from| sock.set_source6(from), |to| sock.set_address6(to))
 }
 
 /// The way of both hooks: an answer of the DNS proxy's, or a question, which is for it or not.
 #[inline(always)]
 fn datagram(
     sock: &SockAddr,
-    asked: &Asked,
+    request: &Request,
     pod: &'static PodConfig,
     source: impl Fn() -> Ip,
     set_source: impl Fn(&Ip),
     set_address: impl Fn(&Endpoint),
 ) -> i32 {
-    let call = Call::new(asked, pod);
+    let call = Call::new(request, pod);
     if answers(sock, &call) {
         if let Some(at) = source_of_answer(&call, &source()) {
             set_source(&at);
         }
         return PROCEED;
     }
-    let decision = decide_call(asked, pod);
+    let decision = decide_call(request, pod);
     if Decision(decision).target().is_none() {
         leave_alone(sock, &call, Decision(decision));
         return PROCEED;
     }
     if call.unreachable() {
-        count(asked.cookie, Event::Unreachable);
+        count(request.cookie, Event::Unreachable);
         return refuse(sock, ENETUNREACH);
     }
     let Some(at) = asked_at(&call) else {
-        count(asked.cookie, Event::DnsRefused);
+        count(request.cookie, Event::DnsRefused);
         return refuse(sock, ECONNREFUSED);
     };
-    count(asked.cookie, Event::DnsRedirected);
+    count(request.cookie, Event::DnsRedirected);
     if source().is_unspecified() && call.has_own_source() {
         set_source(&call.flow.dst.ip);
     }
     set_address(&at);
-    trace::trace_call(asked, decision);
+    trace::trace_call(request, decision);
     PROCEED
 }
 
@@ -93,20 +93,20 @@ fn leave_alone(sock: &SockAddr, call: &Call<'_>, decision: Decision) {
 #[inline(always)]
 pub(crate) fn asked_at(call: &Call<'_>) -> Option<Endpoint> {
     let mut ip = Ip::NONE;
-    let found = server_call(call.asked, &mut ip);
+    let found = server_call(call.request, &mut ip);
     (found != 0).then_some(Endpoint { ip, port: call.facts.pod.dns_port })
 }
 
 /// Has an address stand for the server and puts it into `at`; 0 when none is left.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn server_call(asked: *const Asked, at: *mut Ip) -> u64 {
+extern "C" fn server_call(request: *const Request, at: *mut Ip) -> u64 {
     // SAFETY: the caller passes references.
-    let (Some(asked), Some(at)) = (unsafe { asked.as_ref() }, unsafe { at.as_mut() }) else { return 0 };
-    let server = &asked.flow.dst;
+    let (Some(request), Some(at)) = (unsafe { request.as_ref() }, unsafe { at.as_mut() }) else { return 0 };
+    let server = &request.flow.dst;
     for attempt in 0..dns::ATTEMPTS {
         let ip = dns::candidate(server, attempt);
-        if let Some(slot) = slot_key(asked.cookie, &ip)
+        if let Some(slot) = slot_key(request.cookie, &ip)
             && matches!(maps::claim_slot(&slot, server), Claim::Done)
         {
             *at = ip;

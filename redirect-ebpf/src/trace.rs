@@ -8,7 +8,7 @@ use aya_log_ebpf::macro_support::AYA_LOGS;
 use redirect_common::trace::{RECORD_BYTES, kind, verdict};
 use redirect_common::{Endpoint, Event, GuardedPod, Inbound, Protocol, Rule, TraceRecord};
 
-use crate::call::{Asked, Decision};
+use crate::call::{Decision, Request};
 use crate::ctx::Opening;
 use crate::maps;
 use crate::stats::count;
@@ -91,10 +91,10 @@ fn send(record: TraceRecord) {
 /// hook's stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn trace_call(asked: *const Asked, decision: u64) -> u64 {
+pub(crate) extern "C" fn trace_call(request: *const Request, decision: u64) -> u64 {
     // SAFETY: the caller passes a reference.
-    if let Some(asked) = unsafe { asked.as_ref() } {
-        outbound(asked, Decision(decision));
+    if let Some(request) = unsafe { request.as_ref() } {
+        outbound(request, Decision(decision));
     }
     0
 }
@@ -102,8 +102,8 @@ pub(crate) extern "C" fn trace_call(asked: *const Asked, decision: u64) -> u64 {
 /// An outbound decision. Called last, when nothing else is left to do: otherwise the verifier walks the rest
 /// of the hook twice.
 #[inline(always)]
-fn outbound(asked: &Asked, decision: Decision) {
-    let (flow, cookie) = (&asked.flow, asked.cookie);
+fn outbound(request: &Request, decision: Decision) {
+    let (flow, cookie) = (&request.flow, request.cookie);
     if !wanted(cookie) {
         return;
     }

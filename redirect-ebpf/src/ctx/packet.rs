@@ -264,6 +264,7 @@ impl Packet {
         }
         // SAFETY: `at` is below what was compared with the packet's end.
         let byte = |at: usize| unsafe { ((start + at) as *const u8).read() };
+        // SAFETY: the same for `at + 1`.
         let half = |at: usize| unsafe { ((start + at) as *const u16).read_unaligned() };
         let plain = if version == 4 {
             byte(ETHERNET) == 0x45
