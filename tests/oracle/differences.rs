@@ -98,7 +98,10 @@ pub(crate) const DIFFERENCES: &[Difference] = &[
         id: "inbound-to-localhost-sidecar",
         fields: &[Field::Ending],
         holds: |case| {
-            case.connection.who == Who::Peer
+            // In TPROXY mode a self-call keeps its address, and comes to the same end.
+            let keeps_address = case.connection.who == Who::Peer
+                || case.setup.policy.interception_mode == InterceptionMode::Tproxy;
+            keeps_address
                 && case.setup.sidecar == Listens::OnLocalhost
                 && *case.iptables == case.nobody_listens()
                 && matches!(case.ours, Outcome::Reached(Reached { server: Server::Sidecar(15006), .. }))

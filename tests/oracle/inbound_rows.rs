@@ -75,6 +75,8 @@ pub(crate) fn tproxy() -> Vec<Row> {
         || everybody(&["10.77.0.2:8080", "10.77.0.2:15008", "10.88.0.2:15020", "127.0.0.9:8080"]);
     let self_calls6 = || everybody(&["[fd77::2]:8080", "[fd77::2]:15008", "[fd77::2]:15020", "[::6]:8080"]);
     let both = || [self_calls(), self_calls6()].concat();
+    let on_localhost = Setup { sidecar: Listens::OnLocalhost, ..mode(&|_| {}) };
+    add("self-calls to a sidecar on localhost", on_localhost, both());
     add("self-calls", mode(&|_| {}), [both(), everybody(PLACES)].concat());
     add("self-calls, a list", mode(&|policy| policy.include_inbound_ports = listed(&[8080, 15008])), both());
     add("self-calls, none captured", mode(&|policy| policy.include_inbound_ports = listed(&[])), both());
