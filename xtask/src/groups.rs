@@ -137,6 +137,7 @@ pub(crate) const GROUPS: &[Group] = &[
             deb("rpm", "/usr/bin/rpm"),
             deb("debootstrap", "/usr/sbin/debootstrap"),
             deb("prometheus", "/usr/bin/promtool"),
+            deb("systemd", "/usr/bin/systemd-analyze"),
         ],
         steps: &[
             Step {

@@ -6,6 +6,7 @@ use apiserver::Kind;
 use serde_json::json;
 
 use crate::driver::{Cluster, until};
+use crate::shown::{free_port, value};
 
 const SHORT: Duration = Duration::from_millis(300);
 const LONG: Duration = Duration::from_secs(15);
@@ -144,6 +145,40 @@ fn while_the_server_is_away_what_is_known_stays_known() {
         asked.join().unwrap()
     });
     assert!(answer["pod"].is_object(), "{answer}");
+}
+
+/// A server that is away for minutes is like one that is away so long that rests have grown to the longest:
+/// `REDIRECT_AWAY_SECONDS` says how long.
+#[test]
+fn a_server_that_was_away_for_long_is_noticed_within_the_longest_rest() {
+    let seconds = std::env::var("REDIRECT_AWAY_SECONDS").ok().and_then(|text| text.parse().ok());
+    let (away, address) = (Duration::from_secs(seconds.unwrap_or(15)), free_port());
+    let cluster = Cluster::start();
+    cluster.pod("known", |_| {});
+    cluster.pod("gone", |_| {});
+    let agent = cluster.agent(&["--listen", &address.to_string()]);
+    agent.knows("known");
+    let up = || value(address, "redirect_cni_watch_up") == Some(1.0);
+    until("the watch is up", up);
+    cluster.api.away();
+    cluster.api.store().remove(Kind::PODS, "shop", "gone");
+    cluster.pod("fresh", |_| {});
+    let begun = Instant::now();
+    while begun.elapsed() < away {
+        agent.knows("known");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    assert!(!up(), "the watch cannot be up while the server is away");
+    let _ = cluster.api.requests();
+    cluster.api.back();
+    let back = Instant::now();
+    until("the watch is up again", up);
+    assert!(back.elapsed() < Duration::from_secs(8), "noticed after {:?}", back.elapsed());
+    agent.knows("fresh");
+    assert_eq!(agent.ask("gone", None, SHORT)["error"]["kind"], "notFound");
+    // No storm of requests from the rests that were too short: a list, a watch, and what was asked for here.
+    let requests = cluster.api.requests();
+    assert!(requests.len() < 10, "{requests:?}");
 }
 
 #[test]

@@ -7,3 +7,4 @@ mod kubectl;
 mod metrics;
 mod packages;
 mod rights;
+mod units;
