@@ -198,12 +198,16 @@ impl Repairer {
         let reset = self.modes.reset_connections;
         let done = tokio::task::spawn_blocking(move || {
             let attached = running::attach(&node, &for_thread, policy, was);
-            let (attachment, listeners) = attached.map_err(|error| error.to_string())?;
+            let Some((attachment, listeners)) = attached.map_err(|error| error.to_string())? else {
+                return Ok(None);
+            };
             let ended = reset.then(|| reset::around(&attachment).map_err(|error| error.to_string()));
-            Ok::<_, String>((listeners, ended))
+            Ok::<_, String>(Some((listeners, ended)))
         });
         match done.await.unwrap_or_else(|panic| Err(panic.to_string())) {
-            Ok((listeners, ended)) => {
+            // The plugin was faster.
+            Ok(None) => drop(self.tried.remove(pod.metadata.uid.as_deref().unwrap_or_default())),
+            Ok(Some((listeners, ended))) => {
                 tracing::info!(pod = %pod.reference(), listeners, "redirected while it runs");
                 self.count("repair", "success");
                 self.tried.remove(pod.metadata.uid.as_deref().unwrap_or_default());
@@ -241,7 +245,8 @@ impl Repairer {
             running::attach(&node, &for_thread, policy, Some(was)).map_err(|error| error.to_string())
         });
         match done.await.unwrap_or_else(|panic| Err(panic.to_string())) {
-            Ok(_) => {
+            Ok(None) => {}
+            Ok(Some(_)) => {
                 tracing::info!(pod = %pod.reference(), "its policy follows its annotations");
                 self.state.metrics.policy_updates.inc();
                 self.say(pod, events::POLICY_CHANGED).await;

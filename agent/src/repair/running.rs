@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use redirect_user::attach::record::Attachment;
 use redirect_user::attach::{self, Request};
 use redirect_user::ids::AttachmentId;
+use redirect_user::inspect;
 use redirect_user::node::Node;
 use redirect_user::node::lock::{self, NodeLock};
 use redirect_user::pod::cgroup::{self, Clues};
@@ -48,7 +49,8 @@ pub fn has_processes(pod: &Pod) -> bool {
 }
 
 /// Attaches it, or attaches it again with this policy; returns the attachment, and how many listeners of the
-/// sidecar are known then.
+/// sidecar are known then. None where the plugin has added or deleted it meanwhile: `was` is what was there
+/// when somebody looked, without the lock.
 ///
 /// # Errors
 /// See [`Error`]. A pod that was attached stays attached.
@@ -57,13 +59,29 @@ pub fn attach(
     pod: &Pod,
     policy: Policy,
     was: Option<Attachment>,
-) -> Result<(Attachment, usize), Error> {
+) -> Result<Option<(Attachment, usize)>, Error> {
+    let lock = NodeLock::acquire(node)?;
+    if is_outdated(node, pod, was.as_ref())? {
+        return Ok(None);
+    }
     let request = match &was {
         Some(was) if was_alive(was) => again(was, policy),
         _ => afresh(pod, policy, was.map(|was| was.id))?,
     };
-    let lock = NodeLock::acquire(node)?;
-    Ok(attach::attach_running(node, &lock, &request)?)
+    Ok(Some(attach::attach_running(node, &lock, &request)?))
+}
+
+/// Whether what was seen of the pod is no longer so. To be asked with the lock held.
+fn is_outdated(node: &Node, pod: &Pod, was: Option<&Attachment>) -> Result<bool, Error> {
+    let uid = pod.reference().uid;
+    let attachments = inspect::list(node)?;
+    let mut of_pod = attachments
+        .iter()
+        .filter(|one| one.of_this_boot() && one.pod.as_ref().is_some_and(|known| known.uid == uid));
+    Ok(match was {
+        None => of_pod.next().is_some(),
+        Some(was) => !of_pod.any(|one| one.id == was.id),
+    })
 }
 
 fn was_alive(was: &Attachment) -> bool {

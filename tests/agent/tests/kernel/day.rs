@@ -100,7 +100,8 @@ struct Look {
 
 impl Look {
     fn at(node: &Node, agent: &Agent, pods: usize) -> Look {
-        until_within(COLLECTED, "nothing is attached", || node.attached().is_empty());
+        // DEL has removed all there was. What an agent attaches beside the plugin would be collected later.
+        assert_eq!(node.attached(), Vec::<String>::new(), "after {pods} pods");
         for (map, entries) in node.map_entries() {
             until_within(COLLECTED, &format!("{map} has no entry"), || {
                 entries == 0 || node.map_entries().iter().all(|(name, left)| *name != map || *left == 0)
@@ -233,8 +234,10 @@ fn report(day: &Day<'_>, looks: &[Look], unkind: u32, took: Duration) {
 fn flat(looks: &[Look], agent: &Agent) {
     let (first, last) = (&looks[1], looks.last().expect("looks"));
     until("connections and sockets are closed", || open_files(agent.pid()) <= first.files + 2);
-    let grown = last.memory.saturating_sub(first.memory);
-    assert!(grown < 3072, "the agent has {grown} kB more: {looks:#?}");
+    // A look may come while a table is read: what counts is that the memory is given back.
+    until_within(COLLECTED, &format!("the agent is as small as it was: {looks:#?}"), || {
+        resident(agent.pid()) <= first.memory + 3072
+    });
     assert_eq!(last.state, first.state, "{looks:#?}");
     until_within(COLLECTED, "the kernel has no more than before", || in_kernel() <= first.kernel);
 }
