@@ -144,12 +144,8 @@ impl Begun {
     fn finish(mut self, node: &Node, lock: &NodeLock) -> Result<Attached, Error> {
         // Another ADD or a DEL of the same attachment may have come in between; this call is the later one.
         self.repeated |= self.is_pinned(node);
-        if record::of(node, &self.planned.attachment.id)?.as_ref() != Some(&self.planned.attachment) {
-            keep_known_changes(node, &mut self.planned.attachment)?;
-            self.planned.attachment.store(node)?;
-            change_netns(&mut self.planned.netns, &self.wanted)?;
-        }
-        match carry_out(node, lock, &mut self.planned) {
+        let begun = self.begin_again(node);
+        match begun.and_then(|()| carry_out(node, lock, &mut self.planned)) {
             Ok(programs) => {
                 replan_others(node, lock, &self.planned.attachment, self.repeated);
                 Ok(Attached { attachment: self.planned.attachment, programs })
@@ -164,6 +160,16 @@ impl Begun {
                 Err(error)
             }
         }
+    }
+
+    /// What was done without the lock, once more if another call has changed the record.
+    fn begin_again(&mut self, node: &Node) -> Result<(), Error> {
+        if record::of(node, &self.planned.attachment.id)?.as_ref() == Some(&self.planned.attachment) {
+            return Ok(());
+        }
+        keep_known_changes(node, &mut self.planned.attachment)?;
+        self.planned.attachment.store(node)?;
+        change_netns(&mut self.planned.netns, &self.wanted)
     }
 
     /// Whether an ADD of the same attachment has come as far as its pins.
