@@ -4,7 +4,7 @@
 //! redirection.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -128,18 +128,42 @@ fn remove_unrecorded(
     wish: Listed,
 ) -> Result<Vec<Removed>, Error> {
     let mut removed = Vec::new();
+    for (container_id, folder) in unrecorded(node, recorded)? {
+        if linked(&folder)? && wish != Listed::Forced {
+            continue;
+        }
+        detach(node, lock, &container_id, None)?;
+        removed.push(Removed { container_id, pod: None, why: "pins without a record, and no pod" });
+    }
+    Ok(removed)
+}
+
+/// The containers that have pins and no record that can be read, with the folders of their pins.
+fn unrecorded(node: &Node, recorded: &BTreeSet<String>) -> Result<Vec<(String, PathBuf)>, Error> {
+    let mut found = Vec::new();
     for generation in folders::generations(node)? {
         for folder in folders::list(&generation.pods())? {
             let name = folder.file_name().and_then(|name| names::decode(name.to_str()?));
-            let Some(container_id) = name.filter(|id| !recorded.contains(id)) else { continue };
-            if linked(&folder)? && wish != Listed::Forced {
-                continue;
-            }
-            detach(node, lock, &container_id, None)?;
-            removed.push(Removed { container_id, pod: None, why: "pins without a record, and no pod" });
+            found.extend(name.filter(|id| !recorded.contains(id)).map(|id| (id, folder)));
         }
     }
-    Ok(removed)
+    Ok(found)
+}
+
+/// The containers of which the caller has read no record, and whose links hold a cgroup or a namespace: their
+/// pods may run, and would send in clear without their pins.
+///
+/// # Errors
+/// The pins cannot be listed.
+pub fn unrecorded_pods(node: &Node, known: &[Attachment]) -> Result<BTreeSet<String>, Error> {
+    let recorded = known.iter().map(|attachment| attachment.id.container_id.clone()).collect();
+    let mut found = BTreeSet::new();
+    for (container_id, folder) in unrecorded(node, &recorded)? {
+        if linked(&folder)? {
+            found.insert(container_id);
+        }
+    }
+    Ok(found)
 }
 
 /// Whether a container's pins hold a link whose cgroup or namespace is still there.

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use harness::cgroup::Cgroup;
 use harness::cli::Outcome;
-use harness::{Node, Pod, Service, binary, kernel_test};
+use harness::{Errno, Node, Pod, Service, binary, kernel_test};
 
 use crate::collect::gc;
 use crate::crash::{add_steps, kill_at, sandbox};
@@ -158,6 +158,35 @@ fn an_operator_opens_no_running_pod_by_mistake() {
         assert_eq!(node.attached(), Vec::<String>::new());
         assert!(!node.bpffs().join("redirect-cni").exists(), "the programs are left");
         check_in_clear(node, &pod);
+    });
+}
+
+#[test]
+fn an_operator_opens_no_running_pod_whose_record_is_not_readable() {
+    kernel_test(|node| {
+        let pod = node.pod("web");
+        let sandbox = Sandbox::new(node, &pod, "c0ffee");
+        sandbox.add();
+        let (_sidecar, app) = (pod.sidecar(), pod.app());
+        let record = node.state_dir().join("attachments/c0ffee.eth0.json");
+        assert!(record.exists(), "the record");
+        for text in ["", "not a record\n"] {
+            std::fs::write(&record, text).unwrap();
+            for command in [&["uninstall"][..], &["detach", "--id", "c0ffee"]] {
+                let outcome = Outcome::of(node.redirect().args(command));
+                assert_eq!(outcome.code, Some(1), "{outcome:?}");
+                for part in ["c0ffee", "record", "in clear", "--force"] {
+                    assert!(outcome.stderr.contains(part), "{part}: {outcome:?}");
+                }
+                assert_redirected(&app);
+            }
+        }
+        assert_eq!(Outcome::of(node.redirect().args(["uninstall", "--force"])).code, Some(0));
+        // Where its guard stands only the record could say: it stays closed until it is started again.
+        let server = node.pod("server");
+        let peer = server.app();
+        peer.serve(&any(8080), Service::Tell).unwrap();
+        assert_eq!(app.connect(server.at(false, 8080)).map(drop), Err(Errno::ECONNREFUSED));
     });
 }
 

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use redirect_user::attach::record::Attachment;
 use redirect_user::attach::{self, Request, life};
+use redirect_user::gc;
 use redirect_user::ids::AttachmentId;
 use redirect_user::node::Node;
 use redirect_user::node::lock::NodeLock;
@@ -153,6 +154,13 @@ pub(crate) fn detach(node: &Node, output: Output, args: &DetachArgs) -> Result<E
         && let Some(running) = found.iter().filter(meant).find(|attachment| life::runs(node, attachment))
     {
         bail!("{} runs and would send in clear; stop it first, or give --force", output::name(running));
+    }
+    if !args.force && found.is_empty() && gc::unrecorded_pods(node, &found)?.contains(&args.id) {
+        bail!(
+            "{} has links, but its record is not readable: its pod may run, and would send in clear; stop it first, \
+             or give --force",
+            args.id
+        );
     }
     let id = found.first().map_or(&args.id, |attachment| &attachment.id.container_id);
     if !attach::detach(node, &lock, id, args.ifname.as_deref())? {

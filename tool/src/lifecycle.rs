@@ -62,11 +62,16 @@ pub(crate) fn uninstall(node: &Node, output: Output, args: &UninstallArgs) -> Re
 
 /// The order for a node is: its configuration, its pods, its programs.
 fn refuse_running(node: &Node) -> Result<()> {
-    let running: Vec<_> = inspect::list(node)?.into_iter().filter(|pod| life::runs(node, pod)).collect();
+    let recorded = inspect::list(node)?;
+    let running = recorded.iter().filter(|pod| life::runs(node, pod)).map(output::name);
+    let unrecorded = gc::unrecorded_pods(node, &recorded)?
+        .into_iter()
+        .map(|id| format!("{id} (its record is not readable)"));
+    let running: Vec<_> = running.chain(unrecorded).collect();
     if running.is_empty() {
         return Ok(());
     }
-    let names: Vec<_> = running.iter().take(5).map(output::name).collect();
+    let names: Vec<_> = running.iter().take(5).map(String::as_str).collect();
     let more = if running.len() > names.len() { ", .." } else { "" };
     bail!(
         "{} running pods would send in clear: {}{more}. First take redirect-cni out of the node's CNI configuration \
