@@ -115,7 +115,8 @@ pub mod role {
     pub const NONE: u32 = 0;
     /// A client socket whose `connect()` was rewritten; `dst` is what the application dialled.
     pub const CLIENT: u32 = 1;
-    /// A socket on one of the proxy's ports that the proxy did not bind: never given the pod's traffic.
+    /// A socket on one of the proxy's ports that is not the proxy's: never given the pod's traffic. Attach
+    /// finds it listening; later `bind()` is refused.
     pub const FOREIGN: u32 = 2;
     /// An accepted socket of the sidecar; `dst` is the original destination.
     pub const ACCEPTED: u32 = 3;

@@ -88,8 +88,7 @@ events! {
     ListenerAdded = "listener_added",
     /// A listening socket of the sidecar could not be registered (an MPTCP listener).
     ListenerRejected = "listener_rejected",
-    /// A socket that the proxy did not bind listens on one of Envoy's ports; it is given no traffic of the
-    /// pod.
+    /// Another user than the proxy wanted to bind to one of Envoy's ports, and was refused.
     ListenerForeign = "listener_foreign",
     /// A record of `redirect trace` was lost: the buffer was full.
     TraceLost = "trace_lost",

@@ -1,10 +1,12 @@
 //! A socket of the pod calls `bind()`. Four things are seen to.
 //!
-//! Only the proxy's own listener gets the pod's traffic: what another user binds to one of the proxy's ports
-//! is marked. What the sidecar has accepted on a port of the application must not keep the application from
-//! binding that port: the kernel compares addresses of sockets that do not listen only where SO_REUSEADDR is
-//! off. And the DNS proxy, which binds to localhost, is given the wildcard address, so that it can be asked
-//! at the addresses that stand for servers; `inbound` keeps that socket closed to the outside.
+//! Only the proxy's own listener gets the pod's traffic: no other user may bind to one of the proxy's ports.
+//! (A mark would not do: root of the pod may join a group of SO_REUSEPORT sockets, or listen at one address
+//! of the private prefix.) What the sidecar has accepted on a port of the application must not keep the
+//! application from binding that port: the kernel compares addresses of sockets that do not listen only
+//! where SO_REUSEADDR is off. And the DNS proxy, which binds to localhost, is given the wildcard address, so
+//! that it can be asked at the addresses that stand for servers; `inbound` keeps that socket closed to the
+//! outside.
 //!
 //! In TPROXY mode the proxy binds a socket on its way to the application to the address of its client. It
 //! gets 127.0.0.6 or ::6, as in REDIRECT mode, and the client is kept in the socket for `handover`.
@@ -22,8 +24,8 @@ use crate::facts::{NO_INTERFACE, PacketFacts, is_own};
 use crate::maps;
 use crate::stats::count;
 
-/// `asm-generic/errno-base.h`
-const ENOMEM: i32 = 12;
+/// `asm-generic/errno.h`
+const EADDRINUSE: i32 = 98;
 
 /// `bind()` on an IPv4 socket.
 #[cgroup_sock_addr(bind4)]
@@ -92,9 +94,9 @@ fn pretends(sock: &SockAddr, cookie: u64, pod: &'static PodConfig, asked: &Endpo
 /// A TCP socket, which may be going to listen.
 #[inline(always)]
 fn listens(sock: &SockAddr, cookie: u64, pod: &'static PodConfig, port: u32) -> i32 {
-    if pod.is_listener(port) && !pod.is_proxy(&sock.caller()) && !sock.mark_foreign() {
-        count(cookie, Event::NoStorage);
-        sock.fail_with(ENOMEM);
+    if pod.is_listener(port) && !pod.is_proxy(&sock.caller()) && maps::still(pod, cookie) {
+        count(cookie, Event::ListenerForeign);
+        sock.fail_with(EADDRINUSE);
         return REFUSE;
     }
     let facts = PacketFacts { cookie, pod, interface: NO_INTERFACE };

@@ -29,11 +29,12 @@ impl Count {
         Count(unsafe { &raw mut (*claims).listening })
     }
 
-    /// Whether it is below a limit.
+    /// Whether it is below a limit. A number that was counted down once too often is.
     #[inline(always)]
     pub(crate) fn is_below(self, limit: u64) -> bool {
         // SAFETY: a read of valid memory.
-        unsafe { core::ptr::read_volatile(self.0) < limit }
+        let number = unsafe { core::ptr::read_volatile(self.0) };
+        (number as i64) < limit as i64
     }
 
     /// Adds a number, all bits set for minus one: an instruction of the kernel's, as the target has no

@@ -11,7 +11,7 @@ use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
 use aya_ebpf::helpers::generated::{
     bpf_get_current_uid_gid, bpf_map_lookup_elem, bpf_sk_release, bpf_sk_storage_get,
 };
-use redirect_common::{Caller, Ip, ListenerKey, Origin};
+use redirect_common::{Caller, Ip, ListenerKey, Origin, role};
 
 use crate::maps;
 
@@ -112,6 +112,12 @@ fn origin(sk: *mut c_void, initial: Option<&mut Origin>) -> Option<&'static mut 
     };
     // SAFETY: the map is a socket storage map of Origin and sk is a socket pointer of the context.
     unsafe { bpf_sk_storage_get(maps::origin(), sk, value, flags).cast::<Origin>().as_mut() }
+}
+
+/// Whether a socket on one of the proxy's ports is not the proxy's.
+#[inline(always)]
+fn is_foreign(sk: *mut c_void) -> bool {
+    origin(sk, None).is_some_and(|origin| origin.role == role::FOREIGN)
 }
 
 /// Who calls, as the initial user namespace sees it. For hooks that run in the caller's context.

@@ -7,9 +7,9 @@ use aya_ebpf::maps::PerCpuArray;
 use redirect_common::{Asking, Entered, LookUp};
 
 /// The look-ups under way on this CPU, and the pods that they are for. Written by the program in the pod's
-/// namespace, taken by `inbound` right after it. Others come in between where sock_diag looks up, and with
-/// PREEMPT_RT, so each has its task, and puts back what it has found. One that does not find itself drops the
-/// packet.
+/// namespace, taken by `inbound` right after it. Others come in between where a process looks up (sock_diag,
+/// `connect` for a sidecar that it does not know yet), and with PREEMPT_RT, so each has its task, and puts
+/// back what it has found. One that does not find itself drops the packet.
 #[map]
 static ENTERED: PerCpuArray<Entered> = PerCpuArray::with_max_entries(1, 0);
 
@@ -38,9 +38,11 @@ pub(crate) fn take_entered() -> Option<u64> {
         let last = &raw mut (*entered).last;
         let below = &raw mut (*entered).below;
         let LookUp { task: of, cookie } = last.read_volatile();
-        last.write_volatile(below.read_volatile());
+        let own = of == task();
+        // Of two that do not follow each other as they should, none may be found by a third.
+        last.write_volatile(if own { below.read_volatile() } else { LookUp::NONE });
         below.write_volatile(LookUp::NONE);
-        (of == task()).then_some(cookie)
+        own.then_some(cookie)
     }
 }
 

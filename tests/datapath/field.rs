@@ -1,9 +1,10 @@
 //! What people reported elsewhere about redirection, tried here: ports that accepted connections occupy,
 //! listeners that come and go, sockets that only look like the sidecar's, addresses that only look like ours.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use harness::{Errno, Event, Service, Sidecar, User, kernel_test};
+use redirect_common::Family;
 
 use crate::{FAMILIES, any, crowded, enrolled, far_away, localhost, mapped};
 
@@ -115,45 +116,50 @@ fn an_ipv6_only_sidecar_does_not_serve_ipv4() {
 }
 
 #[test]
-fn what_an_application_binds_to_the_sidecars_ports_gets_nothing() {
+fn no_application_may_bind_to_the_sidecars_ports() {
     kernel_test(|node| {
-        let (pod, other) = (enrolled(node, "pod"), node.pod("other"));
-        let (thief, app, client) = (pod.process("thief", User::APP), pod.app(), other.app());
-        for v6 in FAMILIES {
-            let at = |port| if v6 { any(true, port) } else { SocketAddr::from(([0, 0, 0, 0], port)) };
-            // One after the other: an IPv6 socket would take IPv4 as well.
-            let listeners = [15001, 15006].map(|port| thief.listen(at(port)).unwrap());
-            assert_eq!(app.connect(far_away(v6, 80)).map(drop), Err(Errno::ECONNREFUSED));
-            assert_eq!(client.connect(pod.at(v6, 8080)).map(drop), Err(Errno::ECONNREFUSED));
-            drop(listeners);
+        let pod = enrolled(node, "pod");
+        // The pod's root is not the proxy either, and has the uid of a sidecar that may do more than others.
+        for (index, user) in [User::APP, User::ROOT].into_iter().enumerate() {
+            let thief = pod.process(&format!("thief{index}"), user);
+            for v6 in FAMILIES {
+                let slot = redirect_common::slot_address(7, if v6 { Family::V6 } else { Family::V4 });
+                let wildcard = if v6 { any(true, 0).ip() } else { IpAddr::from([0, 0, 0, 0]) };
+                for (ip, port) in [(wildcard, 15001), (wildcard, 15006), (IpAddr::from(slot), 15001)] {
+                    let socket = thief.tcp(v6);
+                    socket.set_option(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1).unwrap();
+                    assert_eq!(socket.bind(SocketAddr::new(ip, port)), Err(Errno::EADDRINUSE), "{ip} {port}");
+                }
+            }
         }
-        assert_eq!(node.count(&pod, Event::ListenerForeign), 4);
+        assert_eq!(node.count(&pod, Event::ListenerForeign), 12);
         let _sidecar = pod.sidecar();
-        for v6 in FAMILIES {
-            assert_eq!(app.connect(far_away(v6, 80)).unwrap().seen().listener, 15001);
-            assert_eq!(client.connect(pod.at(v6, 8080)).unwrap().seen().listener, 15006);
-        }
+        assert_eq!(pod.app().connect(far_away(false, 80)).unwrap().seen().listener, 15001);
     });
 }
 
 #[test]
-fn calls_in_between_do_not_make_an_applications_socket_the_sidecars() {
+fn what_listens_on_the_sidecars_ports_before_attach_and_is_not_the_proxys_gets_nothing() {
     kernel_test(|node| {
-        let (pod, other) = (enrolled(node, "pod"), node.pod("other"));
-        let (thief, proxy, client) = (pod.process("thief", User::APP), pod.proxy(), other.app());
-        let _outbound = proxy.listen(SocketAddr::from(([0, 0, 0, 0], 15001))).unwrap();
-        let (direct, far) = (SocketAddr::from(([127, 0, 0, 1], 9)), far_away(false, 80));
-        for calls in [&[direct][..], &[far], &[far, direct], &[direct, far, direct]] {
-            let socket = thief.tcp(false);
-            socket.bind(SocketAddr::from(([0, 0, 0, 0], 15006))).unwrap();
-            for call in calls {
-                let _ = socket.connect(*call);
-                socket.dissolve().unwrap();
-            }
-            socket.listen().unwrap();
-            assert_eq!(client.connect(pod.at(false, 8080)).map(drop), Err(Errno::ECONNREFUSED), "{calls:?}");
+        let (pod, early, other) = (node.pod("pod"), node.pod("early"), node.pod("other"));
+        let (thief, client) = (pod.process("thief", User::APP), other.app());
+        let _sidecar = early.sidecar();
+        node.attach(&early, &[]);
+        for v6 in FAMILIES {
+            assert_eq!(client.connect(early.at(v6, 8080)).unwrap().seen().listener, 15006);
         }
-        assert_eq!(node.count(&pod, Event::ListenerForeign), 4);
+        let listeners = [15001, 15006].map(|port| thief.listen(any(true, port)).unwrap());
+        for repeated in [false, true] {
+            node.attach(&pod, &[]);
+            for v6 in FAMILIES {
+                let (out, inward) = (pod.app().connect(far_away(v6, 80)), client.connect(pod.at(v6, 8080)));
+                assert_eq!(out.map(drop), Err(Errno::ECONNREFUSED), "{v6} {repeated}");
+                assert_eq!(inward.map(drop), Err(Errno::ECONNREFUSED), "{v6} {repeated}");
+            }
+        }
+        drop(listeners);
+        let _sidecar = pod.sidecar();
+        assert_eq!(client.connect(pod.at(false, 8080)).unwrap().seen().listener, 15006);
     });
 }
 

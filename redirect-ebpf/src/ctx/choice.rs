@@ -9,6 +9,7 @@ use aya_ebpf::bindings::{BPF_TCP_LISTEN, BPF_TCP_TIME_WAIT, bpf_sock};
 use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release, bpf_skc_lookup_tcp};
 use redirect_common::{Endpoint, ListenerKey};
 
+use super::is_foreign;
 use super::packet::{Opening, Packet};
 use crate::listener::Receiver;
 use crate::maps;
@@ -106,7 +107,7 @@ impl Packet {
             return false;
         }
         let listens = field!(sk, state) == BPF_TCP_LISTEN && field!(sk, src_port) == to.port;
-        let bound = listens && self.bind(sk);
+        let bound = listens && !is_foreign(sk.cast()) && self.bind(sk);
         // SAFETY: the reference taken by the look-up.
         unsafe { bpf_sk_release(sk.cast()) };
         bound

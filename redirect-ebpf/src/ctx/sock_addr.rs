@@ -9,7 +9,7 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::programs::SockAddrContext;
 use redirect_common::{Caller, Endpoint, Family, Ip, Origin, Protocol, role};
 
-use super::{AF_INET, AF_INET6, MPTCP, SockaddrIn, SockaddrIn6, TCP, UDP, origin};
+use super::{AF_INET, AF_INET6, MPTCP, SockaddrIn, SockaddrIn6, TCP, UDP, is_foreign, origin};
 
 /// The context of connect4/6, getpeername4/6, sendmsg4/6 and recvmsg4/6.
 pub(crate) struct SockAddr {
@@ -142,16 +142,6 @@ impl SockAddr {
         free
     }
 
-    /// Marks a socket on one of the proxy's ports that the proxy did not bind; false when the kernel has no
-    /// memory for it.
-    #[inline(always)]
-    pub(crate) fn mark_foreign(&self) -> bool {
-        let mut value = Origin { dst: Endpoint::NONE, role: role::FOREIGN };
-        let Some(kept) = origin(self.sk().cast(), Some(&mut value)) else { return false };
-        kept.role = role::FOREIGN;
-        true
-    }
-
     /// The port that the socket is bound to, host byte order; 0 when it is not.
     #[inline(always)]
     pub(crate) fn own_port(&self) -> u32 {
@@ -282,7 +272,7 @@ impl SockAddr {
         if sk.is_null() {
             return None;
         }
-        let foreign = origin(sk.cast(), None).is_some_and(|origin| origin.role == role::FOREIGN);
+        let foreign = is_foreign(sk.cast());
         let ip = address!(sk, family, src_ip4, src_ip6);
         // SAFETY: the reference taken by the look-up.
         unsafe { bpf_sk_release(sk.cast()) };

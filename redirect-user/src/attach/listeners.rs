@@ -7,23 +7,34 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use nix::sys::socket::{SockaddrStorage, getsockname};
 use redirect_common::addr::Family;
-use redirect_common::{LISTENER_PLACES, ListenerKey};
+use redirect_common::{Caller, Endpoint, LISTENER_PLACES, ListenerKey, Origin, role};
 
+use crate::attach::entries;
 use crate::attach::record::Attachment;
 use crate::kernel::pins;
 use crate::kernel::sys::{self, SyscallError};
 use crate::node::Node;
 use crate::pod::cgroup;
 
-/// Registers the sockets in the pod's cgroup that listen on the sidecar's ports; returns how many.
+/// Registers the sockets in the pod's cgroup that listen on the sidecar's ports; returns how many. Those that
+/// another user than the proxy made are marked, so that they are given nothing.
 ///
 /// # Errors
 /// A map is not pinned or does not take a socket.
 pub(crate) fn register(node: &Node, attachment: &Attachment) -> Result<usize, SyscallError> {
     let listeners = sys::obj_get(&pins::current(node).map("LISTENERS"))?;
+    let origin = sys::obj_get(&pins::current(node).map("ORIGIN"))?;
+    let (config, _) = entries::of(attachment);
     let mut places: BTreeMap<(u16, i32), u32> = BTreeMap::new();
     let mut count = 0;
     for listener in find(attachment) {
+        if !config.is_proxy(&listener.maker) {
+            let (port, uid) = (listener.port, listener.maker.uid);
+            tracing::warn!(port, uid, "a socket of another user than the proxy listens on the proxy's port");
+            let mark = Origin { dst: Endpoint::NONE, role: role::FOREIGN };
+            sys::map_update(&origin, &listener.fd.as_raw_fd(), &mark)?;
+            continue;
+        }
         let place = places.entry((listener.port, listener.domain)).or_default();
         if *place == LISTENER_PLACES {
             continue;
@@ -42,6 +53,8 @@ struct Listener {
     fd: OwnedFd,
     port: u16,
     domain: i32,
+    /// Whose process made it: the owner of the socket's inode (`sock_alloc()`), as this namespace sees it.
+    maker: Caller,
 }
 
 fn find(attachment: &Attachment) -> Vec<Listener> {
@@ -85,5 +98,7 @@ fn listener(fd: OwnedFd, cookie: u64) -> Option<Listener> {
     let address: SockaddrStorage = getsockname(fd.as_raw_fd()).ok()?;
     let v4 = address.as_sockaddr_in().map(nix::sys::socket::SockaddrIn::port);
     let port = v4.or_else(|| address.as_sockaddr_in6().map(nix::sys::socket::SockaddrIn6::port))?;
-    Some(Listener { fd, port, domain })
+    let inode = nix::sys::stat::fstat(&fd).ok()?;
+    let maker = Caller { uid: inode.st_uid, gid: inode.st_gid };
+    Some(Listener { fd, port, domain, maker })
 }
