@@ -10,7 +10,7 @@ fn sources(module: &str) -> Vec<String> {
     let folders = ["plugin", "datapath", "agent/tests"];
     folders
         .iter()
-        .map(|folder| format!("tests/{folder}/{module}.rs"))
+        .map(|folder| format!("tests/{folder}/{}.rs", module.replace("::", "/")))
         .filter(|path| root.parent().is_some_and(|workspace| workspace.join(path).exists()))
         .collect()
 }
@@ -21,7 +21,7 @@ fn every_test_of_the_table_of_faults_exists() {
     let mut count = 0;
     for row in &rows {
         for name in row[1].split('`').filter(|word| word.contains("::")) {
-            let (module, test) = name.split_once("::").expect("a module and a test");
+            let (module, test) = name.rsplit_once("::").expect("a module and a test");
             let found = sources(module).iter().any(|path| text_of(path).contains(&format!("fn {test}()")));
             assert!(found, "docs/faults.md names {name}, which is no test");
             count += 1;
