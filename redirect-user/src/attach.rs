@@ -240,9 +240,10 @@ fn carry_out(node: &Node, lock: &NodeLock, planned: &mut Planned) -> Result<Ensu
     note_listening(node, planned)?;
     fault::point("attach-tables");
     for hook in Hook::needed(&planned.attachment.policy) {
-        links::link(node, planned, hook)?;
+        links::link(node, planned, hook, || forget_clients(node, planned, hook))?;
         fault::point(&format!("attach-{hook}"));
     }
+    end_others(node, planned)?;
     guard::choose_entry(node, &mut planned.attachment)?;
     guard::apply(node, &planned.attachment, &mut planned.netns)?;
     if programs == Ensured::Fresh && cgroup::populated(&planned.attachment.cgroup) {
@@ -250,6 +251,28 @@ fn carry_out(node: &Node, lock: &NodeLock, planned: &mut Planned) -> Result<Ensu
         listeners::register(node, &planned.attachment).map_err(|source| Error::Listeners { source })?;
     }
     Ok(programs)
+}
+
+/// Ends the hooks that an earlier policy of the pod needed, and this one does not: who makes a connection's
+/// origin before who takes one.
+fn end_others(node: &Node, planned: &Planned) -> Result<(), Error> {
+    let needed: Vec<_> = Hook::needed(&planned.attachment.policy).collect();
+    for hook in Hook::ALL.iter().rev().copied().filter(|hook| !needed.contains(hook)) {
+        if links::give_up(node, planned, hook)? {
+            forget_clients(node, planned, hook)?;
+        }
+    }
+    Ok(())
+}
+
+/// Where `handover` does not run, nothing sees that a sidecar gives up: its client would be shown for another
+/// connection with the same two ends, and would count for ever. So all are forgotten, of each pod of the
+/// cgroup.
+fn forget_clients(node: &Node, planned: &Planned, hook: Hook) -> Result<(), Error> {
+    if hook != Hook::Handover {
+        return Ok(());
+    }
+    Ok(Tables::open(node)?.forget_clients(planned.attachment.cgroup_id)?)
 }
 
 fn change_netns(netns: &mut Netns, changes: &NetnsChanges) -> Result<(), Error> {

@@ -4,8 +4,8 @@
 //! Modules in reading order: [`plain`] proves the harness and the kernel's own behaviour, without us;
 //! [`outbound`] and [`inbound`] are the main road; [`bypass`] is what must be left alone; [`original_dst`]
 //! asks every question about SO_ORIGINAL_DST; [`absent`] has no sidecar; [`field`] is what was
-//! reported elsewhere; [`tproxy`] shows the application its client, and [`pretend`] is where that may go
-//! wrong; [`errors`] misuses the tool;
+//! reported elsewhere; [`tproxy`] shows the application its client, [`pretend`] is where that may go wrong,
+//! and in [`modes`] it begins and ends while the pod runs; [`errors`] misuses the tool;
 //! [`load`] and [`cycles`] count in thousands, and [`bounds`] says how many of them one pod may have;
 //! [`realtime`] has look-ups come in between.
 //!
@@ -20,6 +20,7 @@ mod field;
 mod inbound;
 mod interfaces;
 mod load;
+mod modes;
 mod original_dst;
 mod outbound;
 mod plain;

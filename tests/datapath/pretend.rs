@@ -3,11 +3,11 @@
 
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 
-use harness::{Errno, Event, Level, Node, Pod, Process, Service, Sidecar, Socket, User, kernel_test};
+use harness::{Errno, Event, Level, Pod, Process, Service, Sidecar, Socket, User, kernel_test};
 use redirect_common::{CLIENTS_PER_POD, Claims};
 
 use crate::tproxy::{SIDECARS, ask, client, tproxy, transparent};
-use crate::{FAMILIES, any, crowded, enrolled, mapped, passthrough};
+use crate::{FAMILIES, any, crowded, mapped, passthrough};
 
 /// Another client, with the same port.
 fn second(v6: bool) -> SocketAddr {
@@ -17,7 +17,7 @@ fn second(v6: bool) -> SocketAddr {
 
 /// An application that gets no connection before there is data: what dials it is established, and the
 /// application's kernel has no socket for it. So it is with a backlog that is full.
-fn deferring(app: &Process, v6: bool) -> Socket {
+pub(crate) fn deferring(app: &Process, v6: bool) -> Socket {
     let socket = of_one_family(app, v6);
     socket.set_option(libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 30).unwrap();
     socket.bind(any(v6, 8080)).unwrap();
@@ -26,7 +26,7 @@ fn deferring(app: &Process, v6: bool) -> Socket {
 }
 
 /// A socket that leaves its port to one of the other family.
-fn of_one_family(process: &Process, v6: bool) -> Socket {
+pub(crate) fn of_one_family(process: &Process, v6: bool) -> Socket {
     let socket = process.tcp(v6);
     if v6 {
         socket.set_option(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1).unwrap();
@@ -35,7 +35,7 @@ fn of_one_family(process: &Process, v6: bool) -> Socket {
 }
 
 /// A socket of the sidecar on its way to the application.
-fn pretender(proxy: &Process, pod: &Pod, from: SocketAddr) -> Result<Socket, Errno> {
+pub(crate) fn pretender(proxy: &Process, pod: &Pod, from: SocketAddr) -> Result<Socket, Errno> {
     let socket = transparent(proxy, from.is_ipv6());
     socket.bind(from)?;
     socket.connect(pod.at(from.is_ipv6(), 8080))?;
@@ -278,43 +278,5 @@ fn an_application_that_is_transparent_itself() {
             assert_eq!(accepted.peername().map(|peer| peer.ip()), Ok(socket.sockname().ip()));
             assert_eq!(accepted.sockname(), at);
         }
-    });
-}
-
-#[test]
-fn the_mode_of_a_pod_can_change() {
-    kernel_test(|node| {
-        let pod = node.pod("server");
-        let hooks = |node: &Node| -> Vec<String> {
-            let shown = node.json(&["show", "server"]);
-            let links = shown[0]["links"].as_array().unwrap().iter();
-            links.map(|link| link["hook"].as_str().unwrap().to_owned()).collect()
-        };
-        node.attach(&pod, &[]);
-        let of_redirect = hooks(node);
-        let (app, proxy) = (pod.app(), pod.proxy());
-        let listeners = FAMILIES.map(|v6| {
-            let socket = of_one_family(&app, v6);
-            socket.bind(any(v6, 8080)).unwrap();
-            socket.listen().unwrap();
-            socket
-        });
-        for _ in 0..2 {
-            node.attach(&pod, &["--interception-mode", "TPROXY"]);
-            let of_tproxy = hooks(node);
-            assert!(["handover", "transparent"].iter().all(|hook| of_tproxy.iter().any(|name| name == hook)));
-            for v6 in FAMILIES {
-                let _socket = pretender(&proxy, &pod, client(v6)).unwrap();
-                let accepted = listeners[usize::from(v6)].accept().unwrap();
-                assert_eq!(accepted.peername(), Ok(client(v6)));
-            }
-            node.attach(&pod, &[]);
-            assert_eq!(hooks(node), of_redirect);
-            for v6 in FAMILIES {
-                assert_eq!(ask(&proxy.tcp(v6), v6), Err(Errno::EPERM));
-            }
-        }
-        node.detach(&pod);
-        let _plain = enrolled(node, "again");
     });
 }

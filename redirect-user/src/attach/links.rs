@@ -29,18 +29,45 @@ pub(crate) fn make_folder(node: &Node, attachment: &Attachment) -> Result<(), Pa
 /// Puts one link in its place, with the installed program. The pod's cgroup or namespace may have it already:
 /// from a repeated call, another interface, the pod's previous sandbox, an earlier version, or an
 /// installation whose pins are lost. Then it is shared, without a moment in which the pod has none.
-pub(crate) fn link(node: &Node, planned: &Planned, hook: Hook) -> Result<(), Error> {
+///
+/// Where there is none, `begins` is called before one is made: what the program has left in maps when it ran
+/// there may be wrong by now.
+pub(crate) fn link(
+    node: &Node,
+    planned: &Planned,
+    hook: Hook,
+    begins: impl FnOnce() -> Result<(), Error>,
+) -> Result<(), Error> {
     let place = Place::new(node, planned, hook);
     let pin = place.folder.link(hook);
     let found = place.find().map_err(|source| place.error(source))?;
     let Some(found) = found else {
         remove_pin(&pin)?;
+        begins()?;
         let link = place.create().map_err(|source| place.error(source))?;
         return sys::obj_pin(link.as_fd(), &pin).map_err(|source| place.error(source));
     };
     place.file(&found, &pin)?;
     place.refresh(&found).map_err(|source| place.error(source))?;
     place.end_others(&found, &pin)
+}
+
+/// Gives up the link of a hook that the attachment's policy does not need. Another attachment that has it,
+/// too, keeps it; one that has lost its pins ends. Whether the hook has ended by that.
+pub(crate) fn give_up(node: &Node, planned: &Planned, hook: Hook) -> Result<bool, Error> {
+    let place = Place::new(node, planned, hook);
+    let pin = place.folder.link(hook);
+    let had = owners(&pin)? > 0;
+    remove_pin(&pin)?;
+    let failed = |source| place.error(source);
+    let Some(found) = place.find().map_err(failed)? else { return Ok(had) };
+    if found.pin.is_some() {
+        return Ok(false);
+    }
+    for link in place.unpinned().map_err(failed)? {
+        sys::link_detach(&link.fd).map_err(failed)?;
+    }
+    Ok(true)
 }
 
 /// Where one hook of one pod is linked.

@@ -124,7 +124,7 @@ impl Tables {
             let added = self.stats.insert(cookie, zero, 0);
             self.added("STATS", added)?;
         }
-        if change_optional("read", "CLAIMS", self.claims.get(&cookie, 0))?.is_none() {
+        if self.claims(cookie)?.is_none() {
             let added = self.claims.insert(cookie, Claims::NONE, 0);
             self.added("CLAIMS", added)?;
         }
@@ -180,6 +180,30 @@ impl Tables {
         change_optional("remove from", "TRACES", self.traces.remove(&cookie))?;
         change_optional("remove from", "CLAIMS", self.claims.remove(&cookie))?;
         change_optional("remove from", "STATS", self.stats.remove(&cookie)).map(drop)
+    }
+
+    /// Takes out the clients that wait for applications in a cgroup, in whichever network namespace, while no
+    /// program of the cgroup puts any there.
+    ///
+    /// # Errors
+    /// A map is not writable.
+    pub(crate) fn forget_clients(&mut self, cgroup_id: u64) -> Result<(), Error> {
+        for (cookie, config) in self.all::<u64, PodConfig>("PODS")? {
+            if config.cgroup_id == cgroup_id && self.claims(cookie)?.is_some_and(|claims| claims.clients > 0)
+            {
+                self.remove_handshakes("CLIENTS", cookie)?;
+                // Read once more: the other numbers change as long as the pod runs.
+                if let Some(claims) = self.claims(cookie)? {
+                    let none = Claims { clients: 0, ..claims };
+                    change("change", "CLAIMS", self.claims.insert(cookie, none, 0))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn claims(&self, cookie: u64) -> Result<Option<Claims>, Error> {
+        change_optional("read", "CLAIMS", self.claims.get(&cookie, 0))
     }
 
     fn remove_entries(&mut self, cookie: u64, entries: &Entries) -> Result<(), Error> {
