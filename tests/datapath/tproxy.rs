@@ -162,6 +162,10 @@ fn only_the_proxy_of_a_tproxy_pod_may_pretend() {
                 (libc::SOL_IP, libc::IP_TRANSPARENT)
             };
             assert!(proxy.tcp(v6).set_option_bytes(level, name, &[]).is_err());
+            for short in [&[][..], &[1; 3]] {
+                let marked = proxy.tcp(v6).set_option_bytes(libc::SOL_SOCKET, libc::SO_MARK, short);
+                assert_eq!(marked, Err(Errno::EINVAL), "a mark has four bytes");
+            }
             // With a real capability an application binds to what it likes, as ever.
             let root = pod.process_with("app", User { uid: 2000, gid: 2000 }, Capabilities::Network);
             let socket = transparent(&root, v6);
