@@ -68,6 +68,11 @@ pub enum Drift {
         /// The hook's name.
         hook: &'static str,
     },
+    /// The pod's policy does not need this hook any more: an attach was interrupted before it ended the link.
+    LinkNotNeeded {
+        /// The hook's name.
+        hook: &'static str,
+    },
     /// A filter of the guard is gone: somebody in the pod who has NET_ADMIN, or another user of `clsact`,
     /// took it away.
     FilterGone {
@@ -116,6 +121,9 @@ impl std::fmt::Display for Drift {
             Drift::LinkDefunct { hook } => write!(f, "the link of {hook} is defunct: what it was on is gone"),
             Drift::WrongTarget { hook } => write!(f, "the link of {hook} is not on this pod"),
             Drift::WrongProgram { hook } => write!(f, "the link of {hook} runs another program"),
+            Drift::LinkNotNeeded { hook } => {
+                write!(f, "the link of {hook} is there, and the policy does not need it")
+            }
             Drift::FilterGone { filter, interface } => {
                 write!(f, "the filter {filter} on {interface} is gone")
             }
@@ -212,13 +220,24 @@ fn filter_state((filter, interface, program_id, fault): guard::State) -> FilterS
     FilterState { filter: name, interface, program_id, drift }
 }
 
-/// The state of every link of an attachment.
+/// The state of every link of an attachment: of those that its policy needs, and of others that it has.
 ///
 /// # Errors
 /// A folder cannot be read.
 pub fn links(node: &Node, attachment: &Attachment) -> Result<Vec<LinkState>, Error> {
     let folder = pins::current(node).attachment(&attachment.id);
-    Ok(Hook::needed(&attachment.policy).map(|hook| link_state(node, attachment, hook, &folder)).collect())
+    let needed: Vec<_> = Hook::needed(&attachment.policy).collect();
+    let mut states = Vec::new();
+    for hook in Hook::ALL.iter().copied() {
+        let state = || link_state(node, attachment, hook, &folder);
+        if needed.contains(&hook) {
+            states.push(state());
+        } else if fs::symlink_metadata(folder.link(hook)).is_ok() {
+            let drift = Some(Drift::LinkNotNeeded { hook: hook.name() });
+            states.push(LinkState { drift, ..state() });
+        }
+    }
+    Ok(states)
 }
 
 fn link_state(node: &Node, attachment: &Attachment, hook: Hook, folder: &AttachmentFolder) -> LinkState {

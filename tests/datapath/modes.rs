@@ -112,6 +112,25 @@ fn hooks_that_a_policy_does_not_need_any_more_end() {
 }
 
 #[test]
+fn a_link_that_is_left_of_an_earlier_policy_is_told_and_repaired() {
+    kernel_test(|node| {
+        let pod = enrolled(node, "server");
+        // As if the attach had been interrupted that took the pod out of TPROXY mode.
+        let here = redirect_user::node::Node::new(node.bpffs(), node.state_dir());
+        let program = sys::obj_get(&pins::current(&here).program(Hook::Transparent)).unwrap();
+        let cgroup = File::open(pod.cgroup()).unwrap();
+        let link = sys::link_create(program, &cgroup, Hook::Transparent).unwrap();
+        sys::obj_pin(&link, &pin(node, &pod, Hook::Transparent)).unwrap();
+        assert_eq!(of_tproxy(&pod), (1, 1));
+        let listed = Outcome::of(node.redirect().arg("list"));
+        assert!(listed.stdout.contains("the link of transparent is there"), "{listed:?}");
+        assert_eq!(Outcome::of(node.redirect().arg("repair")).code, Some(0));
+        assert_eq!(of_tproxy(&pod), (1, 0));
+        assert_eq!(Outcome::of(node.redirect().arg("repair")).stdout, "nothing to repair\n");
+    });
+}
+
+#[test]
 fn a_client_of_the_time_before_a_repair_is_not_shown() {
     kernel_test(|node| {
         let pod = tproxy(node, "server");
