@@ -47,19 +47,39 @@ fn bind(sock: &SockAddr, asked: &Endpoint, rewrite: impl Fn(&Endpoint)) -> i32 {
     let cookie = sock.cookie();
     let Some(pod) = maps::pod(cookie) else { return PROCEED };
     let v4 = asked.ip.is_v4();
+    if asked.port != 0 && is_the_proxys(sock, pod, asked.port) && maps::still(pod, cookie) {
+        count(cookie, Event::ListenerForeign);
+        sock.fail_with(EADDRINUSE);
+        return REFUSE;
+    }
     match sock.protocol() {
         Some(Protocol::Tcp) if pretends(sock, cookie, pod, asked) => {
             let ip = if v4 { Ip::PASSTHROUGH4 } else { Ip::PASSTHROUGH6 };
             rewrite(&Endpoint { ip, port: 0 });
             PROCEED
         }
-        Some(Protocol::Tcp) if asked.port != 0 => listens(sock, cookie, pod, asked.port),
+        Some(Protocol::Tcp) if asked.port != 0 => {
+            listens(sock, cookie, pod, asked.port);
+            PROCEED
+        }
         Some(Protocol::Udp) if opens_dns(sock, cookie, pod, asked) => {
             rewrite(&Endpoint { ip: if v4 { Ip::v4(0) } else { Ip::NONE }, port: asked.port });
             PROCEED
         }
         _ => PROCEED,
     }
+}
+
+/// Whether a port is the proxy's, and the caller is not: over TCP those of Envoy, and over both that of the
+/// DNS proxy.
+#[inline(always)]
+fn is_the_proxys(sock: &SockAddr, pod: &PodConfig, port: u32) -> bool {
+    let proxys = match sock.protocol() {
+        Some(Protocol::Tcp) => pod.is_listener(port),
+        Some(Protocol::Udp) => pod.flags & flags::DNS != 0 && port == pod.dns_port,
+        None => false,
+    };
+    proxys && !pod.is_proxy(&sock.caller())
 }
 
 /// Whether the proxy binds a socket that is to be transparent to the address of a client; then the client is
@@ -93,17 +113,11 @@ fn pretends(sock: &SockAddr, cookie: u64, pod: &'static PodConfig, asked: &Endpo
 
 /// A TCP socket, which may be going to listen.
 #[inline(always)]
-fn listens(sock: &SockAddr, cookie: u64, pod: &'static PodConfig, port: u32) -> i32 {
-    if pod.is_listener(port) && !pod.is_proxy(&sock.caller()) && maps::still(pod, cookie) {
-        count(cookie, Event::ListenerForeign);
-        sock.fail_with(EADDRINUSE);
-        return REFUSE;
-    }
+fn listens(sock: &SockAddr, cookie: u64, pod: &'static PodConfig, port: u32) {
     let facts = PacketFacts { cookie, pod, interface: NO_INTERFACE };
     if let Inbound::Redirect(_) = decide_inbound(port, &facts) {
         sock.reuse_address();
     }
-    PROCEED
 }
 
 /// Whether this is the DNS proxy's socket; then it is noted, and may share its port.

@@ -14,6 +14,7 @@ use crate::ids::{AttachmentId, PodRef};
 use crate::kernel::folders;
 use crate::kernel::hook::Hook;
 use crate::kernel::install;
+use crate::kernel::pins::AttachmentFolder;
 use crate::kernel::sys;
 use crate::node::lock::NodeLock;
 use crate::node::{Node, names};
@@ -150,8 +151,8 @@ fn unrecorded(node: &Node, recorded: &BTreeSet<String>) -> Result<Vec<(String, P
     Ok(found)
 }
 
-/// The containers of which the caller has read no record, and whose links hold a cgroup or a namespace: their
-/// pods may run, and would send in clear without their pins.
+/// The containers of which the caller has read no record, and whose links hold a cgroup that may have
+/// processes: these would send in clear without the pins.
 ///
 /// # Errors
 /// The pins cannot be listed.
@@ -159,11 +160,22 @@ pub fn unrecorded_pods(node: &Node, known: &[Attachment]) -> Result<BTreeSet<Str
     let recorded = known.iter().map(|attachment| attachment.id.container_id.clone()).collect();
     let mut found = BTreeSet::new();
     for (container_id, folder) in unrecorded(node, &recorded)? {
-        if linked(&folder)? {
+        if folders::of_container(&folder)?.iter().any(may_hold_processes) {
             found.insert(container_id);
         }
     }
     Ok(found)
+}
+
+/// Whether a link of the attachment has a cgroup in which processes are, or may be: what cannot be looked at
+/// counts as yes.
+fn may_hold_processes(folder: &AttachmentFolder) -> bool {
+    let holds = |hook: &Hook| match sys::obj_get(&folder.link(*hook)).and_then(sys::link_info) {
+        Ok(info) if info.target == 0 => false,
+        Ok(info) => !matches!(cgroup::life(Path::new(""), info.target), Life::Empty | Life::Gone),
+        Err(error) => error.errno() != Some(libc::ENOENT),
+    };
+    Hook::ALL.iter().filter(|hook| hook.on_cgroup()).any(holds)
 }
 
 /// Whether a container's pins hold a link whose cgroup or namespace is still there.
