@@ -90,13 +90,13 @@ impl<'a> Call<'a> {
     }
 
     /// Whether the destination is out of reach, because the pod had no address of its family at attach: the
-    /// kernel would have no route and no source. What a socket is bound to came later; link-local addresses
-    /// are always there.
+    /// kernel would have no route and no source. What else than loopback a socket is bound to came later;
+    /// link-local addresses are always there.
     #[inline(always)]
     pub(crate) fn unreachable(&self) -> bool {
-        let (dst, family) = (&self.flow.dst.ip, self.flow.family);
+        let (dst, src, family) = (&self.flow.dst.ip, &self.flow.src, self.flow.family);
         self.facts.pod.source(family).is_unspecified()
-            && self.flow.src.is_unspecified()
+            && (src.is_unspecified() || src.is_loopback_of(family))
             && !dst.is_loopback_of(family)
             && !dst.is_link_local()
             && !self.facts.own_address(dst)
