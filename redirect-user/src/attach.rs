@@ -20,6 +20,7 @@ pub mod map;
 mod plan;
 pub mod record;
 pub mod replan;
+mod slots;
 mod survey;
 pub mod tables;
 
@@ -237,6 +238,10 @@ fn carry_out(node: &Node, lock: &NodeLock, planned: &mut Planned) -> Result<Ensu
     links::make_folder(node, &planned.attachment)?;
     fault::point("attach-folder");
     tables::write(node, &planned.attachment)?;
+    if let Err(error) = slots::take_along(node, &planned.attachment) {
+        // Only connections that are being opened may suffer.
+        tracing::warn!(%error, "the slots of another version cannot be taken along");
+    }
     note_listening(node, planned)?;
     fault::point("attach-tables");
     for hook in Hook::needed(&planned.attachment.policy) {

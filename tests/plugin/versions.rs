@@ -95,6 +95,10 @@ fn an_upgrade_brings_running_pods_over_and_another_one_back() {
         let sandbox = Sandbox::new(node, &pod, "c0ffee");
         sandbox.add();
         let (_sidecar, app) = (pod.sidecar(), pod.app());
+        // A connection that stays open. What its slot stands for is needed by those that are on their way to
+        // the sidecar in the moment, too.
+        let dialled = std::net::SocketAddr::from(([192, 0, 2, 10], 80));
+        let open = app.connect(dialled).unwrap();
         for (round, back) in [false, true, false].into_iter().enumerate() {
             let (outcome, there, gone) = match back {
                 false => (next_tool(node, "upgrade"), NEXT, redirect_common::ABI_VERSION),
@@ -104,6 +108,7 @@ fn an_upgrade_brings_running_pods_over_and_another_one_back() {
             assert!(outcome.stdout.contains("shop/web-0"), "{outcome:?}");
             assert!(folder(node, there).join("pods/c0ffee/eth0").exists());
             assert!(!folder(node, gone).exists(), "a version without pods stays");
+            assert_eq!(open.peername(), Ok(dialled), "the slots were not taken along");
             assert_captured(node, &pod, &app, &format!("client{round}"));
         }
         // It is the next version's now: CHECK by that one, DEL by this one.

@@ -13,8 +13,10 @@ use crate::attach::error::Error;
 use crate::attach::record::{Attachment, NetnsChanges};
 use crate::attach::survey::{MOST_ADDRESSES, Survey, survey};
 use crate::attach::{guard, tables};
+use crate::kernel::pins;
 use crate::node::Node;
 use crate::node::lock::NodeLock;
+use crate::path_error::is_gone;
 use crate::pod::netns::{self, Ipv6, LocalRoute, Netns};
 use crate::pod::routes::Inexpressible;
 use crate::policy::parameters::EXCLUDE_INTERFACES;
@@ -161,7 +163,10 @@ pub fn look(attachment: &Attachment) -> Result<Coverage, Error> {
 pub fn replan(node: &Node, _lock: &NodeLock, attachment: &Attachment) -> Result<Coverage, Error> {
     let Some(mut netns) = open(attachment)? else { return Ok(Coverage::default()) };
     let (coverage, found) = compare(attachment, &mut netns)?;
-    if !coverage.stale.is_empty() {
+    // A pod of another version is not in this one's maps, where a filter of this one would look for it, and
+    // refuse everything. It is brought over first, which plans it again.
+    let is_ours = !is_gone(pins::current(node).attachment(&attachment.id).path());
+    if !coverage.stale.is_empty() && is_ours {
         let mut updated = updated(attachment, found);
         guard::replan(node, &mut updated, &mut netns)?;
         carry_out(node, &mut netns, attachment, updated)?;

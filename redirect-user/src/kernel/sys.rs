@@ -21,7 +21,7 @@ use crate::kernel::hook::Hook;
 pub use self::info::{
     LinkInfo, ProgramInfo, link_by_id, link_ids, link_info, program_by_id, program_id, program_info,
 };
-pub use self::maps::{RawMap, map_delete, map_entries, map_id, map_keys, map_name, map_update};
+pub use self::maps::{RawMap, map_delete, map_entries, map_id, map_keys, map_name, map_sizes, map_update};
 pub use self::sockets::{
     descriptor_of, is_listening, netns_cookie, open_process, socket_cookie, socket_domain,
 };

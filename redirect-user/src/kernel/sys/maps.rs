@@ -131,6 +131,15 @@ fn map_info(map: &impl AsFd) -> Result<bpf_map_info> {
     Ok(info)
 }
 
+/// The sizes of a map's keys and values in bytes.
+///
+/// # Errors
+/// `BPF_OBJ_GET_INFO_BY_FD`.
+pub fn map_sizes(map: impl AsFd) -> Result<(usize, usize)> {
+    let info = map_info(&map)?;
+    Ok((info.key_size as usize, info.value_size as usize))
+}
+
 /// A map of which only this is known: where in its keys the cookie of a pod's network namespace stands. Every
 /// hash table and trie of ours has it first, in all versions.
 pub struct RawMap {
