@@ -37,7 +37,7 @@ impl SlotKey {
     #[must_use]
     pub fn address(&self) -> Option<Ip> {
         let family = if self.family == Family::V4.number() { Family::V4 } else { Family::V6 };
-        (self.slot < SHARED4 - PREFIX4).then(|| slot_address(self.slot, family))
+        (self.slot < NUMBERS).then(|| slot_address(self.slot, family))
     }
 }
 
@@ -62,6 +62,8 @@ pub const SLOTS: u32 = STEERED - (1 << 16);
 pub const STEERED: u32 = 1 << 21;
 /// First address of the last /16 of [`PREFIX4`], 127.127.0.0.
 const SHARED4: u32 = 0x7f7f_0000;
+/// Slots of both halves are below this number.
+const NUMBERS: u32 = SHARED4 - PREFIX4;
 /// How many slots are tried for a destination before it takes the detour.
 pub const TRIES: u32 = 3;
 /// How many slots one pod may have, both families together: what it can make the node remember.
@@ -105,8 +107,7 @@ pub fn slot_at(ip: &Ip) -> Option<u32> {
     if in_prefix4(ip) {
         return if number < SHARED4 { Some(number - PREFIX4) } else { None };
     }
-    let slots = SHARED4 - PREFIX4;
-    if in_prefix6(ip) && ip.words[2] == 0 && number < slots { Some(number) } else { None }
+    if in_prefix6(ip) && ip.words[2] == 0 && number < NUMBERS { Some(number) } else { None }
 }
 
 /// The address for a destination of a family that has no slot.

@@ -19,45 +19,32 @@ pub struct Peer(pub Endpoint);
 pub struct HandoffKey {
     /// The pod: cookie of its network namespace (127.0.0.1:port repeats in every pod).
     pub cookie: u64,
-    client: Endpoint,
-    sidecar: Endpoint,
+    dialling: Endpoint,
+    accepting: Endpoint,
 }
 
 impl HandoffKey {
-    /// The handshake as the application's socket sees it.
+    /// The handshake as the socket sees it that dials.
     #[must_use]
     #[inline(always)]
-    pub const fn of_client(cookie: u64, own: Own, peer: Peer) -> HandoffKey {
-        HandoffKey { cookie, client: own.0, sidecar: peer.0 }
+    pub const fn of_dialling(cookie: u64, own: Own, peer: Peer) -> HandoffKey {
+        HandoffKey { cookie, dialling: own.0, accepting: peer.0 }
     }
 
-    /// The same handshake as the sidecar's accepted socket sees it.
+    /// The same handshake as the accepted socket sees it.
     #[must_use]
     #[inline(always)]
-    pub const fn of_sidecar(cookie: u64, own: Own, peer: Peer) -> HandoffKey {
-        HandoffKey { cookie, client: peer.0, sidecar: own.0 }
-    }
-
-    /// The handshake of the sidecar with the application, as the sidecar's socket sees it, which pretends to
-    /// be the client's (TPROXY mode).
-    #[must_use]
-    #[inline(always)]
-    pub const fn of_pretender(cookie: u64, own: Own, peer: Peer) -> HandoffKey {
-        HandoffKey { cookie, client: own.0, sidecar: peer.0 }
-    }
-
-    /// The same handshake as the application's accepted socket sees it.
-    #[must_use]
-    #[inline(always)]
-    pub const fn of_application(cookie: u64, own: Own, peer: Peer) -> HandoffKey {
-        HandoffKey { cookie, client: peer.0, sidecar: own.0 }
+    pub const fn of_accepted(cookie: u64, own: Own, peer: Peer) -> HandoffKey {
+        HandoffKey { cookie, dialling: peer.0, accepting: own.0 }
     }
 }
 
 impl Key for HandoffKey {
     #[inline(always)]
     fn same(&self, other: &HandoffKey) -> bool {
-        self.cookie == other.cookie && self.client.same(&other.client) && self.sidecar.same(&other.sidecar)
+        self.cookie == other.cookie
+            && self.dialling.same(&other.dialling)
+            && self.accepting.same(&other.accepting)
     }
 }
 
@@ -147,10 +134,8 @@ mod tests {
     #[test]
     fn both_sides_of_a_handshake_make_the_same_key() {
         let (app, sidecar) = (Endpoint { ip: Ip::v4(1), port: 53 }, Endpoint { ip: Ip::v4(2), port: 15001 });
-        let client = HandoffKey::of_client(7, Own(app), Peer(sidecar));
-        assert_eq!(client, HandoffKey::of_sidecar(7, Own(sidecar), Peer(app)));
-        assert_ne!(client, HandoffKey::of_sidecar(7, Own(app), Peer(sidecar)));
-        let pretender = HandoffKey::of_pretender(7, Own(app), Peer(sidecar));
-        assert_eq!(pretender, HandoffKey::of_application(7, Own(sidecar), Peer(app)));
+        let client = HandoffKey::of_dialling(7, Own(app), Peer(sidecar));
+        assert_eq!(client, HandoffKey::of_accepted(7, Own(sidecar), Peer(app)));
+        assert_ne!(client, HandoffKey::of_accepted(7, Own(app), Peer(sidecar)));
     }
 }

@@ -2,10 +2,10 @@
 
 use redirect_common::decide::InboundMode;
 use redirect_common::{
-    Facts, Family, Inbound, InboundFacts, Ip, PodConfig, decide_inbound, flags, list, set,
+    Facts, Family, Inbound, InboundFacts, InboundRule, Ip, PodConfig, decide_inbound, flags, list, set,
 };
 
-use crate::maps::{in_ports, in_ranges, in_set, own_address};
+use crate::maps::{in_ports, in_ranges, in_set, is_listening, own_address};
 
 /// A pod's policy as the maps hold it; the flags say which look-ups can be saved.
 pub(crate) struct PodFacts {
@@ -106,6 +106,17 @@ pub(crate) struct PacketFacts {
     pub(crate) cookie: u64,
     pub(crate) pod: &'static PodConfig,
     pub(crate) interface: u32,
+}
+
+impl PacketFacts {
+    /// Whether the sidecar may have the port. While it has accepted connections on one, the kernel does not
+    /// give that port to the pod's outgoing connections, and for a minute after; a scanner could use up the
+    /// ephemeral range. So a port of that range is the sidecar's only while an application listens on it, or
+    /// where the policy lists it.
+    #[inline(always)]
+    pub(crate) fn wanted(&self, port: u32, rule: InboundRule) -> bool {
+        matches!(rule, InboundRule::Listed) || !self.pod.is_ephemeral(port) || is_listening(self.cookie, port)
+    }
 }
 
 impl InboundFacts for PacketFacts {

@@ -16,7 +16,6 @@ use redirect_common::{
 
 use crate::ctx::{Choice, Kind, Opening, Packet, Way, inside_only};
 use crate::facts::{PacketFacts, PodFacts};
-use crate::inbound::wanted;
 use crate::listener::steer;
 use crate::stats::count;
 use crate::trace;
@@ -124,13 +123,13 @@ fn admitted(packet: &Packet, opening: &Opening, guarded: &GuardedPod, pod: &'sta
     }
     let verdict = decide_inbound(opening.dst.port, &facts);
     let Inbound::Redirect(rule) = verdict else { return true };
-    let wanted = wanted(pod, guarded.cookie, opening.dst.port, rule);
-    let listener = if wanted { pod.inbound_port } else { 0 };
+    let listener = if facts.wanted(opening.dst.port, rule) { pod.inbound_port } else { 0 };
+    let arrival = Arrival { packet, opening, guarded, pod, verdict, listener };
     if guarded.audit != 0 {
-        audit(packet, opening, guarded, pod, verdict, listener);
+        arrival.audit();
         return true;
     }
-    bound(packet, opening, guarded, pod, verdict, listener)
+    arrival.bound()
 }
 
 /// A packet that has no header to be judged by, where some port is captured.
@@ -145,63 +144,59 @@ fn hidden_on_arrival(guarded: &GuardedPod, pod: &PodConfig, opening: &Opening, f
     guarded.audit != 0
 }
 
-/// Counts what would have gone past the sidecar, and leaves the packet alone.
-#[inline(always)]
-fn audit(
-    packet: &Packet,
-    opening: &Opening,
-    guarded: &GuardedPod,
-    pod: &PodConfig,
+/// A packet that the policy gives to the sidecar.
+struct Arrival<'a> {
+    packet: &'a Packet,
+    opening: &'a Opening,
+    guarded: &'a GuardedPod,
+    pod: &'a PodConfig,
     verdict: Inbound,
+    /// The port of the sidecar's listener, or 0 where it may not have the packet.
     listener: u32,
-) {
-    lookups::ask(listener);
-    let past = packet.would_pass_by(opening, pod.inbound_port);
-    lookups::asked();
-    if past {
-        count(guarded.cookie, Event::GuardInbound);
-        trace::arriving(guarded, opening, verdict, false);
-    }
 }
 
-/// Binds the packet to the sidecar's socket; false where that cannot be. `listener` is the port of the
-/// sidecar's listener, or 0 where it may not have the packet.
-#[inline(always)]
-fn bound(
-    packet: &Packet,
-    opening: &Opening,
-    guarded: &GuardedPod,
-    pod: &PodConfig,
-    verdict: Inbound,
-    listener: u32,
-) -> bool {
-    let cookie = guarded.cookie;
-    if inside_only(&opening.dst.ip) {
-        count(cookie, Event::InboundForeign);
-        return false;
-    }
-    lookups::ask(listener);
-    let choice =
-        if packet.for_another_station() { Choice::None } else { packet.choice(opening, pod.inbound_port) };
-    lookups::asked();
-    let steered = match choice {
-        // `inbound` will run for it, count it and trace it.
-        Choice::Found => return true,
-        Choice::Bound => true,
-        Choice::None => false,
-        Choice::Other | Choice::OtherAgain => {
-            count(cookie, Event::GuardInbound);
-            choice == Choice::Other
-                && (steer(packet, cookie, pod.inbound_port, opening.dst.ip.family())
-                    || packet.bind_to_port(opening, pod.inbound_port))
+impl Arrival<'_> {
+    /// Counts what would have gone past the sidecar, and leaves the packet alone.
+    #[inline(always)]
+    fn audit(&self) {
+        let Arrival { packet, opening, guarded, pod, .. } = self;
+        if lookups::asking(self.listener, || packet.would_pass_by(opening, pod.inbound_port)) {
+            count(guarded.cookie, Event::GuardInbound);
+            trace::arriving(guarded, opening, self.verdict, false);
         }
-    };
-    if !steered {
-        // What is steered is counted when the sidecar has accepted it.
-        count(cookie, Event::InboundRefused);
     }
-    trace::arriving(guarded, opening, verdict, steered);
-    steered
+
+    /// Binds the packet to the sidecar's socket; false where that cannot be.
+    #[inline(always)]
+    fn bound(&self) -> bool {
+        let Arrival { packet, opening, guarded, pod, .. } = self;
+        let cookie = guarded.cookie;
+        if inside_only(&opening.dst.ip) {
+            count(cookie, Event::InboundForeign);
+            return false;
+        }
+        let choice = lookups::asking(self.listener, || {
+            if packet.for_another_station() { Choice::None } else { packet.choice(opening, pod.inbound_port) }
+        });
+        let steered = match choice {
+            // `inbound` will run for it, count it and trace it.
+            Choice::Found => return true,
+            Choice::Bound => true,
+            Choice::None => false,
+            Choice::Other | Choice::OtherAgain => {
+                count(cookie, Event::GuardInbound);
+                choice == Choice::Other
+                    && (steer(*packet, cookie, pod.inbound_port, opening.dst.ip.family())
+                        || packet.bind_to_port(opening, pod.inbound_port))
+            }
+        };
+        if !steered {
+            // What is steered is counted when the sidecar has accepted it.
+            count(cookie, Event::InboundRefused);
+        }
+        trace::arriving(guarded, opening, self.verdict, steered);
+        steered
+    }
 }
 
 /// A tagged packet of an interface on top of this one, in a pod that excludes some interfaces: whether it is

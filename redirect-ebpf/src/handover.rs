@@ -46,7 +46,7 @@ fn dials(sock: &SockOps) {
     }
     let named = origin.dst.port != 0;
     let client = Endpoint { ip: origin.dst.ip, port: if named { origin.dst.port } else { own.0.port } };
-    if maps::client_put(&HandoffKey::of_pretender(cookie, own, sock.peer()), &client) {
+    if maps::client_put(&HandoffKey::of_dialling(cookie, own, sock.peer()), &client) {
         sock.watch_state();
     } else {
         count(cookie, Event::HandoffFull);
@@ -59,7 +59,7 @@ fn dials(sock: &SockOps) {
 fn changed(sock: &SockOps) {
     let (_, now) = sock.states();
     if now == BPF_TCP_CLOSE && sock.origin().is_some_and(|origin| origin.role == role::PRETENDER) {
-        maps::client_remove(&HandoffKey::of_pretender(sock.cookie(), sock.own(), sock.peer()));
+        maps::client_remove(&HandoffKey::of_dialling(sock.cookie(), sock.own(), sock.peer()));
     }
 }
 
@@ -71,7 +71,7 @@ fn accepted(sock: &SockOps) {
         return;
     }
     let (cookie, own): (u64, Own) = (sock.cookie(), sock.own());
-    if let Some(dst) = maps::client_take(&HandoffKey::of_application(cookie, own, Peer(peer))) {
+    if let Some(dst) = maps::client_take(&HandoffKey::of_accepted(cookie, own, Peer(peer))) {
         let stored = sock.set_origin(Origin { dst, role: role::SHOWN });
         count(cookie, if stored { Event::HandoffTaken } else { Event::NoStorage });
     }

@@ -11,9 +11,7 @@ use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use redirect_common::dns::{DnsClient, proxy};
-use redirect_common::{
-    Event, Family, Inbound, InboundRule, Ip, PodConfig, decide_inbound, in_prefix, is_steered,
-};
+use redirect_common::{Event, Family, Inbound, Ip, PodConfig, decide_inbound, in_prefix, is_steered};
 
 use crate::ctx::Lookup;
 use crate::facts::{PacketFacts, is_own};
@@ -53,7 +51,7 @@ pub(crate) fn inbound(ctx: SkLookupContext) -> u32 {
     let steered = match verdict {
         Inbound::Direct(_) => false,
         Inbound::Redirect(rule) => {
-            wanted(pod, cookie, dst.port, rule) && steer(&packet, cookie, pod.inbound_port, packet.family())
+            facts.wanted(dst.port, rule) && steer(&packet, cookie, pod.inbound_port, packet.family())
         }
     };
     let valid = maps::still(pod, cookie);
@@ -119,13 +117,4 @@ fn datagram(packet: &Lookup, cookie: u64) -> u32 {
 #[inline(always)]
 fn from_inside(pod: &PodConfig, cookie: u64, client: &Ip, dst: &Ip, family: Family) -> bool {
     client.same(dst) || client.is_loopback_of(family) || is_own(pod, cookie, client, family)
-}
-
-/// Whether the sidecar may have the port. While it has accepted connections on one, the kernel does not give
-/// that port to the pod's outgoing connections, and for a minute after; a scanner could use up the ephemeral
-/// range. So a port of that range is the sidecar's only while an application listens on it, or where the
-/// policy lists it.
-#[inline(always)]
-pub(crate) fn wanted(pod: &PodConfig, cookie: u64, port: u32, rule: InboundRule) -> bool {
-    matches!(rule, InboundRule::Listed) || !pod.is_ephemeral(port) || maps::is_listening(cookie, port)
 }

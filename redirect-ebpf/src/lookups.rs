@@ -46,16 +46,13 @@ pub(crate) fn take_entered() -> Option<u64> {
     }
 }
 
-/// The guard begins to ask on this CPU.
+/// The guard asks on this CPU, with the port of the listener that is to get the packet, or 0 for none.
 #[inline(always)]
-pub(crate) fn ask(port: u32) {
+pub(crate) fn asking<T>(port: u32, ask: impl FnOnce() -> T) -> T {
     set_asking(Asking { task: task(), port: port.into() });
-}
-
-/// The guard has its answer.
-#[inline(always)]
-pub(crate) fn asked() {
+    let answer = ask();
     set_asking(Asking { task: 0, port: 0 });
+    answer
 }
 
 #[inline(always)]

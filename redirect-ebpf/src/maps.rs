@@ -16,7 +16,7 @@ use redirect_common::{
     SLOTS_PER_POD, SetKey, SlotKey,
 };
 
-use crate::claims::Count;
+use crate::claims::{Count, take_turn};
 
 /// Enrolled pods. Written by attach and detach, read by every program. Full: attach fails and says so.
 #[map]
@@ -266,10 +266,7 @@ pub(crate) fn handoff_put(key: &HandoffKey, dst: &Endpoint) -> bool {
 /// Takes a true destination out of the handshake table.
 #[inline(always)]
 pub(crate) fn handoff_take(key: &HandoffKey) -> Option<Endpoint> {
-    // SAFETY: as in `destination`; the client may close, and thereby remove the entry, in the same moment.
-    let dst = copied(unsafe { HANDOFF.get(key) }, key)?;
-    handoff_remove(key);
-    Some(dst)
+    take(&HANDOFF, key, Count::handshakes)
 }
 
 /// Forgets a handshake that the sidecar did not finish.
@@ -296,10 +293,7 @@ pub(crate) fn client_put(key: &HandoffKey, client: &Endpoint) -> bool {
 /// Takes a client out of the table.
 #[inline(always)]
 pub(crate) fn client_take(key: &HandoffKey) -> Option<Endpoint> {
-    // SAFETY: as in `handoff_take`.
-    let client = copied(unsafe { CLIENTS.get(key) }, key)?;
-    client_remove(key);
-    Some(client)
+    take(&CLIENTS, key, Count::clients)
 }
 
 /// Forgets a client whose connection the application did not take.
@@ -317,6 +311,15 @@ fn put(table: &Handshakes, key: &HandoffKey, what: &Endpoint, count: Count, limi
     }
     // The same two ends again, before what the first handshake left was taken.
     table.insert(key, Kept::new(*key, *what), BPF_EXIST.into()).is_ok()
+}
+
+/// Takes what is handed over out of one of the two tables.
+#[inline(always)]
+fn take(table: &'static Handshakes, key: &HandoffKey, count: fn(*mut Claims) -> Count) -> Option<Endpoint> {
+    // SAFETY: as in `destination`; who dials may close, and thereby remove the entry, in the same moment.
+    let what = copied(unsafe { table.get(key) }, key)?;
+    remove(table, key, count);
+    Some(what)
 }
 
 /// Takes an entry out of one of the two tables, if it is there.
@@ -366,16 +369,7 @@ pub(crate) fn listened(cookie: u64, port: u32, socket: u64) {
 /// other, so that the newest ones are all known.
 #[inline(always)]
 pub(crate) fn next_place(cookie: u64, number: u32) -> u32 {
-    let Some(claims) = CLAIMS.get_ptr_mut(cookie) else { return 0 };
-    let shift = number << 3;
-    let mut turns = 1_u64 << shift;
-    // SAFETY: the address is that of a number in a map's value, which is aligned; the kernel has the
-    // instruction since Linux 5.12.
-    unsafe {
-        let at = &raw mut (*claims).turns;
-        core::arch::asm!("{1} = atomic_fetch_add((u64 *)({0} + 0), {1})", in(reg) at, inout(reg) turns);
-    }
-    (turns >> shift) as u32 % LISTENER_PLACES
+    claims(cookie).map_or(0, |claims| take_turn(claims, number) % LISTENER_PLACES)
 }
 
 /// Whether a socket listens on an ephemeral port.

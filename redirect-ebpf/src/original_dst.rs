@@ -74,7 +74,7 @@ fn after_detour(call: &Sockopt, cookie: u64, own: Own, peer: Peer, listener: boo
     {
         return Some(origin.dst);
     }
-    let Some(dst) = maps::handoff_take(&HandoffKey::of_sidecar(cookie, own, peer)) else {
+    let Some(dst) = maps::handoff_take(&HandoffKey::of_accepted(cookie, own, peer)) else {
         if listener {
             // Somebody in the pod dialled the sidecar's port itself.
             count(cookie, Event::HandoffMissing);

@@ -42,7 +42,7 @@ fn connected(sock: &SockOps) {
         return;
     }
     let cookie = sock.cookie();
-    if maps::handoff_put(&HandoffKey::of_client(cookie, sock.own(), sock.peer()), &origin.dst) {
+    if maps::handoff_put(&HandoffKey::of_dialling(cookie, sock.own(), sock.peer()), &origin.dst) {
         sock.watch_state();
     } else {
         count(cookie, Event::HandoffFull);
@@ -60,7 +60,7 @@ fn changed(sock: &SockOps) {
     // When the client is closed, its destination will not be taken any more: the sidecar's accept queue may
     // have been full all the time.
     if now == BPF_TCP_CLOSE && sock.origin().is_some_and(|origin| origin.role == role::CLIENT) {
-        maps::handoff_remove(&HandoffKey::of_client(sock.cookie(), sock.own(), sock.peer()));
+        maps::handoff_remove(&HandoffKey::of_dialling(sock.cookie(), sock.own(), sock.peer()));
     }
 }
 
@@ -73,7 +73,7 @@ fn accepted(sock: &SockOps) {
         return;
     }
     let cookie = sock.cookie();
-    if let Some(dst) = maps::handoff_take(&HandoffKey::of_sidecar(cookie, own, sock.peer())) {
+    if let Some(dst) = maps::handoff_take(&HandoffKey::of_accepted(cookie, own, sock.peer())) {
         let stored = sock.set_origin(Origin { dst, role: role::ACCEPTED });
         count(cookie, if stored { Event::HandoffTaken } else { Event::NoStorage });
     }
@@ -97,7 +97,7 @@ fn listening(sock: &SockOps) {
     }
 }
 
-/// Registers a listener of the sidecar, in the place of the oldest one when all are taken.
+/// Registers a listener of the sidecar, when all places are taken in that whose turn it is.
 #[inline(always)]
 fn register(sock: &SockOps, cookie: u64, port: u32, number: u32) {
     if sock.origin().is_some_and(|origin| origin.role == role::FOREIGN) {

@@ -39,7 +39,6 @@ use crate::kernel::{pins, stamp};
 use crate::node::Node;
 use crate::node::fault;
 use crate::node::lock::NodeLock;
-use crate::path_error::is_gone;
 use crate::pod::cgroup;
 use crate::pod::netns::{Netns, TcpSocket};
 
@@ -175,7 +174,7 @@ impl Begun {
 
     /// Whether an ADD of the same attachment has come as far as its pins.
     fn is_pinned(&self, node: &Node) -> bool {
-        !is_gone(pins::current(node).attachment(&self.planned.attachment.id).path())
+        pins::current(node).has(&self.planned.attachment.id)
     }
 
     /// Takes back what was done without the lock.

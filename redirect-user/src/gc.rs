@@ -170,27 +170,26 @@ pub fn unrecorded_pods(node: &Node, known: &[Attachment]) -> Result<BTreeSet<Str
 /// Whether a link of the attachment has a cgroup in which processes are, or may be: what cannot be looked at
 /// counts as yes.
 fn may_hold_processes(folder: &AttachmentFolder) -> bool {
-    let holds = |hook: &Hook| match sys::obj_get(&folder.link(*hook)).and_then(sys::link_info) {
-        Ok(info) if info.target == 0 => false,
-        Ok(info) => !matches!(cgroup::life(Path::new(""), info.target), Life::Empty | Life::Gone),
-        Err(error) => error.errno() != Some(libc::ENOENT),
-    };
-    Hook::ALL.iter().filter(|hook| hook.on_cgroup()).any(holds)
+    let holds = |target| !matches!(cgroup::life(Path::new(""), target), Life::Empty | Life::Gone);
+    any_target(folder, Hook::ALL.iter().filter(|hook| hook.on_cgroup()), holds)
 }
 
 /// Whether a container's pins hold a link whose cgroup or namespace is still there.
 fn linked(container: &Path) -> Result<bool, Error> {
-    for folder in folders::of_container(container)? {
-        // What cannot be looked at is not gone.
-        let alive = |hook: &Hook| match sys::obj_get(&folder.link(*hook)).and_then(sys::link_info) {
-            Ok(info) => info.target != 0,
-            Err(error) => error.errno() != Some(libc::ENOENT),
-        };
-        if Hook::ALL.iter().any(alive) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    Ok(folders::of_container(container)?.iter().any(|folder| any_target(folder, Hook::ALL.iter(), |_| true)))
+}
+
+/// Whether a link of the attachment has a target that is still there, and of which this is true. What cannot
+/// be looked at is not gone.
+fn any_target<'a>(
+    folder: &AttachmentFolder,
+    mut hooks: impl Iterator<Item = &'a Hook>,
+    is_so: impl Fn(u64) -> bool,
+) -> bool {
+    hooks.any(|hook| match sys::obj_get(&folder.link(*hook)).and_then(sys::link_info) {
+        Ok(info) => info.target != 0 && is_so(info.target),
+        Err(error) => error.errno() != Some(libc::ENOENT),
+    })
 }
 
 /// The pods that a record or a folder of pins names.

@@ -17,7 +17,6 @@ use crate::kernel::install;
 use crate::kernel::pins::{self, AttachmentFolder, Generation};
 use crate::kernel::sys;
 use crate::node::Node;
-use crate::path_error::is_gone;
 use crate::pod::netns::Netns;
 
 /// The state of one link.
@@ -308,10 +307,10 @@ pub fn compare(node: &Node, attachment: &Attachment) -> Result<Vec<Drift>, Error
 
 /// The ABI version that has the attachment, if it is not this one.
 fn other_version(node: &Node, attachment: &Attachment) -> Result<Option<u32>, Error> {
-    if !is_gone(pins::current(node).attachment(&attachment.id).path()) {
+    if pins::current(node).has(&attachment.id) {
         return Ok(None);
     }
-    let has_it = |version: &Generation| !is_gone(version.attachment(&attachment.id).path());
+    let has_it = |version: &Generation| version.has(&attachment.id);
     Ok(folders::generations(node)?.iter().find(|version| has_it(version)).map(Generation::abi))
 }
 

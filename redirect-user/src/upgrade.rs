@@ -20,7 +20,7 @@ use crate::kernel::sys::{self, SyscallError};
 use crate::node::Node;
 use crate::node::fault;
 use crate::node::lock::{self, NodeLock};
-use crate::path_error::{PathError, is_gone};
+use crate::path_error::PathError;
 use crate::repair::{self, Repaired};
 
 /// Why an upgrade stopped. What was replaced stays replaced; the repeated call goes on.
@@ -161,7 +161,7 @@ fn exchange_programs(node: &Node, lock: &NodeLock) -> Result<usize, Error> {
     for attachment in record::all(node).map_err(attach::Error::from)? {
         // A pod of another version is not in this one's maps: a filter that does not find it there refuses
         // everything. The repair that follows brings it over, its filters last.
-        if !is_gone(pins.attachment(&attachment.id).path()) {
+        if pins.has(&attachment.id) {
             guard::renew(node, &attachment)?;
         }
     }

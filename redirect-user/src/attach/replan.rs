@@ -16,7 +16,6 @@ use crate::attach::{guard, tables};
 use crate::kernel::pins;
 use crate::node::Node;
 use crate::node::lock::NodeLock;
-use crate::path_error::is_gone;
 use crate::pod::netns::{self, Ipv6, LocalRoute, Netns};
 use crate::pod::routes::Inexpressible;
 use crate::policy::parameters::EXCLUDE_INTERFACES;
@@ -165,8 +164,7 @@ pub fn replan(node: &Node, _lock: &NodeLock, attachment: &Attachment) -> Result<
     let (coverage, found) = compare(attachment, &mut netns)?;
     // A pod of another version is not in this one's maps, where a filter of this one would look for it, and
     // refuse everything. It is brought over first, which plans it again.
-    let is_ours = !is_gone(pins::current(node).attachment(&attachment.id).path());
-    if !coverage.stale.is_empty() && is_ours {
+    if !coverage.stale.is_empty() && pins::current(node).has(&attachment.id) {
         let mut updated = updated(attachment, found);
         guard::replan(node, &mut updated, &mut netns)?;
         carry_out(node, &mut netns, attachment, updated)?;

@@ -5,8 +5,9 @@
 use aya::maps::{HashMap, MapData};
 use redirect_common::{Claims, Kept, SlotKey};
 
-use crate::attach::map::{Error, change, change_optional, open, scan};
+use crate::attach::map::{Error, open, scan};
 use crate::attach::record::Attachment;
+use crate::attach::tables::Tables;
 use crate::kernel::folders;
 use crate::kernel::pins;
 use crate::kernel::sys;
@@ -23,11 +24,8 @@ const NOEXIST: u64 = 1;
 /// A map cannot be read or written.
 pub(crate) fn take_along(node: &Node, attachment: &Attachment) -> Result<(), Error> {
     let mut taken = 0;
-    for generation in folders::generations(node)?.iter().filter(|generation| generation.abi() != pins::abi())
-    {
-        if !generation.attachment(&attachment.id).path().exists() {
-            continue;
-        }
+    let others = folders::generations(node)?;
+    for generation in others.iter().filter(|other| other.abi() != pins::abi() && other.has(&attachment.id)) {
         let failed = scan("DESTINATIONS");
         let old = sys::obj_get(&generation.map("DESTINATIONS")).map_err(&failed)?;
         let sizes = (size_of::<SlotKey>(), size_of::<Kept<SlotKey>>());
@@ -42,8 +40,6 @@ pub(crate) fn take_along(node: &Node, attachment: &Attachment) -> Result<(), Err
     if taken == 0 {
         return Ok(());
     }
-    let mut all: HashMap<MapData, u64, Claims> = open(node, "CLAIMS")?;
-    let known = change_optional("read", "CLAIMS", all.get(&attachment.cookie, 0))?.unwrap_or(Claims::NONE);
-    let claims = Claims { destinations: known.destinations + taken, ..known };
-    change("change", "CLAIMS", all.insert(attachment.cookie, claims, 0))
+    let more = |claims: Claims| Claims { destinations: claims.destinations + taken, ..claims };
+    Tables::open(node)?.change_claims(attachment.cookie, more)
 }

@@ -192,14 +192,24 @@ impl Tables {
             if config.cgroup_id == cgroup_id && self.claims(cookie)?.is_some_and(|claims| claims.clients > 0)
             {
                 self.remove_handshakes("CLIENTS", cookie)?;
-                // Read once more: the other numbers change as long as the pod runs.
-                if let Some(claims) = self.claims(cookie)? {
-                    let none = Claims { clients: 0, ..claims };
-                    change("change", "CLAIMS", self.claims.insert(cookie, none, 0))?;
-                }
+                self.change_claims(cookie, |claims| Claims { clients: 0, ..claims })?;
             }
         }
         Ok(())
+    }
+
+    /// Changes what a pod's entry of CLAIMS says, if it has one. The other numbers change as long as the pod
+    /// runs, so the entry is read right before.
+    ///
+    /// # Errors
+    /// The map is not readable or writable.
+    pub(super) fn change_claims(
+        &mut self,
+        cookie: u64,
+        to: impl FnOnce(Claims) -> Claims,
+    ) -> Result<(), Error> {
+        let Some(claims) = self.claims(cookie)? else { return Ok(()) };
+        change("change", "CLAIMS", self.claims.insert(cookie, to(claims), 0))
     }
 
     fn claims(&self, cookie: u64) -> Result<Option<Claims>, Error> {

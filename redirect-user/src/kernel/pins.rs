@@ -22,6 +22,7 @@ use crate::kernel::filter::Filter;
 use crate::kernel::hook::Hook;
 use crate::node::Node;
 use crate::node::names;
+use crate::path_error::is_gone;
 
 /// The folder of all versions.
 #[must_use]
@@ -144,6 +145,12 @@ impl Generation {
     #[must_use]
     pub fn attachment(&self, id: &AttachmentId) -> AttachmentFolder {
         AttachmentFolder { path: self.container(&id.container_id).join(names::encode(&id.ifname)) }
+    }
+
+    /// Whether the version has pins of an attachment. What cannot be looked at counts as yes.
+    #[must_use]
+    pub fn has(&self, id: &AttachmentId) -> bool {
+        !is_gone(self.attachment(id).path())
     }
 }
 
