@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::{Context as _, Result};
-use harness::{Event, Node, Pod};
+use harness::{Event, Family, Node, Pod};
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::memory::Memory;
@@ -44,8 +44,8 @@ pub(crate) fn pods(
         let mut both: Vec<_> = stages.iter_mut().filter(|stage| !stage.mode.tracks_connections()).collect();
         let mut rounds = Vec::new();
         for _ in 0..scale.rounds {
-            let none = both[0].set_up(Direction::Outbound, false, scale.connections)?.whole[0];
-            rounds.push((none, both[1].set_up(Direction::Outbound, false, scale.connections)?.whole[0]));
+            let none = both[0].set_up(Direction::Outbound, Family::V4, scale.connections)?.whole[0];
+            rounds.push((none, both[1].set_up(Direction::Outbound, Family::V4, scale.connections)?.whole[0]));
         }
         connects.push((count.to_string(), rounds.iter().map(|(_, ours)| ours / 1e3).collect()));
         calls.push((count.to_string(), rounds.iter().map(|(none, ours)| (ours - none) / 1e3).collect()));
@@ -92,10 +92,10 @@ pub(crate) fn ranges(node: &Node, peer: &Pod, scale: &Scale, results: &mut Resul
             })
             .collect::<Result<_>>()?;
         for stage in &mut stages {
-            stage.open(Direction::Outbound, false)?;
+            stage.open(Direction::Outbound, Family::V4)?;
         }
         let times = interleaved(&mut stages, scale.rounds, |stage| {
-            Ok(stage.set_up(Direction::Outbound, false, scale.connections / 4)?.whole[0] / 1e3)
+            Ok(stage.set_up(Direction::Outbound, Family::V4, scale.connections / 4)?.whole[0] / 1e3)
         })?;
         let title = format!("Outbound connection by excluded ranges, {}", mode.label());
         let labels = scale.ranges.iter().map(ToString::to_string);
@@ -123,7 +123,7 @@ fn some_ranges(count: usize) -> Vec<IpNet> {
 /// when two destinations meet in a slot, the second goes the longer way.
 pub(crate) fn destinations(node: &Node, peer: &Pod, scale: &Scale, results: &mut Results) -> Result<()> {
     let mut stage = Stage::new(node, "destinations", Mode::Ours, peer, &[])?;
-    let (_, listener) = stage.route(Direction::Outbound, false);
+    let (_, listener) = stage.route(Direction::Outbound, Family::V4);
     let spare = node.pod("spare");
     let (mut connects, mut dels, mut detours) = (Vec::new(), Vec::new(), Vec::new());
     for count in scale.destinations {
@@ -194,7 +194,7 @@ pub(crate) fn open_connections(
             let mut of = |mode| {
                 let stage =
                     stages.iter_mut().find(|stage| stage.mode == mode).context("a stage is missing")?;
-                anyhow::Ok(stage.set_up(Direction::Outbound, false, scale.connections)?.whole[0] / 1e3)
+                anyhow::Ok(stage.set_up(Direction::Outbound, Family::V4, scale.connections)?.whole[0] / 1e3)
             };
             rounds.push((of(Mode::None)?, of(Mode::Ours)?));
         }

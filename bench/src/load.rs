@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::time::Duration;
 
+use harness::Family;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrLike as _, SockaddrStorage, setsockopt, sockopt,
 };
@@ -43,8 +44,8 @@ pub(crate) struct Lap {
 
 /// A TCP socket that closes with a reset, so that no TIME_WAIT is left behind, and does not wait for more to
 /// send.
-pub(crate) fn tcp(v6: bool) -> io::Result<OwnedFd> {
-    let family = if v6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
+pub(crate) fn tcp(family: Family) -> io::Result<OwnedFd> {
+    let family = if family == Family::V6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
     let socket = nix::sys::socket::socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     setsockopt(&socket, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 })?;
     setsockopt(&socket, sockopt::TcpNoDelay, &true)?;
@@ -59,7 +60,7 @@ pub(crate) fn pair(socket: OwnedFd, to: SocketAddr, listener: &OwnedFd) -> io::R
 
 /// One whole connection: set up, a byte each way, the question for the original destination, both ends
 /// closed.
-pub(crate) fn lap(client: OwnedFd, to: &SockaddrStorage, listener: RawFd, v6: bool) -> io::Result<Lap> {
+pub(crate) fn lap(client: OwnedFd, to: &SockaddrStorage, listener: RawFd, family: Family) -> io::Result<Lap> {
     let start = now();
     connect(client.as_raw_fd(), to)?;
     become_user(PROXY)?;
@@ -67,7 +68,7 @@ pub(crate) fn lap(client: OwnedFd, to: &SockaddrStorage, listener: RawFd, v6: bo
     let connected = now() - start;
     carry(client.as_raw_fd(), server.as_raw_fd())?;
     // A connection that was dialled to the sidecar itself is not redirected: then the answer is ENOENT.
-    let _ = original_dst(&server, v6);
+    let _ = original_dst(&server, family);
     become_user(APP)?;
     carry(server.as_raw_fd(), client.as_raw_fd())?;
     drop(client);
@@ -135,14 +136,17 @@ pub(crate) fn connect_udp(to: SocketAddr, count: usize) -> io::Result<()> {
 }
 
 /// What `SO_ORIGINAL_DST` says, asked as Envoy asks.
-pub(crate) fn original_dst(socket: &OwnedFd, v6: bool) -> io::Result<SocketAddr> {
-    let (level, name) =
-        if v6 { (libc::SOL_IPV6, libc::IP6T_SO_ORIGINAL_DST) } else { (libc::SOL_IP, libc::SO_ORIGINAL_DST) };
+pub(crate) fn original_dst(socket: &OwnedFd, family: Family) -> io::Result<SocketAddr> {
+    let (level, name) = if family == Family::V6 {
+        (libc::SOL_IPV6, libc::IP6T_SO_ORIGINAL_DST)
+    } else {
+        (libc::SOL_IP, libc::SO_ORIGINAL_DST)
+    };
     let mut answer = [0_u8; size_of::<libc::sockaddr_storage>()];
     get_option(socket.as_raw_fd(), level, name, &mut answer)?;
     let port = u16::from_be_bytes([answer[2], answer[3]]);
     let octets = |from: usize, to: usize| answer[from..to].to_vec();
-    let ip = if v6 {
+    let ip = if family == Family::V6 {
         <[u8; 16]>::try_from(octets(8, 24)).map(std::net::IpAddr::from)
     } else {
         <[u8; 4]>::try_from(octets(4, 8)).map(std::net::IpAddr::from)

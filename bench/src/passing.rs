@@ -6,6 +6,7 @@ use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 
 use anyhow::{Result, bail};
+use harness::Family;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
 use crate::load;
@@ -14,11 +15,11 @@ use crate::load;
 const FDS_PER_MESSAGE: usize = 253;
 
 /// Makes sockets and passes them on; a byte comes back for every message, so that the wire never overflows.
-pub(crate) fn make(wire: &OwnedFd, v6: bool, count: usize) -> Result<()> {
+pub(crate) fn make(wire: &OwnedFd, family: Family, count: usize) -> Result<()> {
     let mut left = count;
     while left > 0 {
         let sockets: Vec<_> =
-            (0..left.min(FDS_PER_MESSAGE)).map(|_| load::tcp(v6)).collect::<io::Result<_>>()?;
+            (0..left.min(FDS_PER_MESSAGE)).map(|_| load::tcp(family)).collect::<io::Result<_>>()?;
         let fds: Vec<RawFd> = sockets.iter().map(|socket| socket.as_raw_fd()).collect();
         let data = [IoSlice::new(b"s")];
         sendmsg::<()>(wire.as_raw_fd(), &data, &[ControlMessage::ScmRights(&fds)], MsgFlags::empty(), None)?;

@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result};
 use aya::programs::loaded_programs;
 use aya::sys::{Stats, enable_stats};
+use harness::Family;
 use redirect_user::kernel::hook::Hook;
 use serde::Serialize;
 
@@ -31,7 +32,7 @@ pub(crate) fn run(stages: &mut [Stage], scale: &Scale) -> Result<Vec<Share>> {
         let before = totals();
         let count = scale.rounds * scale.connections;
         for _ in 0..scale.rounds {
-            ours.set_up(direction, false, scale.connections)?;
+            ours.set_up(direction, Family::V4, scale.connections)?;
         }
         for (hook, (time, runs)) in totals() {
             let (time_before, runs_before) =

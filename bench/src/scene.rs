@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
-use harness::{Node, Pod};
+use harness::{Family, Node, Pod};
 use ipnet::IpNet;
 
 use crate::plugin;
@@ -106,7 +106,7 @@ impl Stage {
             pod.netns().sysctl("net/netfilter/nf_conntrack_tcp_timeout_close", "1");
         }
         let worker = Worker::start(&pod, Some(peer))?;
-        let mut stage = Stage { mode, worker, pod, peer: [false, true].map(|v6| peer.ip(v6)) };
+        let mut stage = Stage { mode, worker, pod, peer: Family::ALL.map(|family| peer.ip(family)) };
         for port in [OUTBOUND_PORT, INBOUND_PORT] {
             for ip in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
                 let _: Timing = stage.worker.run(&Order::Listen(SocketAddr::new(ip, port)))?;
@@ -116,27 +116,28 @@ impl Stage {
     }
 
     /// Where a client dials, and the number of the listener that gets the connection.
-    pub(crate) fn route(&self, direction: Direction, v6: bool) -> (SocketAddr, usize) {
-        let localhost: IpAddr = if v6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
+    pub(crate) fn route(&self, direction: Direction, family: Family) -> (SocketAddr, usize) {
+        let localhost: IpAddr =
+            if family == Family::V6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
         let redirected = self.mode != Mode::None;
         let to = match direction {
-            Direction::Outbound if redirected => (self.peer[usize::from(v6)], APP_PORT),
+            Direction::Outbound if redirected => (self.peer[usize::from(family == Family::V6)], APP_PORT),
             Direction::Outbound => (localhost, OUTBOUND_PORT),
-            Direction::Inbound => (self.pod.ip(v6), if redirected { APP_PORT } else { INBOUND_PORT }),
+            Direction::Inbound => (self.pod.ip(family), if redirected { APP_PORT } else { INBOUND_PORT }),
         };
         let listener = if direction == Direction::Outbound { 0 } else { 2 };
-        (to.into(), listener + usize::from(v6))
+        (to.into(), listener + usize::from(family == Family::V6))
     }
 
     /// Whole connections.
-    pub(crate) fn set_up(&mut self, direction: Direction, v6: bool, count: usize) -> Result<Timing> {
-        let (to, listener) = self.route(direction, v6);
+    pub(crate) fn set_up(&mut self, direction: Direction, family: Family, count: usize) -> Result<Timing> {
+        let (to, listener) = self.route(direction, family);
         self.run(&Order::SetUp { to: vec![to], listener, count, foreign: direction == Direction::Inbound })
     }
 
     /// Opens one connection to stay, after checking that it is redirected as it should be.
-    pub(crate) fn open(&mut self, direction: Direction, v6: bool) -> Result<()> {
-        let (to, listener) = self.route(direction, v6);
+    pub(crate) fn open(&mut self, direction: Direction, family: Family) -> Result<()> {
+        let (to, listener) = self.route(direction, family);
         let order = Order::Open { to, listener, foreign: direction == Direction::Inbound };
         let original: Option<SocketAddr> = self.worker.run(&order)?;
         let expected = (self.mode != Mode::None).then_some(to);

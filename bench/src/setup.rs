@@ -1,6 +1,7 @@
 //! Section 1: what it costs to set up a connection, with nothing behind the sidecar's listener.
 
 use anyhow::Result;
+use harness::Family;
 
 use crate::results::{Measure, Results, Unit};
 use crate::scale::Scale;
@@ -9,18 +10,18 @@ use crate::worker::Timing;
 
 /// Measures both directions in both families.
 pub(crate) fn run(stages: &mut [Stage], scale: &Scale, results: &mut Results) -> Result<()> {
-    for (direction, v6, id, title) in [
-        (Direction::Outbound, false, "outbound4", "outbound over loopback, IPv4"),
-        (Direction::Inbound, false, "inbound4", "inbound over veth, IPv4"),
-        (Direction::Outbound, true, "outbound6", "outbound over loopback, IPv6"),
-        (Direction::Inbound, true, "inbound6", "inbound over veth, IPv6"),
+    for (direction, family, id, title) in [
+        (Direction::Outbound, Family::V4, "outbound4", "outbound over loopback, IPv4"),
+        (Direction::Inbound, Family::V4, "inbound4", "inbound over veth, IPv4"),
+        (Direction::Outbound, Family::V6, "outbound6", "outbound over loopback, IPv6"),
+        (Direction::Inbound, Family::V6, "inbound6", "inbound over veth, IPv6"),
     ] {
         for stage in stages.iter_mut() {
-            stage.open(direction, v6)?;
-            stage.set_up(direction, v6, scale.connections)?;
+            stage.open(direction, family)?;
+            stage.set_up(direction, family, scale.connections)?;
         }
         let timings =
-            interleaved(stages, scale.rounds, |stage| stage.set_up(direction, v6, scale.connections))?;
+            interleaved(stages, scale.rounds, |stage| stage.set_up(direction, family, scale.connections))?;
         let series = |read: fn(&Timing) -> f64| {
             stages
                 .iter()

@@ -1,6 +1,7 @@
 //! Section 2: what redirection costs once a connection is there.
 
 use anyhow::Result;
+use harness::Family;
 
 use crate::results::{Measure, Results, Unit};
 use crate::scale::Scale;
@@ -17,7 +18,7 @@ pub(crate) fn run(stages: &mut [Stage], scale: &Scale, results: &mut Results) ->
         (Direction::Inbound, "inbound", "inbound over veth"),
     ] {
         for stage in stages.iter_mut() {
-            stage.open(direction, false)?;
+            stage.open(direction, Family::V4)?;
             stage.run(&Order::RoundTrips(scale.round_trips))?;
         }
         let trips = interleaved(stages, scale.rounds, |stage| {

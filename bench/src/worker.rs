@@ -12,7 +12,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use harness::Pod;
+use harness::{Family, Pod};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{Backlog, SockaddrStorage, bind, listen, setsockopt, sockopt};
@@ -104,7 +104,7 @@ impl Worker {
     /// Gives an order and waits for its answer.
     pub(crate) fn run<T: DeserializeOwned>(&mut self, order: &Order) -> Result<T> {
         if let (Some(maker), Order::SetUp { to, count, foreign: true, .. }) = (&mut self.maker, order) {
-            maker.give(&Order::Make { v6: is_v6(to), count: *count })?;
+            maker.give(&Order::Make { v6: family_of(to) == Family::V6, count: *count })?;
         } else if let (Some(maker), Order::Open { to, foreign: true, .. }) = (&mut self.maker, order) {
             maker.give(&Order::Make { v6: to.is_ipv6(), count: 1 })?;
         }
@@ -208,13 +208,16 @@ impl State {
                 timed(*count, || Ok(load::get_options(socket, *count)?))
             }
             Order::ConnectUdp { to, count } => timed(*count, || Ok(load::connect_udp(*to, *count)?)),
-            Order::Make { v6, count } => passing::make(&self.wire, *v6, *count).map(|()| Timing::default()),
+            Order::Make { v6, count } => {
+                let family = if *v6 { Family::V6 } else { Family::V4 };
+                passing::make(&self.wire, family, *count).map(|()| Timing::default())
+            }
         };
         Ok(serde_json::to_value(timing?)?)
     }
 
     fn listen(&mut self, at: SocketAddr) -> Result<()> {
-        let socket = load::tcp(at.is_ipv6())?;
+        let socket = load::tcp(Family::of(&at.ip()))?;
         setsockopt(&socket, sockopt::ReuseAddr, &true)?;
         if at.is_ipv6() {
             setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
@@ -225,22 +228,22 @@ impl State {
         Ok(())
     }
 
-    fn sockets(&self, v6: bool, count: usize, foreign: bool) -> Result<Vec<OwnedFd>> {
+    fn sockets(&self, family: Family, count: usize, foreign: bool) -> Result<Vec<OwnedFd>> {
         if foreign {
             return passing::take(&self.wire, count);
         }
-        (0..count).map(|_| Ok(load::tcp(v6)?)).collect()
+        (0..count).map(|_| Ok(load::tcp(family)?)).collect()
     }
 
     fn set_up(&self, to: &[SocketAddr], listener: usize, count: usize, foreign: bool) -> Result<Timing> {
-        let v6 = is_v6(to);
-        let sockets = self.sockets(v6, count, foreign)?;
+        let family = family_of(to);
+        let sockets = self.sockets(family, count, foreign)?;
         let to: Vec<_> = to.iter().map(|to| SockaddrStorage::from(*to)).collect();
         let listener = self.listeners[listener].as_raw_fd();
         let mut laps = Vec::with_capacity(count);
         let start = load::cpu();
         for (socket, to) in sockets.into_iter().zip(to.iter().cycle()) {
-            laps.push(load::lap(socket, to, listener, v6)?);
+            laps.push(load::lap(socket, to, listener, family)?);
         }
         let cpu = load::cpu() - start;
         let mut whole: Vec<_> = laps.iter().map(|lap| lap.whole).collect();
@@ -257,9 +260,10 @@ impl State {
     }
 
     fn open(&mut self, to: SocketAddr, listener: usize, foreign: bool) -> Result<Option<SocketAddr>> {
-        let socket = self.sockets(to.is_ipv6(), 1, foreign)?.pop().context("one socket was asked for")?;
+        let socket =
+            self.sockets(Family::of(&to.ip()), 1, foreign)?.pop().context("one socket was asked for")?;
         let pair = load::pair(socket, to, &self.listeners[listener])?;
-        let original = load::as_proxy(|| load::original_dst(&pair.server, to.is_ipv6())).ok();
+        let original = load::as_proxy(|| load::original_dst(&pair.server, Family::of(&to.ip()))).ok();
         self.pairs.push(pair);
         Ok(original)
     }
@@ -267,8 +271,8 @@ impl State {
     fn hold(&mut self, to: &[SocketAddr], listener: usize, count: usize) -> Result<Timing> {
         timed(count, || {
             for to in to.iter().cycle().take(count) {
-                let pair = load::pair(load::tcp(to.is_ipv6())?, *to, &self.listeners[listener])?;
-                let original = load::as_proxy(|| load::original_dst(&pair.server, to.is_ipv6()))?;
+                let pair = load::pair(load::tcp(Family::of(&to.ip()))?, *to, &self.listeners[listener])?;
+                let original = load::as_proxy(|| load::original_dst(&pair.server, Family::of(&to.ip())))?;
                 ensure!(original == *to, "SO_ORIGINAL_DST says {original} for a connection to {to}");
                 self.pairs.push(pair);
             }
@@ -277,8 +281,8 @@ impl State {
     }
 }
 
-fn is_v6(to: &[SocketAddr]) -> bool {
-    to.first().is_some_and(SocketAddr::is_ipv6)
+fn family_of(to: &[SocketAddr]) -> Family {
+    to.first().map_or(Family::V4, |to| Family::of(&to.ip()))
 }
 
 fn timed(count: usize, work: impl FnOnce() -> Result<()>) -> Result<Timing> {

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use harness::Family;
 
 use crate::app::{self, Outcome};
 use crate::pod::{Pod, Running, Sidecar};
 pub(crate) use crate::report::Check;
-
 /// Commands that print the packet filter's rules, each with its own view of them.
 const FIREWALLS: [&str; 5] =
     ["nft list ruleset", "iptables-save", "ip6tables-save", "iptables-legacy-save", "ip6tables-legacy-save"];
@@ -110,22 +110,23 @@ fn containers(pods: &[&Pod]) -> Result<Check> {
 pub(crate) fn fail_closed(client: &mut Running, server: &mut Running) -> Result<Vec<Check>> {
     let mut checks = vec![outsider(server)?];
     stop(client)?;
-    for (v6, family) in [(false, "IPv4"), (true, "IPv6")] {
+    for family in Family::ALL {
         let promise =
-            format!("{} without its sidecar: the application is refused, {family}", client.pod.name);
-        checks.push(refused(promise, client.app.get(server.pod.serves_at(v6)?)?));
+            format!("{} without its sidecar: the application is refused, {}", client.pod.name, family.name());
+        checks.push(refused(promise, client.app.get(server.pod.serves_at(family)?)?));
     }
     stop(server)?;
-    for (v6, family) in [(false, "IPv4"), (true, "IPv6")] {
-        let promise = format!("{} without its sidecar: callers are refused, {family}", server.pod.name);
-        checks.push(refused(promise, app::get(server.pod.serves_at(v6)?)));
+    for family in Family::ALL {
+        let promise =
+            format!("{} without its sidecar: callers are refused, {}", server.pod.name, family.name());
+        checks.push(refused(promise, app::get(server.pod.serves_at(family)?)));
     }
     Ok(checks)
 }
 
 /// While the sidecar runs, a caller that is not in the mesh reaches the application through it.
 fn outsider(server: &mut Running) -> Result<Check> {
-    let dst = server.pod.serves_at(false)?;
+    let dst = server.pod.serves_at(Family::V4)?;
     let promise = format!("{}: a caller outside the mesh comes in by the sidecar", server.pod.name);
     let answered = match app::get(dst) {
         Outcome::Answered(answered) => answered,

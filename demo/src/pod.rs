@@ -15,7 +15,7 @@ use harness::chain::{Chain, Sandbox};
 use harness::envoy::{Bootstrap, Envoy, INBOUND_PORT, OUTBOUND_PORT, OriginalSrc};
 use harness::netns::NetNs;
 use harness::unprivileged::unprivileged;
-use harness::{Process, Service, User};
+use harness::{Family, Process, Service, User};
 use serde_json::{Value, json};
 
 use crate::app::Outcome;
@@ -74,21 +74,20 @@ impl Pod {
         Ok(Pod { name: format!("{short} pod"), netns, sandbox, result, mode, cgroup, files: dir.to_owned() })
     }
 
-    /// Its address in the family that `v6` says, as the chain has given it out.
-    pub(crate) fn ip(&self, v6: bool) -> Result<IpAddr> {
+    /// Its address in the family that `family` says, as the chain has given it out.
+    pub(crate) fn ip(&self, family: Family) -> Result<IpAddr> {
         let ips = self.result["ips"].as_array().into_iter().flatten();
         let addresses =
             ips.filter_map(|ip| ip["address"].as_str()?.split('/').next()?.parse::<IpAddr>().ok());
-        let family = if v6 { "IPv6" } else { "IPv4" };
-        let mut addresses = addresses.filter(|ip| ip.is_ipv6() == v6);
-        addresses
-            .next()
-            .with_context(|| format!("ADD gave the {} no {family} address: {}", self.name, self.result))
+        let mut addresses = addresses.filter(|ip| Family::of(ip) == family);
+        addresses.next().with_context(|| {
+            format!("ADD gave the {} no {} address: {}", self.name, family.name(), self.result)
+        })
     }
 
     /// Where its application serves.
-    pub(crate) fn serves_at(&self, v6: bool) -> Result<SocketAddr> {
-        Ok(SocketAddr::new(self.ip(v6)?, APP_PORT))
+    pub(crate) fn serves_at(&self, family: Family) -> Result<SocketAddr> {
+        Ok(SocketAddr::new(self.ip(family)?, APP_PORT))
     }
 
     /// The names of its containers: the cgroups below the pod's.

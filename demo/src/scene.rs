@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, ensure};
+use harness::Family;
 use harness::chain::{Chain, mesh_conflist};
 use harness::progress::step;
 use nix::mount::{MsFlags, mount};
@@ -29,15 +30,15 @@ pub(crate) fn play(dir: &Path, cgroup: &Path, json: bool) -> Result<ExitCode> {
     let mut server = start(("server", REDIRECT), 2, dir, cgroup, &chain)?;
     let mut exchanges = Vec::new();
     for (from, to) in [(0, 1), (1, 0)] {
-        for v6 in [false, true] {
+        for family in Family::ALL {
             let mut pair = [&mut client, &mut server];
             let [from, to] = pair.get_disjoint_mut([from, to])?;
-            exchanges.push(exchange(from, to, v6)?);
+            exchanges.push(exchange(from, to, family)?);
         }
     }
     let mut shown = start(("tproxy", TPROXY), 3, dir, cgroup, &chain)?;
-    for v6 in [false, true] {
-        exchanges.push(exchange(&mut client, &mut shown, v6)?);
+    for family in Family::ALL {
+        exchanges.push(exchange(&mut client, &mut shown, family)?);
     }
     let pods = [&client.pod, &server.pod, &shown.pod];
     let mut found = step("what is in the pods, and what is not", || checks::inside(&pods))?;
@@ -116,10 +117,9 @@ fn start(
 }
 
 /// The application of one pod makes a request to the application of the other.
-fn exchange(from: &mut Running, to: &mut Running, v6: bool) -> Result<Exchange> {
-    let family = if v6 { "IPv6" } else { "IPv4" };
+fn exchange(from: &mut Running, to: &mut Running, family: Family) -> Result<Exchange> {
     let direction = format!("{} -> {}", from.pod.name, to.pod.name);
-    let dst = to.pod.serves_at(v6)?;
+    let (dst, family) = (to.pod.serves_at(family)?, family.name());
     let facts = step(format!("{direction} over {family}"), || {
         let mut facts = vec![Fact::is(&application(from), "dialled", dst, dst)];
         match from.app.get(dst)? {
@@ -136,7 +136,7 @@ fn exchange(from: &mut Running, to: &mut Running, v6: bool) -> Result<Exchange> 
 
 /// What everybody saw of a request that was answered, beside what they had to see.
 fn facts_of(from: &mut Running, to: &mut Running, dst: SocketAddr, saw: &Answered) -> Result<Vec<Fact>> {
-    let client_ip = from.pod.ip(dst.is_ipv6())?;
+    let client_ip = from.pod.ip(Family::of(&dst.ip()))?;
     // Where Envoy connects to the application from: how a connection that has been through it is known.
     let passthrough: IpAddr = if dst.is_ipv6() { "::6" } else { "127.0.0.6" }.parse()?;
     let (client, server) = (application(from), application(to));

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use harness::dns::ask;
-use harness::{DnsProxy, Errno, Event, Node, Pod, User, kernel_test};
+use harness::{DnsProxy, Errno, Event, Family, Node, Pod, User, kernel_test};
 
 use crate::server::{ANSWER, DnsServer, answers, question};
 use crate::{in_pod, output};
@@ -33,8 +33,8 @@ fn unconnected_datagrams_to_several_servers_on_one_socket() {
         let pod = captured(node);
         let mut proxy = DnsProxy::start(&pod);
         let app = pod.app();
-        for (v6, servers) in [(false, &SERVERS4[..]), (true, &SERVERS6[..])] {
-            let socket = app.udp(v6);
+        for (family, servers) in [(Family::V4, &SERVERS4[..]), (Family::V6, &SERVERS6[..])] {
+            let socket = app.udp(family);
             for (id, to) in servers.iter().enumerate() {
                 socket.send_to(&question(id as u16), server(to)).unwrap();
             }
@@ -59,7 +59,7 @@ fn a_dual_stack_socket_asks_servers_of_both_families() {
     kernel_test(|node| {
         let pod = captured(node);
         let _proxy = DnsProxy::start(&pod);
-        let socket = pod.app().udp(true);
+        let socket = pod.app().udp(Family::V6);
         for to in ["[::ffff:192.0.2.53]:53", "[2001:db8::53]:53", "[::ffff:192.0.2.54]:53"] {
             socket.send_to(&question(1), server(to)).unwrap();
             assert_eq!(socket.receive(512).unwrap().from, Some(server(to)));
@@ -74,17 +74,17 @@ fn a_connected_socket_believes_it_is_connected_to_its_server() {
         let mut proxy = DnsProxy::start(&pod);
         let app = pod.app();
         for to in [SERVERS4[0], SERVERS6[0]].map(server) {
-            let socket = app.udp(to.is_ipv6());
+            let socket = app.udp(Family::of(&to.ip()));
             socket.connect(to).unwrap();
             assert_eq!(socket.peername(), Ok(to));
-            assert_eq!(socket.sockname().ip(), pod.ip(to.is_ipv6()));
+            assert_eq!(socket.sockname().ip(), pod.ip(Family::of(&to.ip())));
             socket.send(&question(3)).unwrap();
             let datagram = socket.receive(512).unwrap();
             assert!(answers(&datagram.data, 3));
             assert_eq!(datagram.from, Some(to));
             // The socket can be used for something else afterwards.
             let elsewhere = crate::server::answer(&question(0)).len() as u16;
-            let gateway = SocketAddr::new(pod.ip(to.is_ipv6()), 1000 + elsewhere);
+            let gateway = SocketAddr::new(pod.ip(Family::of(&to.ip())), 1000 + elsewhere);
             socket.connect(gateway).unwrap();
             assert_eq!(socket.peername(), Ok(gateway));
         }
@@ -101,7 +101,7 @@ fn dns_over_tcp() {
         for to in [SERVERS4[0], SERVERS6[0]].map(server) {
             let socket = app.connect(to).unwrap();
             assert_eq!(socket.peername(), Ok(to));
-            assert_eq!(socket.sockname().ip(), pod.ip(to.is_ipv6()));
+            assert_eq!(socket.sockname().ip(), pod.ip(Family::of(&to.ip())));
             let question = question(4);
             socket.send(&[&(question.len() as u16).to_be_bytes(), &question[..]].concat()).unwrap();
             let answer = socket.receive(512).unwrap().data;
@@ -118,12 +118,13 @@ fn the_proxys_own_questions_go_to_the_server() {
     kernel_test(|node| {
         let (pod, upstream) = (captured(node), node.pod("upstream"));
         let mut proxy = DnsProxy::start(&pod);
-        let addresses = [upstream.at(false, 53), upstream.at(true, 53)].map(|address| address.to_string());
+        let addresses =
+            [upstream.at(Family::V4, 53), upstream.at(Family::V6, 53)].map(|address| address.to_string());
         let real = DnsServer::listen(&upstream, &addresses.each_ref().map(String::as_str));
         for user in [User::PROXY, User { uid: 1000, gid: 1337 }] {
             let process = pod.process("istio-proxy", user);
             for to in addresses.each_ref().map(|address| server(address)) {
-                let socket = process.udp(to.is_ipv6());
+                let socket = process.udp(Family::of(&to.ip()));
                 socket.send_to(&question(5), to).unwrap();
                 assert_eq!(socket.receive(512).unwrap().from, Some(to));
             }
@@ -136,7 +137,7 @@ fn the_proxys_own_questions_go_to_the_server() {
 fn without_capture_and_with_53_excluded_dns_is_left_alone() {
     kernel_test(|node| {
         let upstream = node.pod("upstream");
-        let to = upstream.at(false, 53);
+        let to = upstream.at(Family::V4, 53);
         let real = DnsServer::listen(&upstream, &[&to.to_string()]);
         for (name, flags) in
             [("plain", &[][..]), ("excluded", &["--dns-capture", "--exclude-outbound-ports", "53"][..])]
@@ -144,7 +145,7 @@ fn without_capture_and_with_53_excluded_dns_is_left_alone() {
             let pod = node.pod(name);
             node.attach(&pod, flags);
             let mut proxy = DnsProxy::start(&pod);
-            let socket = pod.app().udp(false);
+            let socket = pod.app().udp(Family::V4);
             socket.send_to(&question(6), to).unwrap();
             assert_eq!(socket.receive(512).unwrap().from, Some(to), "{name}");
             assert_eq!((proxy.take_questions().len(), real.take_questions()), (0, 1), "{name}");
@@ -156,9 +157,9 @@ fn without_capture_and_with_53_excluded_dns_is_left_alone() {
 fn no_proxy_means_no_answer_from_elsewhere() {
     kernel_test(|node| {
         let (pod, upstream) = (captured(node), node.pod("upstream"));
-        let to = upstream.at(false, 53);
+        let to = upstream.at(Family::V4, 53);
         let real = DnsServer::listen(&upstream, &[&to.to_string()]);
-        let socket = pod.app().udp(false);
+        let socket = pod.app().udp(Family::V4);
         socket.send_to(&question(7), to).unwrap();
         assert!(socket.receive_within(512, 300).is_err());
         assert_eq!(real.take_questions(), 0);
@@ -234,7 +235,7 @@ fn a_proxy_that_answers_from_another_address_is_counted_and_answered() {
         let pod = captured(node);
         let mut proxy = DnsProxy::plain(&pod);
         for servers in [&SERVERS4[..2], &SERVERS6[..]] {
-            let socket = pod.app().udp(servers[0].contains('['));
+            let socket = pod.app().udp(if servers[0].contains('[') { Family::V6 } else { Family::V4 });
             for (id, to) in servers.iter().enumerate() {
                 socket.send_to(&question(id as u16), server(to)).unwrap();
             }
@@ -254,22 +255,26 @@ fn the_proxys_socket_is_closed_to_the_outside() {
     kernel_test(|node| {
         let (pod, peer) = (captured(node), node.pod("peer"));
         let mut proxy = DnsProxy::start(&pod);
-        for v6 in [false, true] {
-            let socket = peer.app().udp(v6);
-            socket.connect(pod.at(v6, 15053)).unwrap();
+        for family in Family::ALL {
+            let socket = peer.app().udp(family);
+            socket.connect(pod.at(family, 15053)).unwrap();
             socket.send(&question(1)).unwrap();
             assert_eq!(
                 // A neighbour that is not found at once is asked for again after a second.
                 socket.receive_within(512, 5000).map(|datagram| datagram.from),
                 Err(Errno::ECONNREFUSED),
-                "IPv6: {v6}, {} of those outside were turned away",
+                "{family:?}, {} of those outside were turned away",
                 node.count(&pod, Event::InboundForeign)
             );
-            let inside = pod.app().udp(v6);
-            inside.send_to(&question(2), pod.at(v6, 15053)).unwrap();
-            assert_eq!(inside.receive(512).unwrap().from, Some(pod.at(v6, 15053)), "inside it is reachable");
+            let inside = pod.app().udp(family);
+            inside.send_to(&question(2), pod.at(family, 15053)).unwrap();
+            assert_eq!(
+                inside.receive(512).unwrap().from,
+                Some(pod.at(family, 15053)),
+                "inside it is reachable"
+            );
         }
-        assert!(peer.app().connect(pod.at(false, 15053)).is_err());
+        assert!(peer.app().connect(pod.at(Family::V4, 15053)).is_err());
         assert_eq!(proxy.take_questions().len(), 2);
         assert_eq!(node.count(&pod, Event::InboundForeign), 2);
     });
@@ -280,7 +285,7 @@ fn no_other_user_has_the_dns_proxys_port() {
     kernel_test(|node| {
         let pod = captured(node);
         let app = pod.app();
-        for socket in [app.udp(false), app.tcp(false)] {
+        for socket in [app.udp(Family::V4), app.tcp(Family::V4)] {
             for at in ["127.0.0.1:15053", "0.0.0.0:15053"] {
                 assert_eq!(socket.bind(server(at)), Err(Errno::EADDRINUSE), "{at}");
             }
@@ -295,7 +300,7 @@ fn more_ipv6_servers_than_addresses_are_refused_and_counted() {
     kernel_test(|node| {
         let pod = captured(node);
         let _proxy = DnsProxy::start(&pod);
-        let socket = pod.app().udp(true);
+        let socket = pod.app().udp(Family::V6);
         let mut answered = 0;
         for number in 0..20 {
             let to = server(&format!("[2001:db8::{number:x}]:53"));
@@ -341,9 +346,9 @@ fn detach_takes_back_what_dns_capture_added() {
             node.attach(&pod, &["--dns-capture"]);
         }
         let _proxy = DnsProxy::start(&pod);
-        let socket = pod.app().udp(true);
+        let socket = pod.app().udp(Family::V6);
         socket.connect(server(SERVERS6[0])).unwrap();
-        assert_eq!(socket.sockname().ip(), pod.ip(true), "the route of an address on lo is gone");
+        assert_eq!(socket.sockname().ip(), pod.ip(Family::V6), "the route of an address on lo is gone");
         assert_ne!(state(&pod), before);
         node.detach(&pod);
         assert_eq!(state(&pod), before);
@@ -359,22 +364,22 @@ fn a_resolver_in_the_pod_is_no_loop() {
         node.attach(&pod, &["--dns-capture", "--dns-servers", "127.0.0.1"]);
         pod.netns().sysctl("net/ipv4/ip_unprivileged_port_start", "0");
         let mut proxy = DnsProxy::start(&pod);
-        let real = DnsServer::listen(&upstream, &[&upstream.at(false, 53).to_string()]);
+        let real = DnsServer::listen(&upstream, &[&upstream.at(Family::V4, 53).to_string()]);
         let mut resolver = DnsProxy::with(&pod, User::APP, &["127.0.0.1:53"]);
         let local = server("127.0.0.1:53");
         // The application's question is captured, the proxy's own reaches the resolver, and the resolver's
         // goes out.
-        let app = pod.app().udp(false);
+        let app = pod.app().udp(Family::V4);
         app.send_to(&question(1), local).unwrap();
         assert_eq!(app.receive(512).unwrap().from, Some(local));
         assert_eq!((proxy.take_questions().len(), resolver.take_questions().len()), (1, 0));
-        let upwards = pod.proxy().udp(false);
+        let upwards = pod.proxy().udp(Family::V4);
         upwards.send_to(&question(2), local).unwrap();
         assert_eq!(upwards.receive(512).unwrap().from, Some(local));
         assert_eq!((proxy.take_questions().len(), resolver.take_questions().len()), (0, 1));
-        let outwards = pod.app().udp(false);
-        outwards.send_to(&question(3), upstream.at(false, 53)).unwrap();
-        assert_eq!(outwards.receive(512).unwrap().from, Some(upstream.at(false, 53)));
+        let outwards = pod.app().udp(Family::V4);
+        outwards.send_to(&question(3), upstream.at(Family::V4, 53)).unwrap();
+        assert_eq!(outwards.receive(512).unwrap().from, Some(upstream.at(Family::V4, 53)));
         assert_eq!((proxy.take_questions().len(), real.take_questions()), (0, 1));
     });
 }

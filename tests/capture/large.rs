@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use harness::{Sidecar, kernel_test};
+use harness::{Family, Sidecar, kernel_test};
 use redirect_user::attach::{Request, attach};
 use redirect_user::ids::AttachmentId;
 use redirect_user::node::lock::NodeLock;
@@ -42,7 +42,7 @@ fn ten_thousand_excluded_ranges() {
             let explained = output(node.redirect().args(["explain", pod.name(), "--dst", inside]));
             assert!(explained.starts_with("direct"), "{inside}: {explained}");
             // No server is there: what matters is that the sidecar does not answer.
-            let socket = app.tcp_nonblocking(inside.starts_with('['));
+            let socket = app.tcp_nonblocking(if inside.starts_with('[') { Family::V6 } else { Family::V4 });
             let _ = socket.connect(inside.parse().unwrap());
         }
         for outside in ["100.0.0.65:80", "100.32.0.1:80", "[2001:db8:7d0::1]:80", "192.0.2.1:21000"] {

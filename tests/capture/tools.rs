@@ -5,7 +5,7 @@ use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
 
 use aya::programs::ProgramInfo;
-use harness::{Event, kernel_test};
+use harness::{Event, Family, kernel_test};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -26,7 +26,7 @@ fn explain_names_the_rule_and_the_annotation() {
                 "--dns-capture",
             ],
         );
-        let own = pod.at(false, 80).to_string();
+        let own = pod.at(Family::V4, 80).to_string();
         for (arguments, verdict, rule, cause) in [
             (&["--dst", "192.0.2.1:80"][..], "to outbound (15001)", 14, "includeOutboundIPRanges is *"),
             (&["--dst", "192.0.2.1:3306"], "direct", 1, "excludeOutboundPorts has 3306"),
@@ -114,7 +114,7 @@ fn an_upgrade_loses_no_connection() {
         let mut dialled = 0;
         while upgrade.try_wait().unwrap().is_none() || dialled < 50 {
             assert_eq!(app.connect(far).unwrap().seen().original_dst, Ok(far));
-            assert_eq!(client.app().connect(pod.at(false, 8080)).unwrap().seen().listener, 15006);
+            assert_eq!(client.app().connect(pod.at(Family::V4, 8080)).unwrap().seen().listener, 15006);
             dialled += 1;
         }
         assert!(upgrade.wait().unwrap().success());

@@ -4,11 +4,10 @@
 use std::path::Path;
 use std::process::Command;
 
-use harness::{Event, Pod, Seen, Service, User, kernel_test};
+use harness::{Event, Family, Pod, Seen, Service, User, kernel_test};
 
 use crate::{in_pod, output};
 
-const FAMILIES: [bool; 2] = [false, true];
 const FAR: &str = "192.0.2.10:80";
 const FAR6: &str = "[2001:db8::10]:80";
 
@@ -29,8 +28,8 @@ fn mptcp_goes_to_the_sidecar_like_tcp() {
         node.attach(&pod, &[]);
         let sidecar = pod.sidecar();
         let real = server.app();
-        real.serve(&[server.at(false, 8080)], Service::Tell).unwrap();
-        let to = server.at(false, 8080).to_string();
+        real.serve(&[server.at(Family::V4, 8080)], Service::Tell).unwrap();
+        let to = server.at(Family::V4, 8080).to_string();
         for to in [FAR, &to] {
             oddity(&pod, User::APP, &["mptcp", to]);
             meant_for(&sidecar.take_seen(), to);
@@ -49,7 +48,7 @@ fn mptcp_takes_the_detour_like_tcp() {
         oddity(&pod, User::APP, &["mptcp", FAR]);
         let seen = sidecar.take_seen();
         meant_for(&seen, FAR);
-        assert_eq!(seen[0].client.ip(), pod.ip(false));
+        assert_eq!(seen[0].client.ip(), pod.ip(Family::V4));
     });
 }
 
@@ -120,9 +119,9 @@ fn half_a_proxy_does_not_get_out() {
         node.attach(&pod, &[]);
         let sidecar = pod.sidecar();
         let real = server.app();
-        real.serve(&FAMILIES.map(|v6| server.at(v6, 8080)), Service::Tell).unwrap();
-        for v6 in FAMILIES {
-            let to = server.at(v6, 8080).to_string();
+        real.serve(&Family::ALL.map(|family| server.at(family, 8080)), Service::Tell).unwrap();
+        for family in Family::ALL {
+            let to = server.at(family, 8080).to_string();
             let dial = |real: &str, effective: &str| {
                 let mut command = Command::new(harness::binary("pod-oddities"));
                 pod.netns().enter(command.args(["ids", real, effective, &to]), Some(pod.cgroup()));

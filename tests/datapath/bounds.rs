@@ -1,6 +1,6 @@
 //! What one pod does takes no room from the others: each pod has a share of every table that programs fill.
 
-use harness::{Errno, Event, kernel_test};
+use harness::{Errno, Event, Family, kernel_test};
 use redirect_common::{Claims, HANDSHAKES_PER_POD, LISTENING_PER_POD};
 
 use crate::{any, crowded, enrolled};
@@ -10,7 +10,7 @@ fn a_pod_with_its_share_of_handshakes_starts_no_more_and_another_pod_does() {
     kernel_test(|node| {
         let (greedy, other) = (enrolled(node, "greedy"), enrolled(node, "other"));
         let (_first, _second) = (greedy.sidecar(), other.sidecar());
-        let all = crowded(false);
+        let all = crowded(Family::V4);
         let detour = all[all.len() - 1];
         let (app, neighbour) = (greedy.app(), other.app());
         for to in &all[..all.len() - 1] {
@@ -37,19 +37,19 @@ fn a_pod_with_its_share_of_listeners_has_no_more_noted_and_another_pod_has() {
         let (greedy, other, peer) = (enrolled(node, "greedy"), enrolled(node, "other"), node.pod("peer"));
         let (_first, _second) = (greedy.sidecar(), other.sidecar());
         let (app, neighbour, client) = (greedy.app(), other.app(), peer.app());
-        let noted = app.listen(any(false, 40_001)).unwrap();
+        let noted = app.listen(any(Family::V4, 40_001)).unwrap();
         assert_eq!(node.claims(&greedy).listening, 1);
         node.set_claims(&greedy, Claims { listening: LISTENING_PER_POD, ..node.claims(&greedy) });
-        let _unknown = app.listen(any(false, 40_002)).unwrap();
-        let _known = neighbour.listen(any(false, 40_002)).unwrap();
-        assert_eq!(client.connect(greedy.at(false, 40_002)).map(drop), Err(Errno::ECONNREFUSED));
-        assert_eq!(client.connect(other.at(false, 40_002)).unwrap().seen().listener, 15006);
+        let _unknown = app.listen(any(Family::V4, 40_002)).unwrap();
+        let _known = neighbour.listen(any(Family::V4, 40_002)).unwrap();
+        assert_eq!(client.connect(greedy.at(Family::V4, 40_002)).map(drop), Err(Errno::ECONNREFUSED));
+        assert_eq!(client.connect(other.at(Family::V4, 40_002)).unwrap().seen().listener, 15006);
         // The one that was noted before stays so, and gives its place back.
-        assert_eq!(client.connect(greedy.at(false, 40_001)).unwrap().seen().listener, 15006);
+        assert_eq!(client.connect(greedy.at(Family::V4, 40_001)).unwrap().seen().listener, 15006);
         drop(noted);
         assert_eq!(node.claims(&greedy).listening, LISTENING_PER_POD - 1);
-        let _again = app.listen(any(false, 40_003)).unwrap();
-        assert_eq!(client.connect(greedy.at(false, 40_003)).unwrap().seen().listener, 15006);
+        let _again = app.listen(any(Family::V4, 40_003)).unwrap();
+        assert_eq!(client.connect(greedy.at(Family::V4, 40_003)).unwrap().seen().listener, 15006);
         assert_eq!(node.claims(&greedy).listening, LISTENING_PER_POD);
     });
 }

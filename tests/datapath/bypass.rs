@@ -1,8 +1,8 @@
 //! What must be left alone: the sidecar's own traffic, loopback, excluded ports and ranges, other namespaces.
 
-use harness::{Event, Pod, Process, Seen, Service, User, kernel_test};
+use harness::{Event, Family, Pod, Process, Seen, Service, User, kernel_test};
 
-use crate::{FAMILIES, any, enrolled, far_away, localhost, passthrough};
+use crate::{any, enrolled, far_away, localhost, passthrough};
 
 /// Dials `to` and returns what the accepting side saw; the dialling side must agree on both addresses.
 fn dial(process: &Process, to: std::net::SocketAddr) -> Seen {
@@ -25,11 +25,11 @@ fn proxy_is_direct(user: User) {
         let (pod, server) = (enrolled(node, "client"), node.pod("server"));
         let sidecar = pod.sidecar();
         let (process, peer) = (pod.process("istio-proxy", user), server.app());
-        for v6 in FAMILIES {
-            peer.serve(&[any(v6, 8080)], Service::Tell).unwrap();
-            let seen = dial(&process, server.at(v6, 8080));
+        for family in Family::ALL {
+            peer.serve(&[any(family, 8080)], Service::Tell).unwrap();
+            let seen = dial(&process, server.at(family, 8080));
             direct(&seen, 8080);
-            assert_eq!(seen.client.ip(), pod.ip(v6));
+            assert_eq!(seen.client.ip(), pod.ip(family));
         }
         assert_eq!(sidecar.take_seen(), []);
         assert_eq!(node.count(&pod, Event::ProxyDirect), 2);
@@ -52,8 +52,8 @@ fn root_is_not_the_proxy() {
         let pod = enrolled(node, "client");
         let _sidecar = pod.sidecar();
         let root = pod.process("app", User::ROOT);
-        for v6 in FAMILIES {
-            assert_eq!(dial(&root, far_away(v6, 80)).listener, 15001);
+        for family in Family::ALL {
+            assert_eq!(dial(&root, far_away(family, 80)).listener, 15001);
         }
     });
 }
@@ -64,15 +64,15 @@ fn another_uid_and_gid_can_be_the_proxy() {
         let (pod, server) = (node.pod("client"), node.pod("server"));
         node.attach(&pod, &["--proxy-uid", "4242", "--proxy-gid", "4343"]);
         let sidecar = pod.process("istio-proxy", User { uid: 4242, gid: 4343 });
-        sidecar.serve(&[any(false, 15001)], Service::Tell).unwrap();
-        server.app().serve(&[any(false, 8080)], Service::Tell).unwrap();
+        sidecar.serve(&[any(Family::V4, 15001)], Service::Tell).unwrap();
+        server.app().serve(&[any(Family::V4, 8080)], Service::Tell).unwrap();
         let peer = server.app();
-        peer.serve(&[any(false, 8081)], Service::Tell).unwrap();
+        peer.serve(&[any(Family::V4, 8081)], Service::Tell).unwrap();
         for (user, listener) in
             [(User { uid: 4242, gid: 0 }, 8081), (User { uid: 0, gid: 4343 }, 8081), (User::PROXY, 15001)]
         {
             assert_eq!(
-                dial(&pod.process("app", user), server.at(false, 8081)).listener,
+                dial(&pod.process("app", user), server.at(Family::V4, 8081)).listener,
                 listener,
                 "{user:?}"
             );
@@ -87,13 +87,13 @@ fn the_application_dials_localhost_and_its_own_address() {
         let pod = enrolled(node, "pod");
         let sidecar = pod.sidecar();
         let (app, server) = (pod.app(), pod.app());
-        for v6 in FAMILIES {
-            server.serve(&[any(v6, 8080)], Service::Tell).unwrap();
-            for to in [localhost(v6, 8080), pod.at(v6, 8080)] {
+        for family in Family::ALL {
+            server.serve(&[any(family, 8080)], Service::Tell).unwrap();
+            for to in [localhost(family, 8080), pod.at(family, 8080)] {
                 direct(&dial(&app, to), 8080);
             }
             // The unspecified address means this host.
-            direct(&app.connect(any(v6, 8080)).unwrap().seen(), 8080);
+            direct(&app.connect(any(family, 8080)).unwrap().seen(), 8080);
         }
         direct(&dial(&app, "127.99.1.2:8080".parse().unwrap()), 8080);
         // On a dual-stack socket too.
@@ -108,22 +108,22 @@ fn the_proxy_calls_its_own_pod() {
         let pod = enrolled(node, "pod");
         let _sidecar = pod.sidecar();
         let (proxy, app) = (pod.proxy(), pod.app());
-        for v6 in FAMILIES {
-            app.serve(&[any(v6, 8080), any(v6, 15008), any(v6, 15020)], Service::Tell).unwrap();
-            let to = pod.at(v6, 8080);
+        for family in Family::ALL {
+            app.serve(&[any(family, 8080), any(family, 15008), any(family, 15020)], Service::Tell).unwrap();
+            let to = pod.at(family, 8080);
             let seen = dial(&proxy, to);
-            assert_eq!((seen.listener, seen.original_dst, seen.client.ip()), (15006, Ok(to), pod.ip(v6)));
+            assert_eq!((seen.listener, seen.original_dst, seen.client.ip()), (15006, Ok(to), pod.ip(family)));
             // Not so from the source that Envoy binds, to localhost, to HBONE and to excluded ports.
-            let from_6 = proxy.tcp(v6);
-            from_6.bind(passthrough(v6)).unwrap();
+            let from_6 = proxy.tcp(family);
+            from_6.bind(passthrough(family)).unwrap();
             from_6.connect(to).unwrap();
             let seen = from_6.seen();
             direct(&seen, 8080);
             assert_eq!(seen.client, from_6.sockname());
-            assert_eq!(seen.client.ip(), passthrough(v6).ip());
-            direct(&dial(&proxy, localhost(v6, 8080)), 8080);
-            direct(&dial(&proxy, pod.at(v6, 15008)), 15008);
-            direct(&dial(&proxy, pod.at(v6, 15020)), 15020);
+            assert_eq!(seen.client.ip(), passthrough(family).ip());
+            direct(&dial(&proxy, localhost(family, 8080)), 8080);
+            direct(&dial(&proxy, pod.at(family, 15008)), 15008);
+            direct(&dial(&proxy, pod.at(family, 15020)), 15020);
         }
         assert_eq!(node.count(&pod, Event::SelfCallRedirected), 2);
     });
@@ -134,16 +134,16 @@ fn the_probe_of_istio_validation_passes() {
     kernel_test(|node| {
         let pod = enrolled(node, "pod");
         let proxy = pod.proxy();
-        for v6 in FAMILIES {
-            let _outbound = proxy.listen(localhost(v6, 15001)).unwrap();
-            let inbound = proxy.listen(localhost(v6, 15006)).unwrap();
-            let probe = proxy.tcp(v6);
-            probe.bind(localhost(v6, 0)).unwrap();
-            let mut to = passthrough(v6);
+        for family in Family::ALL {
+            let _outbound = proxy.listen(localhost(family, 15001)).unwrap();
+            let inbound = proxy.listen(localhost(family, 15006)).unwrap();
+            let probe = proxy.tcp(family);
+            probe.bind(localhost(family, 0)).unwrap();
+            let mut to = passthrough(family);
             to.set_port(15002);
             probe.connect(to).unwrap();
             let accepted = inbound.accept().unwrap();
-            let level = if v6 { harness::Level::Ipv6 } else { harness::Level::Ip };
+            let level = if family == Family::V6 { harness::Level::Ipv6 } else { harness::Level::Ip };
             let answer = accepted.original_dst_bytes(level, 32).unwrap();
             assert_eq!(harness::protocol::decode_sockaddr(&answer.buffer), Some(to));
         }
@@ -159,13 +159,13 @@ fn excluded_ports_and_ranges() {
         let _sidecar = pod.sidecar();
         let other = node.pod("other");
         let (app, peers) = (pod.app(), [server.app(), other.app()]);
-        for v6 in FAMILIES {
+        for family in Family::ALL {
             for peer in &peers {
-                peer.serve(&[any(v6, 8080), any(v6, 9000)], Service::Tell).unwrap();
+                peer.serve(&[any(family, 8080), any(family, 9000)], Service::Tell).unwrap();
             }
-            direct(&dial(&app, server.at(v6, 8080)), 8080);
-            direct(&dial(&app, other.at(v6, 9000)), 9000);
-            assert_eq!(dial(&app, other.at(v6, 8080)).listener, 15001);
+            direct(&dial(&app, server.at(family, 8080)), 8080);
+            direct(&dial(&app, other.at(family, 9000)), 9000);
+            assert_eq!(dial(&app, other.at(family, 8080)).listener, 15001);
         }
         assert_eq!(node.count(&pod, Event::ExcludedDirect), 4);
     });
@@ -186,11 +186,11 @@ fn only_included_ranges_and_ports() {
         );
         let _sidecar = pod.sidecar();
         let (app, peer) = (pod.app(), server.app());
-        for v6 in FAMILIES {
-            peer.serve(&[any(v6, 8080), any(v6, 9000)], Service::Tell).unwrap();
-            direct(&dial(&app, server.at(v6, 8080)), 8080);
-            assert_eq!(dial(&app, server.at(v6, 9000)).listener, 15001);
-            assert_eq!(dial(&app, far_away(v6, 8080)).listener, 15001);
+        for family in Family::ALL {
+            peer.serve(&[any(family, 8080), any(family, 9000)], Service::Tell).unwrap();
+            direct(&dial(&app, server.at(family, 8080)), 8080);
+            assert_eq!(dial(&app, server.at(family, 9000)).listener, 15001);
+            assert_eq!(dial(&app, far_away(family, 8080)).listener, 15001);
         }
         assert_eq!(node.count(&pod, Event::UnmatchedDirect), 2);
     });
@@ -201,14 +201,14 @@ fn datagrams() {
     kernel_test(|node| {
         let (pod, server) = (enrolled(node, "client"), node.pod("server"));
         let _sidecar = pod.sidecar();
-        for v6 in FAMILIES {
-            let (mine, theirs) = (pod.app().udp(v6), server.app().udp(v6));
-            theirs.bind(any(v6, 5353)).unwrap();
-            mine.connect(server.at(v6, 5353)).unwrap();
+        for family in Family::ALL {
+            let (mine, theirs) = (pod.app().udp(family), server.app().udp(family));
+            theirs.bind(any(family, 5353)).unwrap();
+            mine.connect(server.at(family, 5353)).unwrap();
             mine.send(b"ping").unwrap();
             let from = theirs.receive(100).unwrap().from.unwrap();
             assert_eq!(from, mine.sockname());
-            assert_eq!(mine.peername(), Ok(server.at(v6, 5353)));
+            assert_eq!(mine.peername(), Ok(server.at(family, 5353)));
             theirs.send_to(b"pong", from).unwrap();
             assert_eq!(mine.receive(100).unwrap().data, b"pong");
         }
@@ -224,14 +224,14 @@ fn a_nested_network_namespace_in_the_pods_cgroup() {
         let (inner, server) = (node.pod("inner"), node.pod("server"));
         let process = Process::start("nested", inner.netns(), &pod.container("app"), User::APP);
         let peer = server.app();
-        for v6 in FAMILIES {
-            peer.serve(&[any(v6, 8080)], Service::Tell).unwrap();
-            direct(&dial(&process, server.at(v6, 8080)), 8080);
+        for family in Family::ALL {
+            peer.serve(&[any(family, 8080)], Service::Tell).unwrap();
+            direct(&dial(&process, server.at(family, 8080)), 8080);
             // What listens there on the sidecar's ports is not the pod's sidecar.
             let fake = Process::start("fake", inner.netns(), &pod.container("istio-proxy"), User::PROXY);
-            fake.serve(&[any(v6, 15001), any(v6, 15006)], Service::Tell).unwrap();
-            direct(&dial(&process, localhost(v6, 15001)), 15001);
-            assert_eq!(dial(&pod.app(), far_away(v6, 80)).listener, 15001);
+            fake.serve(&[any(family, 15001), any(family, 15006)], Service::Tell).unwrap();
+            direct(&dial(&process, localhost(family, 15001)), 15001);
+            assert_eq!(dial(&pod.app(), far_away(family, 80)).listener, 15001);
             assert_eq!(fake.take_seen().len(), 1);
         }
         assert_eq!(sidecar.take_seen().len(), 2);
@@ -245,11 +245,11 @@ fn a_pod_that_is_not_enrolled_and_one_that_was() {
         let _enrolled = enrolled(node, "enrolled");
         let peer = server.app();
         let check = |pod: &Pod, listener: u16| {
-            for v6 in FAMILIES {
-                assert_eq!(dial(&pod.app(), server.at(v6, 8080)).listener, listener);
+            for family in Family::ALL {
+                assert_eq!(dial(&pod.app(), server.at(family, 8080)).listener, listener);
             }
         };
-        peer.serve(&FAMILIES.map(|v6| any(v6, 8080)), Service::Tell).unwrap();
+        peer.serve(&Family::ALL.map(|family| any(family, 8080)), Service::Tell).unwrap();
         check(&plain, 8080);
         let _sidecar = left.sidecar();
         check(&left, 15001);

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use harness::{Node, Pod, Process, Residue, Service, kernel_test};
+use harness::{Family, Node, Pod, Process, Residue, Service, kernel_test};
 use redirect_user::attach::{self, Request};
 use redirect_user::ids::AttachmentId;
 use redirect_user::node::lock::NodeLock;
@@ -68,8 +68,8 @@ fn ten_thousand_cycles_leave_the_node_as_it_was() {
     kernel_test(|node| {
         let (pod, server) = (node.pod("pod"), node.pod("server"));
         let (app, peer, _sidecar) = (pod.app(), server.app(), pod.sidecar());
-        peer.serve(&[any(false, 8080)], Service::Tell).unwrap();
-        let to = server.at(false, 8080);
+        peer.serve(&[any(Family::V4, 8080)], Service::Tell).unwrap();
+        let to = server.at(Family::V4, 8080);
         // The first one installs the programs, which stay. This one stays attached too, as on a real node:
         // where a hook has no program on the whole machine, the kernel patches its code with the first and
         // with the last.
@@ -150,7 +150,7 @@ fn pods_that_vanish_without_detach_take_their_links_along() {
             let pod = node.pod(&format!("vanishes-{round}"));
             node.attach(&pod, &[]);
             let _sidecar = pod.sidecar();
-            assert_eq!(listener(&pod.app(), crate::far_away(false, 80)), 15001);
+            assert_eq!(listener(&pod.app(), crate::far_away(Family::V4, 80)), 15001);
         }
         for round in 0..20 {
             let id = format!("vanishes-{round}");

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use harness::cli::Outcome;
-use harness::{Node, Pod, binary, kernel_test};
+use harness::{Family, Node, Pod, binary, kernel_test};
 
 /// A failure as a user should meet it: one message on stderr that contains `names`, nothing on stdout.
 fn fails(outcome: &Outcome, status: i32, names: &str) {
@@ -185,7 +185,7 @@ fn a_read_only_proc_sys_is_no_hindrance() {
         let outcome = closed(&node.attach_command(pod));
         assert_eq!(outcome.code, Some(0), "{outcome:?}");
         let _sidecar = pod.sidecar();
-        assert_eq!(pod.app().connect(crate::far_away(false, 80)).unwrap().seen().listener, 15001);
+        assert_eq!(pod.app().connect(crate::far_away(Family::V4, 80)).unwrap().seen().listener, 15001);
         let outcome = closed(node.redirect().args(["detach", "--force", "--id", pod.name()]));
         assert_eq!(outcome.code, Some(0), "{outcome:?}");
     });
@@ -217,7 +217,7 @@ fn a_failure_does_not_disturb_what_is_attached() {
         let _sidecar = pod.sidecar();
         fails(&attach_as(node, "other", &node.cgroup().join("no-such-cgroup"), &other), 1, "no-such-cgroup");
         assert_eq!(node.attached(), ["pod"]);
-        assert_eq!(pod.app().connect(crate::far_away(false, 80)).unwrap().seen().listener, 15001);
+        assert_eq!(pod.app().connect(crate::far_away(Family::V4, 80)).unwrap().seen().listener, 15001);
     });
 }
 

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use harness::{Errno, Event, Service, Sidecar, User, kernel_test};
 use redirect_common::Family;
 
-use crate::{FAMILIES, any, crowded, enrolled, far_away, localhost, mapped};
+use crate::{any, crowded, enrolled, far_away, localhost, mapped};
 
 #[test]
 fn an_application_binds_its_port_while_the_sidecar_holds_connections_on_it() {
@@ -14,16 +14,16 @@ fn an_application_binds_its_port_while_the_sidecar_holds_connections_on_it() {
         let (pod, other) = (enrolled(node, "pod"), node.pod("other"));
         let _sidecar = pod.sidecar();
         let (client, app) = (other.app(), pod.app());
-        for v6 in FAMILIES {
+        for family in Family::ALL {
             // A client is there before the application is.
-            let connection = client.connect(pod.at(v6, 8080)).unwrap();
+            let connection = client.connect(pod.at(family, 8080)).unwrap();
             assert_eq!(connection.seen().listener, 15006);
-            let socket = app.tcp(v6);
-            assert_eq!(socket.bind(any(v6, 8080)), Ok(()));
+            let socket = app.tcp(family);
+            assert_eq!(socket.bind(any(family, 8080)), Ok(()));
             socket.listen().unwrap();
             // A second listener is refused as ever.
-            let second = app.tcp(v6);
-            let refused = second.bind(any(v6, 8080)).and_then(|()| second.listen());
+            let second = app.tcp(family);
+            let refused = second.bind(any(family, 8080)).and_then(|()| second.listen());
             assert_eq!(refused, Err(Errno::EADDRINUSE));
             drop(socket);
         }
@@ -38,16 +38,16 @@ fn a_scan_of_the_ephemeral_range_takes_no_port_from_the_pod() {
         node.attach(&pod, &[]);
         let _sidecar = pod.sidecar();
         let (client, app) = (other.app(), pod.app());
-        for v6 in FAMILIES {
+        for family in Family::ALL {
             for port in 40000..=40031 {
-                assert_eq!(client.connect(pod.at(v6, port)).map(drop), Err(Errno::ECONNREFUSED));
+                assert_eq!(client.connect(pod.at(family, port)).map(drop), Err(Errno::ECONNREFUSED));
             }
             // What an application listens on is the sidecar's as before, and is not when it ends.
-            let listener = app.listen(any(v6, 40007)).unwrap();
-            assert_eq!(client.connect(pod.at(v6, 40007)).unwrap().seen().listener, 15006);
+            let listener = app.listen(any(family, 40007)).unwrap();
+            assert_eq!(client.connect(pod.at(family, 40007)).unwrap().seen().listener, 15006);
             drop(listener);
-            assert_eq!(client.connect(pod.at(v6, 40007)).map(drop), Err(Errno::ECONNREFUSED));
-            assert_eq!(app.connect(far_away(v6, 80)).unwrap().seen().listener, 15001);
+            assert_eq!(client.connect(pod.at(family, 40007)).map(drop), Err(Errno::ECONNREFUSED));
+            assert_eq!(app.connect(far_away(family, 80)).unwrap().seen().listener, 15001);
         }
         assert_eq!(node.count(&pod, Event::InboundRefused), 66);
     });
@@ -59,11 +59,11 @@ fn ephemeral_ports_that_are_listed_or_were_listened_on_before() {
         let (listed, running, other) = (node.pod("listed"), node.pod("running"), node.pod("other"));
         node.attach(&listed, &["--include-inbound-ports", "40001"]);
         let early = running.app();
-        let _listener = early.listen(any(false, 40001)).unwrap();
+        let _listener = early.listen(any(Family::V4, 40001)).unwrap();
         node.attach(&running, &[]);
         for pod in [&listed, &running] {
             let _sidecar = pod.sidecar();
-            assert_eq!(other.app().connect(pod.at(false, 40001)).unwrap().seen().listener, 15006);
+            assert_eq!(other.app().connect(pod.at(Family::V4, 40001)).unwrap().seen().listener, 15006);
         }
     });
 }
@@ -74,10 +74,10 @@ fn many_workers_and_a_sidecar_that_is_replaced() {
         let (pod, other) = (enrolled(node, "pod"), node.pod("other"));
         let (client, app) = (other.app(), pod.app());
         let works = |what: &str| {
-            for v6 in FAMILIES {
-                let inbound = client.connect(pod.at(v6, 8080)).map(|socket| socket.seen().listener);
+            for family in Family::ALL {
+                let inbound = client.connect(pod.at(family, 8080)).map(|socket| socket.seen().listener);
                 assert_eq!(inbound, Ok(15006), "inbound, {what}");
-                let outbound = app.connect(far_away(v6, 80)).map(|socket| socket.seen().listener);
+                let outbound = app.connect(far_away(family, 80)).map(|socket| socket.seen().listener);
                 assert_eq!(outbound, Ok(15001), "outbound, {what}");
             }
         };
@@ -99,18 +99,18 @@ fn an_ipv6_only_sidecar_does_not_serve_ipv4() {
         let (pod, other) = (enrolled(node, "pod"), node.pod("other"));
         let proxy = pod.proxy();
         let listeners = [15001, 15006].map(|port| {
-            let socket = proxy.tcp(true);
+            let socket = proxy.tcp(Family::V6);
             socket.set_option(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1).unwrap();
-            socket.bind(any(true, port)).unwrap();
+            socket.bind(any(Family::V6, port)).unwrap();
             socket.listen().unwrap();
             socket
         });
         let app = pod.app();
-        assert_eq!(app.connect(far_away(false, 80)).map(drop), Err(Errno::ECONNREFUSED));
-        assert_eq!(app.connect(mapped(far_away(false, 80))).map(drop), Err(Errno::ECONNREFUSED));
-        assert_eq!(other.app().connect(pod.at(false, 8080)).map(drop), Err(Errno::ECONNREFUSED));
+        assert_eq!(app.connect(far_away(Family::V4, 80)).map(drop), Err(Errno::ECONNREFUSED));
+        assert_eq!(app.connect(mapped(far_away(Family::V4, 80))).map(drop), Err(Errno::ECONNREFUSED));
+        assert_eq!(other.app().connect(pod.at(Family::V4, 8080)).map(drop), Err(Errno::ECONNREFUSED));
         assert_eq!(node.count(&pod, Event::NoListener), 2);
-        app.connect(far_away(true, 80)).unwrap();
+        app.connect(far_away(Family::V6, 80)).unwrap();
         drop(listeners);
     });
 }
@@ -122,11 +122,15 @@ fn no_application_may_bind_to_the_sidecars_ports() {
         // The pod's root is not the proxy either, and has the uid of a sidecar that may do more than others.
         for (index, user) in [User::APP, User::ROOT].into_iter().enumerate() {
             let thief = pod.process(&format!("thief{index}"), user);
-            for v6 in FAMILIES {
-                let slot = redirect_common::slot_address(7, if v6 { Family::V6 } else { Family::V4 });
-                let wildcard = if v6 { any(true, 0).ip() } else { IpAddr::from([0, 0, 0, 0]) };
+            for family in Family::ALL {
+                let slot = redirect_common::slot_address(
+                    7,
+                    if family == Family::V6 { Family::V6 } else { Family::V4 },
+                );
+                let wildcard =
+                    if family == Family::V6 { any(Family::V6, 0).ip() } else { IpAddr::from([0, 0, 0, 0]) };
                 for (ip, port) in [(wildcard, 15001), (wildcard, 15006), (IpAddr::from(slot), 15001)] {
-                    let socket = thief.tcp(v6);
+                    let socket = thief.tcp(family);
                     socket.set_option(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1).unwrap();
                     assert_eq!(socket.bind(SocketAddr::new(ip, port)), Err(Errno::EADDRINUSE), "{ip} {port}");
                 }
@@ -134,7 +138,7 @@ fn no_application_may_bind_to_the_sidecars_ports() {
         }
         assert_eq!(node.count(&pod, Event::ListenerForeign), 12);
         let _sidecar = pod.sidecar();
-        assert_eq!(pod.app().connect(far_away(false, 80)).unwrap().seen().listener, 15001);
+        assert_eq!(pod.app().connect(far_away(Family::V4, 80)).unwrap().seen().listener, 15001);
     });
 }
 
@@ -145,21 +149,22 @@ fn what_listens_on_the_sidecars_ports_before_attach_and_is_not_the_proxys_gets_n
         let (thief, client) = (pod.process("thief", User::APP), other.app());
         let _sidecar = early.sidecar();
         node.attach(&early, &[]);
-        for v6 in FAMILIES {
-            assert_eq!(client.connect(early.at(v6, 8080)).unwrap().seen().listener, 15006);
+        for family in Family::ALL {
+            assert_eq!(client.connect(early.at(family, 8080)).unwrap().seen().listener, 15006);
         }
-        let listeners = [15001, 15006].map(|port| thief.listen(any(true, port)).unwrap());
+        let listeners = [15001, 15006].map(|port| thief.listen(any(Family::V6, port)).unwrap());
         for repeated in [false, true] {
             node.attach(&pod, &[]);
-            for v6 in FAMILIES {
-                let (out, inward) = (pod.app().connect(far_away(v6, 80)), client.connect(pod.at(v6, 8080)));
-                assert_eq!(out.map(drop), Err(Errno::ECONNREFUSED), "{v6} {repeated}");
-                assert_eq!(inward.map(drop), Err(Errno::ECONNREFUSED), "{v6} {repeated}");
+            for family in Family::ALL {
+                let (out, inward) =
+                    (pod.app().connect(far_away(family, 80)), client.connect(pod.at(family, 8080)));
+                assert_eq!(out.map(drop), Err(Errno::ECONNREFUSED), "{family:?} {repeated}");
+                assert_eq!(inward.map(drop), Err(Errno::ECONNREFUSED), "{family:?} {repeated}");
             }
         }
         drop(listeners);
         let _sidecar = pod.sidecar();
-        assert_eq!(client.connect(pod.at(false, 8080)).unwrap().seen().listener, 15006);
+        assert_eq!(client.connect(pod.at(Family::V4, 8080)).unwrap().seen().listener, 15006);
     });
 }
 
@@ -171,8 +176,8 @@ fn a_family_that_the_pod_does_not_have_is_unreachable() {
         node.attach(&pod, &[]);
         let _sidecar = pod.sidecar();
         let app = pod.app();
-        assert_eq!(app.connect(far_away(true, 443)).map(drop), Err(Errno::ENETUNREACH));
-        assert_eq!(app.connect(far_away(false, 443)).unwrap().seen().listener, 15001);
+        assert_eq!(app.connect(far_away(Family::V6, 443)).map(drop), Err(Errno::ENETUNREACH));
+        assert_eq!(app.connect(far_away(Family::V4, 443)).unwrap().seen().listener, 15001);
         assert_eq!(node.count(&pod, Event::Unreachable), 1);
     });
 }
@@ -184,7 +189,7 @@ fn an_applications_own_server_in_the_prefix_keeps_its_names() {
         let _sidecar = pod.sidecar();
         let app = pod.app();
         // The destination's slot is taken; its address has other ports.
-        let to = far_away(false, 80);
+        let to = far_away(Family::V4, 80);
         app.connect(to).unwrap();
         let slot = redirect_common::slot_of(&to.into(), 0);
         let ip = redirect_common::slot_address(slot, redirect_common::Family::V4);
@@ -199,8 +204,8 @@ fn an_applications_own_server_in_the_prefix_keeps_its_names() {
         let direct = SocketAddr::new(ip.into(), 15001);
         assert_eq!(app.connect(direct).unwrap().peername(), Ok(to));
         let before = node.count(&pod, Event::OutboundRedirected);
-        let v6 = redirect_common::slot_address(7, redirect_common::Family::V6);
-        drop(app.connect(SocketAddr::new(v6.into(), 15001)));
+        let family = redirect_common::slot_address(7, redirect_common::Family::V6);
+        drop(app.connect(SocketAddr::new(family.into(), 15001)));
         assert_eq!(node.count(&pod, Event::OutboundRedirected), before);
     });
 }
@@ -211,20 +216,20 @@ fn a_neighbour_does_not_reach_the_prefix_by_route_localnet() {
         let (pod, other) = (enrolled(node, "pod"), node.pod("other"));
         let sidecar = pod.sidecar();
         let app = pod.app();
-        app.connect(far_away(false, 80)).unwrap();
+        app.connect(far_away(Family::V4, 80)).unwrap();
         drop(sidecar.take_seen());
         for pod in [&pod, &other] {
             pod.netns().sysctl("net/ipv4/conf/all/route_localnet", "1");
             pod.netns().sysctl("net/ipv4/conf/eth0/route_localnet", "1");
         }
-        let slot = redirect_common::slot_of(&far_away(false, 80).into(), 0);
+        let slot = redirect_common::slot_of(&far_away(Family::V4, 80).into(), 0);
         let ip = redirect_common::slot_address(slot, redirect_common::Family::V4);
         // In the neighbour the address is not local, but one behind the pod.
         let to = std::net::IpAddr::from(ip);
         other.netns().ip("route del local 127.0.0.0/8 table local");
-        other.netns().ip(&format!("route add {to}/32 via {}", pod.ip(false)));
-        let socket = other.app().tcp_nonblocking(false);
-        socket.bind(other.at(false, 0)).unwrap();
+        other.netns().ip(&format!("route add {to}/32 via {}", pod.ip(Family::V4)));
+        let socket = other.app().tcp_nonblocking(Family::V4);
+        socket.bind(other.at(Family::V4, 0)).unwrap();
         assert_eq!(socket.connect(SocketAddr::new(to, 15001)), Err(Errno::EINPROGRESS));
         assert_eq!(socket.await_connect(), Err(Errno::ECONNREFUSED));
         assert_eq!(sidecar.take_seen(), []);
@@ -238,8 +243,8 @@ fn a_buffer_shorter_than_the_kernels_answer() {
         let (ours, plain) = (enrolled(node, "ours"), node.pod("plain"));
         // Options whose answer is longer than the buffer are cut by the kernel, not refused.
         let [mine, theirs] = [&ours, &plain].map(|pod| {
-            let (app, v6) = (pod.app(), false);
-            let socket = app.tcp(v6);
+            let (app, family) = (pod.app(), Family::V4);
+            let socket = app.tcp(family);
             [0, 1, 4, 8].map(|size| {
                 [
                     socket.option(libc::IPPROTO_TCP, libc::TCP_CONGESTION, size),
@@ -258,13 +263,13 @@ fn a_bound_port_and_a_sidecar_on_localhost_keep_the_clients_address() {
         let pod = enrolled(node, "pod");
         let _sidecar = Sidecar::builder(&pod).localhost().start();
         let app = pod.app();
-        for (v6, port) in [(false, 30_001), (true, 30_002)] {
-            let socket = app.tcp(v6);
-            socket.bind(any(v6, port)).unwrap();
-            socket.connect(far_away(v6, 80)).unwrap();
+        for (family, port) in [(Family::V4, 30_001), (Family::V6, 30_002)] {
+            let socket = app.tcp(family);
+            socket.bind(any(family, port)).unwrap();
+            socket.connect(far_away(family, 80)).unwrap();
             let seen = socket.seen();
-            assert_eq!(seen.original_dst, Ok(far_away(v6, 80)));
-            assert_eq!(seen.client, pod.at(v6, port));
+            assert_eq!(seen.original_dst, Ok(far_away(family, 80)));
+            assert_eq!(seen.client, pod.at(family, port));
         }
     });
 }
@@ -276,10 +281,10 @@ fn the_sidecar_learns_its_own_address_where_nothing_was_redirected() {
         let pod = enrolled(node, "pod");
         let _sidecar = pod.sidecar();
         let app = pod.app();
-        for v6 in FAMILIES {
-            let seen = app.connect(pod.at(v6, 15006)).unwrap().seen();
-            assert_eq!((seen.listener, seen.original_dst), (15006, Ok(pod.at(v6, 15006))));
-            let seen = app.connect(localhost(v6, 15006)).unwrap().seen();
+        for family in Family::ALL {
+            let seen = app.connect(pod.at(family, 15006)).unwrap().seen();
+            assert_eq!((seen.listener, seen.original_dst), (15006, Ok(pod.at(family, 15006))));
+            let seen = app.connect(localhost(family, 15006)).unwrap().seen();
             assert!(seen.original_dst.is_err(), "{seen:?}");
         }
         assert_eq!(node.count(&pod, Event::HandoffMissing), 2);
@@ -291,11 +296,11 @@ fn detach_leaves_no_handshake() {
     kernel_test(|node| {
         let pod = enrolled(node, "pod");
         let (app, proxy) = (pod.app(), pod.proxy());
-        let listener = proxy.tcp(false);
+        let listener = proxy.tcp(Family::V4);
         listener.set_option(libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 5).unwrap();
-        listener.bind(any(false, 15001)).unwrap();
+        listener.bind(any(Family::V4, 15001)).unwrap();
         listener.listen().unwrap();
-        assert_eq!(app.open_many(&crowded(false), 8).error, None);
+        assert_eq!(app.open_many(&crowded(Family::V4), 8).error, None);
         assert_eq!(node.handshakes().len(), 2);
         node.detach(&pod);
         assert_eq!(node.handshakes(), []);

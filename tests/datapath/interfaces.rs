@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use harness::cli::Outcome;
-use harness::{Node, Pod, Process, Sidecar, kernel_test};
+use harness::{Family, Node, Pod, Process, Sidecar, kernel_test};
 
 /// A pod with a second interface, eth1, whose other end does not answer.
 fn pod_with_eth1(node: &Node) -> Pod {
@@ -40,7 +40,7 @@ impl Dialler {
     #[track_caller]
     fn direct(&self, to: &str) {
         let to: SocketAddr = to.parse().expect("an address");
-        let socket = self.app.tcp_nonblocking(to.is_ipv6());
+        let socket = self.app.tcp_nonblocking(Family::of(&to.ip()));
         let _ = socket.connect(to);
         // Long enough for the sidecar, which is in the same namespace.
         std::thread::sleep(Duration::from_millis(60));

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use harness::{Event, Node, Pod, Process, Seen, Sidecar, kernel_test};
+use harness::{Event, Family, Node, Pod, Process, Seen, Sidecar, kernel_test};
 
-use crate::{FAMILIES, crowded, enrolled, far_away};
+use crate::{crowded, enrolled, far_away};
 
 #[test]
 fn a_thousand_connections_leave_no_handshake_behind() {
@@ -14,10 +14,10 @@ fn a_thousand_connections_leave_no_handshake_behind() {
         let pod = enrolled(node, "pod");
         let sidecar = pod.sidecar();
         let app = pod.app();
-        for v6 in FAMILIES {
+        for family in Family::ALL {
             for _ in 0..10 {
                 // Three quarters of them have a slot, the others take the detour.
-                let opened = app.open_many(&crowded(v6), 100);
+                let opened = app.open_many(&crowded(family), 100);
                 assert_eq!((opened.count, opened.error), (100, None));
                 app.close_many();
             }
@@ -36,11 +36,11 @@ fn connections_reset_before_the_sidecar_accepts_them_leave_no_handshake_behind()
     kernel_test(|node| {
         let pod = enrolled(node, "pod");
         let (app, proxy) = (pod.app(), pod.proxy());
-        for v6 in FAMILIES {
+        for family in Family::ALL {
             // It listens, and never accepts.
-            let _listener = proxy.listen(crate::any(v6, 15001)).unwrap();
+            let _listener = proxy.listen(crate::any(family, 15001)).unwrap();
             for _ in 0..5 {
-                assert_eq!(app.open_many(&crowded(v6), 100).error, None);
+                assert_eq!(app.open_many(&crowded(family), 100).error, None);
                 app.close_many();
             }
         }
@@ -53,14 +53,14 @@ fn handshakes_that_the_sidecar_never_finishes_are_forgotten() {
     kernel_test(|node| {
         let pod = enrolled(node, "pod");
         let (app, proxy) = (pod.app(), pod.proxy());
-        for v6 in FAMILIES {
+        for family in Family::ALL {
             // The client believes it is connected; the sidecar's kernel waits for data before it makes a
             // socket. A full accept queue has the same effect.
-            let listener = proxy.tcp(v6);
+            let listener = proxy.tcp(family);
             listener.set_option(libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 5).unwrap();
-            listener.bind(crate::any(v6, 15001)).unwrap();
+            listener.bind(crate::any(family, 15001)).unwrap();
             listener.listen().unwrap();
-            assert_eq!(app.open_many(&crowded(v6), 20).error, None);
+            assert_eq!(app.open_many(&crowded(family), 20).error, None);
             assert_eq!(node.handshakes().len(), 5);
             app.close_many();
             assert_eq!((node.handshakes(), node.claims(&pod).handshakes), (vec![], 0));
@@ -79,7 +79,7 @@ fn forty_thousand_connections_at_once_to_several_destinations() {
         let pod = enrolled(node, "pod");
         let mut destinations: Vec<_> =
             (0..6).map(|n| SocketAddr::new(IpAddr::from([192, 0, 2, 10 + n]), 80)).collect();
-        destinations.extend(crowded(false));
+        destinations.extend(crowded(Family::V4));
         hold_many(node, &pod, &destinations);
     });
 }
@@ -90,7 +90,7 @@ fn forty_thousand_connections_at_once_to_one_destination() {
         let pod = enrolled(node, "pod");
         // As many as the pod could open to one address without us.
         pod.netns().sysctl("net/ipv4/ip_local_port_range", "1024 65535");
-        hold_many(node, &pod, &[far_away(false, 80)]);
+        hold_many(node, &pod, &[far_away(Family::V4, 80)]);
     });
 }
 
@@ -99,7 +99,7 @@ fn forty_thousand_ipv6_connections_at_once() {
     kernel_test(|node| {
         let pod = enrolled(node, "pod");
         pod.netns().sysctl("net/ipv4/ip_local_port_range", "1024 65535");
-        hold_many(node, &pod, &[far_away(true, 80), far_away(true, 81)]);
+        hold_many(node, &pod, &[far_away(Family::V6, 80), far_away(Family::V6, 81)]);
     });
 }
 
@@ -126,7 +126,7 @@ fn hold_many(node: &Node, pod: &Pod, destinations: &[SocketAddr]) {
     let expected = destinations.iter().map(|to| (*to, MANY / destinations.len()));
     assert_eq!(per_destination, expected.collect());
     let clients: BTreeSet<IpAddr> = seen.iter().map(|seen| seen.client.ip()).collect();
-    assert_eq!(clients, BTreeSet::from([pod.ip(destinations[0].is_ipv6())]));
+    assert_eq!(clients, BTreeSet::from([pod.ip(Family::of(&destinations[0].ip()))]));
     assert_eq!(node.handshakes(), []);
     assert_eq!(node.count(pod, Event::OutboundRedirected), MANY as u64);
     apps.iter().for_each(Process::close_many);

@@ -31,32 +31,29 @@ mod tproxy;
 use std::net::SocketAddr;
 use std::sync::OnceLock;
 
-use harness::{Node, Pod};
-
-/// Both families.
-const FAMILIES: [bool; 2] = [false, true];
+use harness::{Family, Node, Pod};
 
 /// An address without an owner (RFC 5737, RFC 3849): only a redirected connection gets an answer.
-fn far_away(v6: bool, port: u16) -> SocketAddr {
-    let ip = if v6 { "2001:db8::10" } else { "192.0.2.10" };
+fn far_away(family: Family, port: u16) -> SocketAddr {
+    let ip = if family == Family::V6 { "2001:db8::10" } else { "192.0.2.10" };
     SocketAddr::new(ip.parse().expect("an address"), port)
 }
 
 /// `0.0.0.0:port` or `[::]:port`
-fn any(v6: bool, port: u16) -> SocketAddr {
-    let ip = if v6 { "::" } else { "0.0.0.0" };
+fn any(family: Family, port: u16) -> SocketAddr {
+    let ip = if family == Family::V6 { "::" } else { "0.0.0.0" };
     SocketAddr::new(ip.parse().expect("an address"), port)
 }
 
 /// `127.0.0.1:port` or `[::1]:port`
-fn localhost(v6: bool, port: u16) -> SocketAddr {
-    let ip = if v6 { "::1" } else { "127.0.0.1" };
+fn localhost(family: Family, port: u16) -> SocketAddr {
+    let ip = if family == Family::V6 { "::1" } else { "127.0.0.1" };
     SocketAddr::new(ip.parse().expect("an address"), port)
 }
 
 /// Where Envoy's connections to the application come from.
-fn passthrough(v6: bool) -> SocketAddr {
-    let ip = if v6 { "::6" } else { "127.0.0.6" };
+fn passthrough(family: Family) -> SocketAddr {
+    let ip = if family == Family::V6 { "::6" } else { "127.0.0.6" };
     SocketAddr::new(ip.parse().expect("an address"), 0)
 }
 
@@ -70,19 +67,19 @@ fn mapped(address: SocketAddr) -> SocketAddr {
 
 /// Destinations of which the last finds no slot when they are dialled in this order: the others have all the
 /// slots of the pod's private prefix that are tried for it. Connections to it take the detour.
-fn crowded(v6: bool) -> Vec<SocketAddr> {
+fn crowded(family: Family) -> Vec<SocketAddr> {
     static FOUND: [OnceLock<Vec<SocketAddr>>; 2] = [const { OnceLock::new() }; 2];
-    FOUND[usize::from(v6)].get_or_init(|| find_crowded(v6)).clone()
+    FOUND[usize::from(family == Family::V6)].get_or_init(|| find_crowded(family)).clone()
 }
 
 /// Searches for them, which takes seconds without optimisation.
-fn find_crowded(v6: bool) -> Vec<SocketAddr> {
+fn find_crowded(family: Family) -> Vec<SocketAddr> {
     use redirect_common::{TRIES, slot_of};
-    let last = far_away(v6, 8080);
+    let last = far_away(family, 8080);
     let destination = |n: u32| {
-        let ip = match v6 {
-            false => std::net::IpAddr::from((0x0b00_0000 + n).to_be_bytes()),
-            true => std::net::IpAddr::from((0x2001_0db8_u128 << 96 | u128::from(n)).to_be_bytes()),
+        let ip = match family {
+            Family::V4 => std::net::IpAddr::from((0x0b00_0000 + n).to_be_bytes()),
+            Family::V6 => std::net::IpAddr::from((0x2001_0db8_u128 << 96 | u128::from(n)).to_be_bytes()),
         };
         SocketAddr::new(ip, 443)
     };

@@ -7,14 +7,14 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use harness::cli::Outcome;
-use harness::{Errno, Node, Pod, kernel_test};
+use harness::{Errno, Family, Node, Pod, kernel_test};
 use redirect_user::ids::AttachmentId;
 use redirect_user::kernel::hook::Hook;
 use redirect_user::kernel::{pins, sys};
 
 use crate::pretend::{deferring, of_one_family, pretender};
 use crate::tproxy::{ask, client, tproxy};
-use crate::{FAMILIES, any, enrolled, passthrough};
+use crate::{any, enrolled, passthrough};
 
 const TPROXY: &[&str] = &["--interception-mode", "TPROXY"];
 
@@ -58,9 +58,9 @@ fn the_mode_of_a_pod_can_change() {
         let pod = node.pod("server");
         node.attach(&pod, &[]);
         let (app, proxy) = (pod.app(), pod.proxy());
-        let listeners = FAMILIES.map(|v6| {
-            let socket = of_one_family(&app, v6);
-            socket.bind(any(v6, 8080)).unwrap();
+        let listeners = Family::ALL.map(|family| {
+            let socket = of_one_family(&app, family);
+            socket.bind(any(family, 8080)).unwrap();
             socket.listen().unwrap();
             socket
         });
@@ -68,14 +68,14 @@ fn the_mode_of_a_pod_can_change() {
             assert_eq!(of_tproxy(&pod), (1, 0));
             node.attach(&pod, TPROXY);
             assert_eq!(of_tproxy(&pod), (2, 1));
-            for v6 in FAMILIES {
-                let _socket = pretender(&proxy, &pod, client(v6)).unwrap();
-                let accepted = listeners[usize::from(v6)].accept().unwrap();
-                assert_eq!(accepted.peername(), Ok(client(v6)));
+            for family in Family::ALL {
+                let _socket = pretender(&proxy, &pod, client(family)).unwrap();
+                let accepted = listeners[usize::from(family == Family::V6)].accept().unwrap();
+                assert_eq!(accepted.peername(), Ok(client(family)));
             }
             node.attach(&pod, &[]);
-            for v6 in FAMILIES {
-                assert_eq!(ask(&proxy.tcp(v6), v6), Err(Errno::EPERM));
+            for family in Family::ALL {
+                assert_eq!(ask(&proxy.tcp(family), family), Err(Errno::EPERM));
             }
         }
         assert_eq!(of_tproxy(&pod), (1, 0));
@@ -145,9 +145,9 @@ fn a_client_of_the_time_before_a_repair_is_not_shown() {
             },
         ];
         for again in repairs {
-            for v6 in FAMILIES {
-                let waiting = deferring(&app, v6);
-                let socket = pretender(&proxy, &pod, client(v6)).unwrap();
+            for family in Family::ALL {
+                let waiting = deferring(&app, family);
+                let socket = pretender(&proxy, &pod, client(family)).unwrap();
                 let own = socket.sockname();
                 lose_handover(node, &pod);
                 // No program sees that the sidecar gives up. The application's kernel has no socket, and
@@ -157,11 +157,11 @@ fn a_client_of_the_time_before_a_repair_is_not_shown() {
                 assert_eq!((node.clients().len(), node.claims(&pod).clients), (1, 1));
                 again();
                 assert_eq!((node.clients().len(), node.claims(&pod).clients), (0, 0));
-                let listener = app.listen(any(v6, 8080)).unwrap();
-                let dialer = app.tcp(v6);
-                let from = SocketAddr::new(passthrough(v6).ip(), own.port());
+                let listener = app.listen(any(family, 8080)).unwrap();
+                let dialer = app.tcp(family);
+                let from = SocketAddr::new(passthrough(family).ip(), own.port());
                 dialer.bind(from).unwrap();
-                dialer.connect(pod.at(v6, 8080)).unwrap();
+                dialer.connect(pod.at(family, 8080)).unwrap();
                 assert_eq!(listener.accept().unwrap().peername(), Ok(from));
             }
         }
@@ -173,9 +173,9 @@ fn clients_that_wait_while_the_mode_changes_are_forgotten() {
     kernel_test(|node| {
         let pod = tproxy(node, "server");
         let (app, proxy) = (pod.app(), pod.proxy());
-        for v6 in FAMILIES {
-            let _listener = deferring(&app, v6);
-            let _waiting = pretender(&proxy, &pod, client(v6)).unwrap();
+        for family in Family::ALL {
+            let _listener = deferring(&app, family);
+            let _waiting = pretender(&proxy, &pod, client(family)).unwrap();
             // Nothing is lost: those that wait go on waiting.
             node.attach(&pod, TPROXY);
             assert_eq!((node.clients().len(), node.claims(&pod).clients), (1, 1));

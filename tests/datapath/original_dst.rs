@@ -4,9 +4,9 @@
 use std::net::SocketAddr;
 
 use harness::protocol::{OptionBytes, UNTOUCHED, decode_sockaddr};
-use harness::{Errno, Level, Pod, Process, Socket, kernel_test};
+use harness::{Errno, Family, Level, Pod, Process, Socket, kernel_test};
 
-use crate::{FAMILIES, any, enrolled, far_away, localhost};
+use crate::{any, enrolled, far_away, localhost};
 
 const SIZES: [u32; 4] = [16, 28, 32, 128];
 /// Sizes of `sockaddr_in` and `sockaddr_in6`.
@@ -29,8 +29,8 @@ fn is_exactly(answer: &OptionBytes, address: SocketAddr) {
     assert_eq!(zero, [&[0; 4], &[0; 4]]);
 }
 
-fn level_of(v6: bool) -> Level {
-    if v6 { Level::Ipv6 } else { Level::Ip }
+fn level_of(family: Family) -> Level {
+    if family == Family::V6 { Level::Ipv6 } else { Level::Ip }
 }
 
 /// The sidecar's end of a connection that `app` makes to `to`.
@@ -50,10 +50,10 @@ fn buffers_of_all_sizes_outbound() {
     kernel_test(|node| {
         let pod = enrolled(node, "pod");
         let (app, proxy) = (pod.app(), pod.proxy());
-        for v6 in FAMILIES {
-            let listener = proxy.listen(any(v6, 15001)).unwrap();
-            let (_client, socket) = accepted(&listener, &app, far_away(v6, 80));
-            check_sizes(&socket, v6, far_away(v6, 80));
+        for family in Family::ALL {
+            let listener = proxy.listen(any(family, 15001)).unwrap();
+            let (_client, socket) = accepted(&listener, &app, far_away(family, 80));
+            check_sizes(&socket, family, far_away(family, 80));
         }
     });
 }
@@ -63,45 +63,45 @@ fn buffers_of_all_sizes_inbound() {
     kernel_test(|node| {
         let (pod, other) = (enrolled(node, "pod"), node.pod("other"));
         let (client, proxy) = (other.app(), pod.proxy());
-        for v6 in FAMILIES {
-            let listener = proxy.listen(any(v6, 15006)).unwrap();
-            let (_client, socket) = accepted(&listener, &client, pod.at(v6, 8080));
-            check_sizes(&socket, v6, pod.at(v6, 8080));
+        for family in Family::ALL {
+            let listener = proxy.listen(any(family, 15006)).unwrap();
+            let (_client, socket) = accepted(&listener, &client, pod.at(family, 8080));
+            check_sizes(&socket, family, pod.at(family, 8080));
         }
     });
 }
 
-fn check_sizes(socket: &Socket, v6: bool, to: SocketAddr) {
+fn check_sizes(socket: &Socket, family: Family, to: SocketAddr) {
     for size in SIZES {
-        let answer = socket.original_dst_bytes(level_of(v6), size);
-        if v6 && size < SIZE6 {
+        let answer = socket.original_dst_bytes(level_of(family), size);
+        if family == Family::V6 && size < SIZE6 {
             assert_eq!(answer, Err(Errno::EINVAL), "{size} bytes");
         } else {
             is_exactly(&answer.unwrap(), to);
         }
     }
     for size in [0, 4, 15] {
-        assert_eq!(socket.original_dst_bytes(level_of(v6), size), Err(Errno::EINVAL), "{size} bytes");
+        assert_eq!(socket.original_dst_bytes(level_of(family), size), Err(Errno::EINVAL), "{size} bytes");
     }
     // A buffer that does not fit into the page that a program may see.
-    is_exactly(&socket.original_dst_bytes(level_of(v6), 5000).unwrap(), to);
+    is_exactly(&socket.original_dst_bytes(level_of(family), 5000).unwrap(), to);
 }
 
 #[test]
 fn the_level_of_the_other_family_gets_the_kernels_own_answer() {
     kernel_test(|node| {
         let (ours, plain) = (enrolled(node, "ours"), node.pod("plain"));
-        for v6 in FAMILIES {
-            let wrong = level_of(!v6);
+        for family in Family::ALL {
+            let wrong = if family == Family::V4 { Level::Ipv6 } else { Level::Ip };
             let (app, proxy) = (ours.app(), ours.proxy());
-            let listener = proxy.listen(any(v6, 15001)).unwrap();
-            let (_client, redirected) = accepted(&listener, &app, far_away(v6, 80));
-            let (_, untouched, _process) = loopback(&plain, v6, 15001);
+            let listener = proxy.listen(any(family, 15001)).unwrap();
+            let (_client, redirected) = accepted(&listener, &app, far_away(family, 80));
+            let (_, untouched, _process) = loopback(&plain, family, 15001);
             for size in SIZES {
                 assert_eq!(
                     redirected.original_dst_bytes(wrong, size),
                     untouched.original_dst_bytes(wrong, size),
-                    "v6 {v6}, {size} bytes"
+                    "{family:?}, {size} bytes"
                 );
             }
         }
@@ -109,10 +109,10 @@ fn the_level_of_the_other_family_gets_the_kernels_own_answer() {
 }
 
 /// Both ends of a connection over loopback, in this order: the dialling one, the accepted one.
-fn loopback(pod: &Pod, v6: bool, port: u16) -> (Socket, Socket, Process) {
+fn loopback(pod: &Pod, family: Family, port: u16) -> (Socket, Socket, Process) {
     let process = pod.app();
-    let listener = process.listen(any(v6, port)).unwrap();
-    let (client, server) = accepted(&listener, &process, localhost(v6, port));
+    let listener = process.listen(any(family, port)).unwrap();
+    let (client, server) = accepted(&listener, &process, localhost(family, port));
     (client, server, process)
 }
 
@@ -120,11 +120,11 @@ fn loopback(pod: &Pod, v6: bool, port: u16) -> (Socket, Socket, Process) {
 fn sockets_that_are_not_ours_are_answered_as_in_a_pod_that_is_not_enrolled() {
     kernel_test(|node| {
         let (ours, plain) = (enrolled(node, "ours"), node.pod("plain"));
-        for v6 in FAMILIES {
+        for family in Family::ALL {
             // The application's connection to itself.
-            let (mine, theirs) = (loopback(&ours, v6, 8080), loopback(&plain, v6, 8080));
-            assert_eq!(answers(&mine.0), answers(&theirs.0), "dialling end, v6 {v6}");
-            assert_eq!(answers(&mine.1), answers(&theirs.1), "accepted end, v6 {v6}");
+            let (mine, theirs) = (loopback(&ours, family, 8080), loopback(&plain, family, 8080));
+            assert_eq!(answers(&mine.0), answers(&theirs.0), "dialling end, {family:?}");
+            assert_eq!(answers(&mine.1), answers(&theirs.1), "accepted end, {family:?}");
         }
     });
 }
@@ -134,9 +134,9 @@ fn the_application_does_not_see_the_answer_on_its_own_redirected_socket() {
     kernel_test(|node| {
         let (ours, plain) = (enrolled(node, "ours"), node.pod("plain"));
         let _sidecar = ours.sidecar();
-        for v6 in FAMILIES {
-            let redirected = ours.app().connect(far_away(v6, 80)).unwrap();
-            let (untouched, _, _process) = loopback(&plain, v6, 8080);
+        for family in Family::ALL {
+            let redirected = ours.app().connect(far_away(family, 80)).unwrap();
+            let (untouched, _, _process) = loopback(&plain, family, 8080);
             assert_eq!(answers(&redirected), answers(&untouched));
         }
     });
@@ -146,12 +146,12 @@ fn the_application_does_not_see_the_answer_on_its_own_redirected_socket() {
 fn a_listening_and_a_fresh_socket_have_no_answer() {
     kernel_test(|node| {
         let (ours, plain) = (enrolled(node, "ours"), node.pod("plain"));
-        for v6 in FAMILIES {
+        for family in Family::ALL {
             let (mine, theirs) = (ours.proxy(), plain.proxy());
-            let at = any(v6, 15001);
+            let at = any(family, 15001);
             assert_eq!(answers(&mine.listen(at).unwrap()), answers(&theirs.listen(at).unwrap()));
-            assert_eq!(answers(&mine.tcp(v6)), answers(&theirs.tcp(v6)));
-            assert_eq!(answers(&mine.udp(v6)), answers(&theirs.udp(v6)));
+            assert_eq!(answers(&mine.tcp(family)), answers(&theirs.tcp(family)));
+            assert_eq!(answers(&mine.udp(family)), answers(&theirs.udp(family)));
         }
     });
 }
@@ -176,8 +176,8 @@ fn other_options_are_untouched() {
             // A buffer larger than the page that a program may see.
             (libc::IPPROTO_TCP, libc::TCP_CONGESTION, 9000),
         ];
-        for v6 in FAMILIES {
-            let (mine, theirs) = (loopback(&ours, v6, 8080), loopback(&plain, v6, 8080));
+        for family in Family::ALL {
+            let (mine, theirs) = (loopback(&ours, family, 8080), loopback(&plain, family, 8080));
             for (level, name, size) in options {
                 let [a, b] = [&mine.1, &theirs.1].map(|socket| socket.option(level, name, size));
                 assert_eq!(a, b, "level {level}, option {name}, {size} bytes");
@@ -208,7 +208,7 @@ fn source_filter(pod: &Pod) -> OptionBytes {
     const INCLUDE: u32 = 1;
     pod.netns().sysctl("net/ipv4/igmp_max_msf", &SOURCES.to_string());
     let process = pod.app();
-    let socket = process.udp(false);
+    let socket = process.udp(Family::V4);
     let group = [[239, 1, 1, 1], [127, 0, 0, 1]].concat();
     pod.netns().ip("route add 239.0.0.0/8 dev lo");
     socket.set_option_bytes(libc::SOL_IP, libc::IP_ADD_MEMBERSHIP, &group).unwrap();

@@ -4,9 +4,9 @@
 use std::net::SocketAddr;
 use std::process::Command;
 
-use harness::{Errno, Event, Process, Seen, Service, Sidecar, Socket, kernel_test};
+use harness::{Errno, Event, Family, Process, Seen, Service, Sidecar, Socket, kernel_test};
 
-use crate::{FAMILIES, any, enrolled, far_away, localhost, mapped};
+use crate::{any, enrolled, far_away, localhost, mapped};
 
 /// What the sidecar must see of a connection from `client` to `dialled`.
 fn captured(seen: &Seen, client: SocketAddr, dialled: SocketAddr) {
@@ -29,7 +29,7 @@ fn ipv4() {
     kernel_test(|node| {
         let pod = enrolled(node, "client");
         let _sidecar = pod.sidecar();
-        dial(&pod.app(), far_away(false, 80), pod.ip(false));
+        dial(&pod.app(), far_away(Family::V4, 80), pod.ip(Family::V4));
     });
 }
 
@@ -38,7 +38,7 @@ fn ipv6() {
     kernel_test(|node| {
         let pod = enrolled(node, "client");
         let _sidecar = pod.sidecar();
-        dial(&pod.app(), far_away(true, 80), pod.ip(true));
+        dial(&pod.app(), far_away(Family::V6, 80), pod.ip(Family::V6));
     });
 }
 
@@ -47,11 +47,11 @@ fn ipv4_mapped_on_an_ipv6_socket() {
     kernel_test(|node| {
         let pod = enrolled(node, "client");
         let _sidecar = pod.sidecar();
-        let socket = pod.app().connect(mapped(far_away(false, 80))).unwrap();
+        let socket = pod.app().connect(mapped(far_away(Family::V4, 80))).unwrap();
         let own = socket.sockname();
-        assert_eq!(own.ip(), mapped(pod.at(false, 0)).ip());
-        captured(&socket.seen(), pod.at(false, own.port()), far_away(false, 80));
-        assert_eq!(socket.peername(), Ok(mapped(far_away(false, 80))));
+        assert_eq!(own.ip(), mapped(pod.at(Family::V4, 0)).ip());
+        captured(&socket.seen(), pod.at(Family::V4, own.port()), far_away(Family::V4, 80));
+        assert_eq!(socket.peername(), Ok(mapped(far_away(Family::V4, 80))));
     });
 }
 
@@ -60,12 +60,12 @@ fn a_dual_stack_listener_serves_both_families() {
     kernel_test(|node| {
         let pod = enrolled(node, "client");
         let (app, proxy) = (pod.app(), pod.proxy());
-        let listener = proxy.listen(any(true, 15001)).unwrap();
-        for v6 in FAMILIES {
-            let client = app.connect(far_away(v6, 80)).unwrap();
+        let listener = proxy.listen(any(Family::V6, 15001)).unwrap();
+        for family in Family::ALL {
+            let client = app.connect(far_away(family, 80)).unwrap();
             let accepted = listener.accept().unwrap();
-            let level = if v6 { harness::Level::Ipv6 } else { harness::Level::Ip };
-            assert_eq!(accepted.original_dst(level), Ok(far_away(v6, 80)));
+            let level = if family == Family::V6 { harness::Level::Ipv6 } else { harness::Level::Ip };
+            assert_eq!(accepted.original_dst(level), Ok(far_away(family, 80)));
             assert_eq!(accepted.peername(), Ok(mapped(client.sockname())));
         }
     });
@@ -77,8 +77,8 @@ fn the_sidecar_may_listen_on_localhost_only() {
         let pod = enrolled(node, "client");
         let _sidecar = Sidecar::builder(&pod).localhost().start();
         let app = pod.app();
-        for v6 in FAMILIES {
-            dial(&app, far_away(v6, 80), pod.ip(v6));
+        for family in Family::ALL {
+            dial(&app, far_away(family, 80), pod.ip(family));
         }
     });
 }
@@ -91,8 +91,8 @@ fn the_listener_may_be_older_than_the_application_and_younger_than_attach_only()
         let app = pod.app();
         for _ in 0..2 {
             sidecar.stop_worker();
-            for v6 in FAMILIES {
-                dial(&app, far_away(v6, 80), pod.ip(v6));
+            for family in Family::ALL {
+                dial(&app, far_away(family, 80), pod.ip(family));
             }
         }
     });
@@ -104,12 +104,12 @@ fn nonblocking_connect() {
         let pod = enrolled(node, "client");
         let _sidecar = pod.sidecar();
         let app = pod.app();
-        for v6 in FAMILIES {
-            let socket = app.tcp_nonblocking(v6);
-            assert_eq!(socket.connect(far_away(v6, 443)), Err(Errno::EINPROGRESS));
+        for family in Family::ALL {
+            let socket = app.tcp_nonblocking(family);
+            assert_eq!(socket.connect(far_away(family, 443)), Err(Errno::EINPROGRESS));
             assert_eq!(socket.await_connect(), Ok(()));
-            captured(&socket.seen(), socket.sockname(), far_away(v6, 443));
-            assert_eq!(socket.peername(), Ok(far_away(v6, 443)));
+            captured(&socket.seen(), socket.sockname(), far_away(family, 443));
+            assert_eq!(socket.peername(), Ok(far_away(family, 443)));
         }
     });
 }
@@ -120,15 +120,15 @@ fn a_socket_bound_to_a_port_keeps_it() {
         let pod = enrolled(node, "client");
         let _sidecar = pod.sidecar();
         let app = pod.app();
-        for v6 in FAMILIES {
+        for family in Family::ALL {
             // A port that has just been used cannot be bound again at once.
-            let [free, own] = if v6 { [40001, 40002] } else { [40003, 40004] };
-            for (bind, port) in [(any(v6, free), free), (pod.at(v6, own), own)] {
-                let socket = app.tcp(v6);
+            let [free, own] = if family == Family::V6 { [40001, 40002] } else { [40003, 40004] };
+            for (bind, port) in [(any(family, free), free), (pod.at(family, own), own)] {
+                let socket = app.tcp(family);
                 socket.bind(bind).unwrap();
-                socket.connect(far_away(v6, 80)).unwrap();
-                captured(&socket.seen(), pod.at(v6, port), far_away(v6, 80));
-                assert_eq!(socket.sockname(), pod.at(v6, port));
+                socket.connect(far_away(family, 80)).unwrap();
+                captured(&socket.seen(), pod.at(family, port), far_away(family, 80));
+                assert_eq!(socket.sockname(), pod.at(family, port));
             }
         }
     });
@@ -141,17 +141,17 @@ fn one_local_port_to_two_destinations_at_once() {
         let _sidecar = pod.sidecar();
         let app = pod.app();
         // The kernel tells such connections apart by their destination; after the rewrite it still must.
-        for v6 in FAMILIES {
+        for family in Family::ALL {
             let sockets = [80, 81, 82].map(|port| {
-                let socket = app.tcp(v6);
+                let socket = app.tcp(family);
                 socket.set_option(libc::SOL_SOCKET, libc::SO_REUSEADDR, 1).unwrap();
                 socket.set_option(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1).unwrap();
-                socket.bind(pod.at(v6, 40000)).unwrap();
-                socket.connect(far_away(v6, port)).unwrap();
+                socket.bind(pod.at(family, 40000)).unwrap();
+                socket.connect(far_away(family, port)).unwrap();
                 (socket, port)
             });
             for (socket, port) in &sockets {
-                captured(&socket.seen(), pod.at(v6, 40000), far_away(v6, *port));
+                captured(&socket.seen(), pod.at(family, 40000), far_away(family, *port));
             }
         }
     });
@@ -162,13 +162,13 @@ fn connect_again_after_the_sidecar_refused() {
     kernel_test(|node| {
         let pod = enrolled(node, "client");
         let app = pod.app();
-        for v6 in FAMILIES {
-            let socket = app.tcp(v6);
-            assert_eq!(socket.connect(far_away(v6, 80)), Err(Errno::ECONNREFUSED));
+        for family in Family::ALL {
+            let socket = app.tcp(family);
+            assert_eq!(socket.connect(far_away(family, 80)), Err(Errno::ECONNREFUSED));
             let _sidecar = pod.sidecar();
-            assert_eq!(socket.connect(far_away(v6, 81)), Ok(()));
-            captured(&socket.seen(), socket.sockname(), far_away(v6, 81));
-            assert_eq!(socket.peername(), Ok(far_away(v6, 81)));
+            assert_eq!(socket.connect(far_away(family, 81)), Ok(()));
+            captured(&socket.seen(), socket.sockname(), far_away(family, 81));
+            assert_eq!(socket.peername(), Ok(far_away(family, 81)));
         }
     });
 }
@@ -178,14 +178,14 @@ fn connect_again_from_redirected_to_direct() {
     kernel_test(|node| {
         let (pod, server) = (enrolled(node, "client"), node.pod("server"));
         let (app, peer) = (pod.app(), server.app());
-        for v6 in FAMILIES {
-            peer.serve(&[any(v6, 15020)], Service::Tell).unwrap();
-            let socket = app.tcp(v6);
-            assert_eq!(socket.connect(far_away(v6, 80)), Err(Errno::ECONNREFUSED));
+        for family in Family::ALL {
+            peer.serve(&[any(family, 15020)], Service::Tell).unwrap();
+            let socket = app.tcp(family);
+            assert_eq!(socket.connect(far_away(family, 80)), Err(Errno::ECONNREFUSED));
             // Port 15020 is excluded: now the record of the first call must not speak for the second.
-            assert_eq!(socket.connect(server.at(v6, 15020)), Ok(()));
+            assert_eq!(socket.connect(server.at(family, 15020)), Ok(()));
             assert_eq!(socket.seen().client, socket.sockname());
-            assert_eq!(socket.peername(), Ok(server.at(v6, 15020)));
+            assert_eq!(socket.peername(), Ok(server.at(family, 15020)));
         }
     });
 }
@@ -196,11 +196,11 @@ fn connect_again_from_direct_to_redirected() {
         let (pod, server) = (enrolled(node, "client"), node.pod("server"));
         let _sidecar = pod.sidecar();
         let app = pod.app();
-        for v6 in FAMILIES {
-            let socket = app.tcp(v6);
-            assert_eq!(socket.connect(server.at(v6, 15020)), Err(Errno::ECONNREFUSED));
-            assert_eq!(socket.connect(far_away(v6, 80)), Ok(()));
-            captured(&socket.seen(), socket.sockname(), far_away(v6, 80));
+        for family in Family::ALL {
+            let socket = app.tcp(family);
+            assert_eq!(socket.connect(server.at(family, 15020)), Err(Errno::ECONNREFUSED));
+            assert_eq!(socket.connect(far_away(family, 80)), Ok(()));
+            captured(&socket.seen(), socket.sockname(), far_away(family, 80));
         }
     });
 }
@@ -216,13 +216,13 @@ fn two_pods_with_the_same_addresses_and_ports_at_the_same_time() {
             // On localhost only, so that the rewritten connections have the same four numbers in both pods.
             (Sidecar::builder(pod).localhost().start(), pod.app(), pod.ip6())
         });
-        for v6 in FAMILIES {
-            let first = if v6 { 41000 } else { 42000 };
+        for family in Family::ALL {
+            let first = if family == Family::V6 { 41000 } else { 42000 };
             for port in first..first + 20 {
                 let sockets = [0, 1].map(|which| {
-                    let socket = apps[which].1.tcp(v6);
-                    socket.bind(any(v6, port)).unwrap();
-                    (socket, far_away(v6, 8000 + which as u16))
+                    let socket = apps[which].1.tcp(family);
+                    socket.bind(any(family, port)).unwrap();
+                    (socket, far_away(family, 8000 + which as u16))
                 });
                 for (socket, to) in &sockets {
                     socket.connect(*to).unwrap();
@@ -242,12 +242,12 @@ fn to_ports_of_the_sidecar_itself() {
         let pod = enrolled(node, "client");
         let _sidecar = pod.sidecar();
         let app = pod.app();
-        for v6 in FAMILIES {
+        for family in Family::ALL {
             for port in [15001, 15006, 15008] {
-                dial(&app, far_away(v6, port), pod.ip(v6));
+                dial(&app, far_away(family, port), pod.ip(family));
             }
             // Dialled on purpose, not redirected: there is no original destination to tell.
-            let direct = app.connect(localhost(v6, 15001)).unwrap().seen();
+            let direct = app.connect(localhost(family, 15001)).unwrap().seen();
             assert!(direct.original_dst.is_err(), "{direct:?}");
         }
     });
@@ -261,8 +261,8 @@ fn with_syn_cookies() {
         let app = pod.app();
         // 2: always, as a listener under attack does; the accepted socket is then made from the ACK alone.
         pod.netns().sysctl("net/ipv4/tcp_syncookies", "2");
-        for v6 in FAMILIES {
-            dial(&app, far_away(v6, 80), pod.ip(v6));
+        for family in Family::ALL {
+            dial(&app, far_away(family, 80), pod.ip(family));
         }
         let counters = pod.netns().output_of(Command::new("cat").arg("/proc/net/netstat"));
         assert_eq!(netstat(&counters, "SyncookiesRecv"), 2);
@@ -282,8 +282,8 @@ fn a_destination_without_a_slot_is_told_apart_from_their_owners() {
         let pod = enrolled(node, "pod");
         let _sidecar = pod.sidecar();
         let app = pod.app();
-        for v6 in FAMILIES {
-            let all = crate::crowded(v6);
+        for family in Family::ALL {
+            let all = crate::crowded(family);
             for _ in 0..2 {
                 for to in all.iter().copied() {
                     let socket = app.connect(to).unwrap();
@@ -291,7 +291,7 @@ fn a_destination_without_a_slot_is_told_apart_from_their_owners() {
                     let seen = socket.seen();
                     assert_eq!(seen.original_dst, Ok(to));
                     assert_eq!(seen.client, socket.sockname());
-                    assert_eq!(seen.client.ip(), pod.ip(v6));
+                    assert_eq!(seen.client.ip(), pod.ip(family));
                 }
             }
         }
@@ -308,9 +308,9 @@ fn a_socket_that_is_connected_anew_forgets_its_past() {
     kernel_test(|node| {
         let (pod, server) = (enrolled(node, "pod"), node.pod("server"));
         let peer = server.app();
-        peer.serve(&[crate::any(false, 15020)], harness::Service::Tell).unwrap();
+        peer.serve(&[crate::any(Family::V4, 15020)], harness::Service::Tell).unwrap();
         let app = pod.app();
-        let all = crate::crowded(false);
+        let all = crate::crowded(Family::V4);
         let (first, second) = (all[0], all[all.len() - 1]);
         let sidecar = pod.sidecar();
         for to in &all {
@@ -318,14 +318,14 @@ fn a_socket_that_is_connected_anew_forgets_its_past() {
         }
         drop(sidecar);
         // Without a listener the same socket can dial again.
-        let socket = app.tcp(false);
+        let socket = app.tcp(Family::V4);
         for to in [first, second, first] {
             assert_eq!(socket.connect(to), Err(Errno::ECONNREFUSED));
         }
-        socket.connect(server.at(false, 15020)).unwrap();
-        assert_eq!(socket.peername(), Ok(server.at(false, 15020)));
+        socket.connect(server.at(Family::V4, 15020)).unwrap();
+        assert_eq!(socket.peername(), Ok(server.at(Family::V4, 15020)));
         let _sidecar = pod.sidecar();
-        let socket = app.tcp(false);
+        let socket = app.tcp(Family::V4);
         socket.connect(second).unwrap();
         assert_eq!(socket.peername(), Ok(second));
         assert_eq!(socket.seen().original_dst, Ok(second));

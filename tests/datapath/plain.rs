@@ -3,23 +3,23 @@
 use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use harness::{Errno, Level, Service, kernel_test};
+use harness::{Errno, Family, Level, Service, kernel_test};
 
-use crate::{FAMILIES, any, far_away, localhost, mapped, passthrough};
+use crate::{any, far_away, localhost, mapped, passthrough};
 
 #[test]
 fn pods_reach_each_other_by_both_families() {
     kernel_test(|node| {
         let (client, server) = (node.pod("client"), node.pod("server"));
         let (app, peer) = (client.app(), server.app());
-        for v6 in FAMILIES {
-            peer.serve(&[any(v6, 8080)], Service::Tell).unwrap();
-            let socket = app.connect(server.at(v6, 8080)).unwrap();
+        for family in Family::ALL {
+            peer.serve(&[any(family, 8080)], Service::Tell).unwrap();
+            let socket = app.connect(server.at(family, 8080)).unwrap();
             let seen = socket.seen();
             assert_eq!(seen.client, socket.sockname());
-            assert_eq!(seen.client.ip(), client.ip(v6));
-            assert_eq!(seen.local, server.at(v6, 8080));
-            assert_eq!(socket.peername(), Ok(server.at(v6, 8080)));
+            assert_eq!(seen.client.ip(), client.ip(family));
+            assert_eq!(seen.local, server.at(family, 8080));
+            assert_eq!(socket.peername(), Ok(server.at(family, 8080)));
         }
     });
 }
@@ -29,7 +29,7 @@ fn a_process_has_the_ids_and_the_cgroup_of_its_container() {
     kernel_test(|node| {
         let pod = node.pod("pod");
         let proxy = pod.proxy();
-        proxy.serve(&[localhost(false, 15000)], Service::Tell).unwrap();
+        proxy.serve(&[localhost(Family::V4, 15000)], Service::Tell).unwrap();
         let proc = format!("/proc/{}", proxy.pid());
         let status = std::fs::read_to_string(format!("{proc}/status")).unwrap();
         assert!(status.contains("Uid:\t1337\t1337\t1337\t1337\n"), "{status}");
@@ -46,9 +46,9 @@ fn nobody_answers_for_an_address_far_away() {
     kernel_test(|node| {
         let pod = node.pod("pod");
         let app = pod.app();
-        for v6 in FAMILIES {
-            let socket = app.tcp_nonblocking(v6);
-            assert_eq!(socket.connect(far_away(v6, 80)), Err(Errno::EINPROGRESS));
+        for family in Family::ALL {
+            let socket = app.tcp_nonblocking(family);
+            assert_eq!(socket.connect(far_away(family, 80)), Err(Errno::EINPROGRESS));
             // Long enough for an answer from inside this machine; then the gateway's "no route", or nothing.
             std::thread::sleep(std::time::Duration::from_millis(100));
             assert_eq!(socket.peername(), Err(Errno::ENOTCONN));
@@ -61,12 +61,12 @@ fn a_socket_may_connect_again_after_it_was_refused() {
     kernel_test(|node| {
         let (client, server) = (node.pod("client"), node.pod("server"));
         let (app, peer) = (client.app(), server.app());
-        for v6 in FAMILIES {
-            peer.serve(&[any(v6, 8080)], Service::Tell).unwrap();
-            let socket = app.tcp(v6);
-            assert_eq!(socket.connect(server.at(v6, 8081)), Err(Errno::ECONNREFUSED));
-            assert_eq!(socket.connect(server.at(v6, 8080)), Ok(()));
-            assert_eq!(socket.seen().local, server.at(v6, 8080));
+        for family in Family::ALL {
+            peer.serve(&[any(family, 8080)], Service::Tell).unwrap();
+            let socket = app.tcp(family);
+            assert_eq!(socket.connect(server.at(family, 8081)), Err(Errno::ECONNREFUSED));
+            assert_eq!(socket.connect(server.at(family, 8080)), Ok(()));
+            assert_eq!(socket.seen().local, server.at(family, 8080));
         }
     });
 }
@@ -76,16 +76,16 @@ fn mapped_sockets_and_bound_sockets_work() {
     kernel_test(|node| {
         let (client, server) = (node.pod("client"), node.pod("server"));
         let (app, peer) = (client.app(), server.app());
-        peer.serve(&[any(false, 8080)], Service::Tell).unwrap();
-        let socket = app.tcp(true);
-        socket.bind(any(true, 40000)).unwrap();
-        socket.connect(mapped(server.at(false, 8080))).unwrap();
-        assert_eq!(socket.seen().client, client.at(false, 40000));
-        assert_eq!(socket.peername(), Ok(mapped(server.at(false, 8080))));
-        let local = app.listen(localhost(false, 9000)).unwrap();
-        let from_6 = app.tcp(false);
-        from_6.bind(passthrough(false)).unwrap();
-        from_6.connect(localhost(false, 9000)).unwrap();
+        peer.serve(&[any(Family::V4, 8080)], Service::Tell).unwrap();
+        let socket = app.tcp(Family::V6);
+        socket.bind(any(Family::V6, 40000)).unwrap();
+        socket.connect(mapped(server.at(Family::V4, 8080))).unwrap();
+        assert_eq!(socket.seen().client, client.at(Family::V4, 40000));
+        assert_eq!(socket.peername(), Ok(mapped(server.at(Family::V4, 8080))));
+        let local = app.listen(localhost(Family::V4, 9000)).unwrap();
+        let from_6 = app.tcp(Family::V4);
+        from_6.bind(passthrough(Family::V4)).unwrap();
+        from_6.connect(localhost(Family::V4, 9000)).unwrap();
         assert_eq!(local.accept().unwrap().peername(), Ok(from_6.sockname()));
     });
 }
@@ -95,9 +95,9 @@ fn the_kernel_does_not_know_an_original_destination() {
     kernel_test(|node| {
         let pod = node.pod("pod");
         let app = pod.app();
-        for v6 in FAMILIES {
-            let listener = app.listen(localhost(v6, 9000)).unwrap();
-            let _client = app.connect(localhost(v6, 9000)).unwrap();
+        for family in Family::ALL {
+            let listener = app.listen(localhost(family, 9000)).unwrap();
+            let _client = app.connect(localhost(family, 9000)).unwrap();
             let accepted = listener.accept().unwrap();
             for level in Level::ALL {
                 // ENOENT where connection tracking is loaded and did not see the connection.
@@ -115,13 +115,13 @@ fn the_kernel_does_not_know_an_original_destination() {
 fn datagrams_travel() {
     kernel_test(|node| {
         let (client, server) = (node.pod("client"), node.pod("server"));
-        for v6 in FAMILIES {
-            let (mine, theirs) = (client.app().udp(v6), server.app().udp(v6));
-            theirs.bind(any(v6, 5353)).unwrap();
-            mine.send_to(b"ping", server.at(v6, 5353)).unwrap();
+        for family in Family::ALL {
+            let (mine, theirs) = (client.app().udp(family), server.app().udp(family));
+            theirs.bind(any(family, 5353)).unwrap();
+            mine.send_to(b"ping", server.at(family, 5353)).unwrap();
             let datagram = theirs.receive(100).unwrap();
             assert_eq!(datagram.data, b"ping");
-            assert_eq!(datagram.from.unwrap().ip(), client.ip(v6));
+            assert_eq!(datagram.from.unwrap().ip(), client.ip(family));
         }
     });
 }

@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use harness::{Service, kernel_test};
+use harness::{Family, Service, kernel_test};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
 };
@@ -75,9 +75,9 @@ fn a_syn_is_decided_as_its_own_pods() {
         node.attach(&neighbour, &["--guard", "off", "--exclude-inbound-ports", "8080"]);
         let _sidecar = pod.sidecar();
         let (app, client) = (pod.app(), other.app());
-        app.serve(&[any(false, 8080)], Service::Tell).unwrap();
+        app.serve(&[any(Family::V4, 8080)], Service::Tell).unwrap();
         let (stop, answers) = (AtomicBool::new(false), AtomicU64::new(0));
-        let question = question(pod.at(false, 8080), other.at(false, 40_000));
+        let question = question(pod.at(Family::V4, 8080), other.at(Family::V4, 40_000));
         // A guest without acceleration comes less far in this time.
         let deadline = Instant::now() + Duration::from_secs(60);
         let mut opened = Vec::new();
@@ -89,7 +89,7 @@ fn a_syn_is_decided_as_its_own_pods() {
                 });
             });
             for _ in (0..ROUNDS).take_while(|_| Instant::now() < deadline) {
-                opened.push(client.open_many(&[pod.at(false, 8080)], CONNECTIONS));
+                opened.push(client.open_many(&[pod.at(Family::V4, 8080)], CONNECTIONS));
                 client.close_many();
             }
             stop.store(true, Ordering::Relaxed);

@@ -11,9 +11,8 @@ use std::time::{Duration, Instant};
 
 use harness::envoy::OriginalSrc;
 use harness::unprivileged::unprivileged;
-use harness::{Node, User, kernel_test};
+use harness::{Family, Node, User, kernel_test};
 
-use crate::FAMILIES;
 use crate::tproxy::{Scene, client};
 
 /// How an application is made and started.
@@ -114,10 +113,10 @@ fn named(scene: &Scene, from: IpAddr, port: u16, application: &mut Application) 
     let process = scene.clients.app();
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
-        let socket = process.tcp(from.is_ipv6());
+        let socket = process.tcp(Family::of(&from));
         socket.bind(SocketAddr::new(from, 0)).unwrap();
         // The sidecar accepts, and closes where it does not reach the application.
-        socket.connect(scene.pod.at(from.is_ipv6(), port)).unwrap();
+        socket.connect(scene.pod.at(Family::of(&from), port)).unwrap();
         let answer = socket.receive(100).map(|got| got.data).unwrap_or_default();
         if let Some(line) = String::from_utf8_lossy(&answer).strip_suffix('\n') {
             let text = line.split('%').next().unwrap_or(line);
@@ -140,9 +139,9 @@ fn language(node: &Node, scene: &Scene, language: &Language, port: u16) {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("envoy/languages");
     let argv = (language.make)(&sources, node.dir());
     let mut application = start(scene, &argv, port);
-    for v6 in FAMILIES {
+    for family in Family::ALL {
         for number in [7, 8] {
-            let from = client(v6, number);
+            let from = client(family, number);
             assert_eq!(named(scene, from, port, &mut application), from, "{}", language.name);
         }
     }

@@ -14,9 +14,6 @@ mod tproxy;
 use harness::envoy::{Bootstrap, Envoy};
 use harness::{Node, Pod};
 
-/// Both address families, as the `v6` that the harness takes.
-const FAMILIES: [bool; 2] = [false, true];
-
 /// The port that the applications of these tests serve on.
 const APP_PORT: u16 = 8080;
 

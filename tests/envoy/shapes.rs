@@ -5,18 +5,18 @@ use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 
 use harness::envoy::{Bootstrap, Envoy, Families, HEALTH_PORT, OUTBOUND_PORT};
-use harness::{Service, kernel_test};
+use harness::{Family, Service, kernel_test};
 
-use crate::{APP_PORT, FAMILIES, with_envoy};
+use crate::{APP_PORT, with_envoy};
 
 /// Connects to a server outside the pod and returns what Envoy logged.
-fn captured(families: Families, v6: bool) {
+fn captured(families: Families, family: Family) {
     kernel_test(|node| {
         let bootstrap = Bootstrap { families, ..Bootstrap::default() };
         let (pod, mut envoy) = with_envoy(node, "pod", &bootstrap);
         let server = node.pod("server");
         let process = server.app();
-        let dst = server.at(v6, APP_PORT);
+        let dst = server.at(family, APP_PORT);
         process.serve(&[dst], Service::Echo).unwrap();
         let socket = pod.app().connect(dst).unwrap();
         socket.expect_echo(b"hello");
@@ -29,17 +29,17 @@ fn captured(families: Families, v6: bool) {
 
 #[test]
 fn listeners_for_ipv4_only() {
-    captured(Families::V4, false);
+    captured(Families::V4, Family::V4);
 }
 
 #[test]
 fn one_socket_for_both_families_gets_ipv4() {
-    captured(Families::Compat, false);
+    captured(Families::Compat, Family::V4);
 }
 
 #[test]
 fn one_socket_for_both_families_gets_ipv6() {
-    captured(Families::Compat, true);
+    captured(Families::Compat, Family::V6);
 }
 
 #[test]
@@ -49,8 +49,8 @@ fn http_is_handed_to_the_listener_of_its_port() {
         let (pod, mut envoy) = with_envoy(node, "pod", &bootstrap);
         let server = node.pod("server");
         let process = server.app();
-        for v6 in FAMILIES {
-            let dst = server.at(v6, 9080);
+        for family in Family::ALL {
+            let dst = server.at(family, 9080);
             let listener = process.listen(dst).unwrap();
             let client = pod.app().connect(dst).unwrap();
             client.send(b"GET /hello HTTP/1.1\r\nHost: server\r\nConnection: close\r\n\r\n").unwrap();
@@ -85,9 +85,9 @@ fn a_kubelet_reaches_the_health_port_directly() {
     kernel_test(|node| {
         let (pod, mut envoy) = with_envoy(node, "pod", &Bootstrap::default());
         let kubelet = node.pod("kubelet");
-        for v6 in FAMILIES {
+        for family in Family::ALL {
             let answer = kubelet.netns().run(|| {
-                let mut stream = TcpStream::connect(pod.at(v6, HEALTH_PORT)).unwrap();
+                let mut stream = TcpStream::connect(pod.at(family, HEALTH_PORT)).unwrap();
                 stream
                     .write_all(b"GET /healthz/ready HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n")
                     .unwrap();

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use harness::envoy::{Bootstrap, Envoy, OriginalSrc};
-use harness::{Capabilities, Node, Pod, Process, Service, Socket, User, kernel_test};
+use harness::{Capabilities, Family, Node, Pod, Process, Service, Socket, User, kernel_test};
 
-use crate::{APP_PORT, FAMILIES};
+use crate::APP_PORT;
 
 /// The port on which the application speaks HTTP.
 const HTTP_PORT: u16 = 8090;
@@ -35,29 +35,29 @@ impl Scene {
         // All of two ranges are addresses of the other pod.
         clients.netns().sysctl("net/ipv6/ip_nonlocal_bind", "1");
         clients.netns().ip("route add local 198.18.0.0/16 dev lo\nroute add local 2001:db8:5::/64 dev lo");
-        let (four, six) = (clients.ip(false), clients.ip(true));
+        let (four, six) = (clients.ip(Family::V4), clients.ip(Family::V6));
         pod.netns().ip(&format!("route add 198.18.0.0/16 via {four}\nroute add 2001:db8:5::/64 via {six}"));
         let app = pod.app();
-        let tell = FAMILIES.map(|v6| pod.at(v6, APP_PORT));
+        let tell = Family::ALL.map(|family| pod.at(family, APP_PORT));
         app.serve(&tell, Service::Echo).unwrap();
-        app.serve(&[pod.at(false, HTTP_PORT)], Service::Http).unwrap();
+        app.serve(&[pod.at(Family::V4, HTTP_PORT)], Service::Http).unwrap();
         Scene { pod, envoy, app, clients }
     }
 
     /// A connection to a port of the application from an address of its own.
     fn dial(&self, process: &Process, from: IpAddr, port: u16) -> Socket {
-        let socket = process.tcp(from.is_ipv6());
+        let socket = process.tcp(Family::of(&from));
         socket.bind(SocketAddr::new(from, 0)).unwrap();
-        socket.connect(self.pod.at(from.is_ipv6(), port)).unwrap();
+        socket.connect(self.pod.at(Family::of(&from), port)).unwrap();
         socket
     }
 }
 
 /// The address of a client by its number.
-pub(crate) fn client(v6: bool, number: u16) -> IpAddr {
-    let text = match v6 {
-        false => format!("198.18.{}.{}", number >> 8, number & 0xff),
-        true => format!("2001:db8:5::{number:x}"),
+pub(crate) fn client(family: Family, number: u16) -> IpAddr {
+    let text = match family {
+        Family::V4 => format!("198.18.{}.{}", number >> 8, number & 0xff),
+        Family::V6 => format!("2001:db8:5::{number:x}"),
     };
     text.parse().unwrap()
 }
@@ -95,8 +95,8 @@ fn the_application_names_its_client() {
             for original_src in [OriginalSrc::Address, OriginalSrc::AddressAndPort] {
                 let mut scene = Scene::new(node, original_src, user);
                 let process = scene.clients.app();
-                for v6 in FAMILIES {
-                    let socket = scene.dial(&process, client(v6, 7), APP_PORT);
+                for family in Family::ALL {
+                    let socket = scene.dial(&process, client(family, 7), APP_PORT);
                     socket.expect_echo(b"hello");
                     let seen = scene.app.take_seen().remove(0);
                     let own = socket.sockname();
@@ -106,7 +106,7 @@ fn the_application_names_its_client() {
                     assert_ne!(seen.client.port(), 0, "{original_src:?}");
                     drop(socket);
                     let entry = scene.envoy.wait_for_entries(1).unwrap().remove(0);
-                    assert_eq!((entry.client, entry.upstream), (own, Some(scene.pod.at(v6, APP_PORT))));
+                    assert_eq!((entry.client, entry.upstream), (own, Some(scene.pod.at(family, APP_PORT))));
                     assert_eq!(entry.flags, None);
                 }
                 node.detach(&scene.pod);
@@ -120,16 +120,18 @@ fn a_thousand_clients_over_tcp() {
     kernel_test(|node| {
         let mut scene = Scene::new(node, OriginalSrc::Address, User::PROXY);
         let process = scene.clients.app();
-        for v6 in FAMILIES {
+        for family in Family::ALL {
             for number in 1..=500 {
-                let from = client(v6, number);
+                let from = client(family, number);
                 let socket = scene.dial(&process, from, APP_PORT);
                 socket.expect_echo(b"hello");
             }
         }
         // What the application has accepted, in its own words and order, and what the sidecar says.
-        let all: Vec<IpAddr> =
-            FAMILIES.into_iter().flat_map(|v6| (1..=500).map(move |number| client(v6, number))).collect();
+        let all: Vec<IpAddr> = Family::ALL
+            .into_iter()
+            .flat_map(|family| (1..=500).map(move |number| client(family, number)))
+            .collect();
         let told: Vec<IpAddr> = scene.app.take_seen().iter().map(|seen| seen.client.ip()).collect();
         assert_eq!(told, all);
         let entries = scene.envoy.wait_for_entries(1000).unwrap();
@@ -145,7 +147,7 @@ fn a_thousand_clients_over_http() {
         let scene = Scene::new(node, OriginalSrc::Address, User::PROXY);
         let process = scene.clients.app();
         for number in 1..=1000 {
-            let from = client(false, number);
+            let from = client(Family::V4, number);
             let socket = scene.dial(&process, from, HTTP_PORT);
             ask(&socket);
             assert_eq!(named(&socket).ip(), from);
@@ -161,7 +163,9 @@ fn parallel_keep_alive_connections_are_not_mixed_up() {
         let scene = Scene::new(node, OriginalSrc::Address, User::PROXY);
         let process = scene.clients.app();
         let sockets: Vec<_> = (1..=CONNECTIONS)
-            .map(|number| (client(false, number), scene.dial(&process, client(false, number), HTTP_PORT)))
+            .map(|number| {
+                (client(Family::V4, number), scene.dial(&process, client(Family::V4, number), HTTP_PORT))
+            })
             .collect();
         for _ in 0..ROUNDS {
             sockets.iter().for_each(|(_, socket)| ask(socket));

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use harness::cli::Outcome;
-use harness::{Event, Node, Process, User, await_no_links, kernel_test};
+use harness::{Event, Family, Node, Process, User, await_no_links, kernel_test};
 
-use crate::{FAMILIES, PORT, Scene, any, dial};
+use crate::{PORT, Scene, any, dial};
 
 #[test]
 fn without_the_guard_the_same_faults_are_open() {
@@ -17,9 +17,9 @@ fn without_the_guard_the_same_faults_are_open() {
         scene.assert_in_order();
         node.unmount_bpffs();
         await_no_links();
-        for v6 in FAMILIES {
-            assert_eq!(dial(&scene.app, scene.peer.at(v6, PORT)).map(|seen| seen.listener), Ok(PORT));
-            assert_eq!(dial(&scene.server, scene.pod.at(v6, PORT)).map(|seen| seen.listener), Ok(PORT));
+        for family in Family::ALL {
+            assert_eq!(dial(&scene.app, scene.peer.at(family, PORT)).map(|seen| seen.listener), Ok(PORT));
+            assert_eq!(dial(&scene.server, scene.pod.at(family, PORT)).map(|seen| seen.listener), Ok(PORT));
         }
         // The recorder gets what is sent before its receiver does: both were answered.
         let wire = scene.tap.take(std::time::Duration::from_millis(50));
@@ -38,8 +38,8 @@ fn bpffs_unmounted() {
         scene.assert_closed(&scene.app);
         // The sidecar is still the sidecar.
         let proxy = scene.pod.proxy();
-        for v6 in FAMILIES {
-            assert_eq!(dial(&proxy, scene.peer.at(v6, PORT)).map(|seen| seen.listener), Ok(PORT));
+        for family in Family::ALL {
+            assert_eq!(dial(&proxy, scene.peer.at(family, PORT)).map(|seen| seen.listener), Ok(PORT));
         }
     });
 }
@@ -66,8 +66,8 @@ fn a_sidecar_that_starts_when_nothing_registers_listeners() {
             scene.sidecar = None;
             let builder = harness::Sidecar::builder(&scene.pod);
             scene.sidecar = Some(if localhost { builder.localhost().start() } else { builder.start() });
-            for v6 in FAMILIES {
-                let seen = dial(&scene.server, scene.pod.at(v6, PORT));
+            for family in Family::ALL {
+                let seen = dial(&scene.server, scene.pod.at(family, PORT));
                 assert_eq!(seen.map(|seen| seen.listener), Ok(15006), "localhost {localhost}");
             }
             scene.assert_closed(&scene.app);
@@ -135,9 +135,9 @@ fn a_process_in_another_cgroup_of_the_same_namespace() {
         // Twice: each family once.
         assert_eq!(node.count(&scene.pod, Event::GuardOutbound), 2);
         // The same inbound: a server that no hook knows is not reached past the sidecar.
-        for v6 in FAMILIES {
-            stray.serve(&[any(v6, 9090)], harness::Service::Tell).unwrap();
-            assert_eq!(dial(&scene.server, scene.pod.at(v6, 9090)).map(|seen| seen.listener), Ok(15006));
+        for family in Family::ALL {
+            stray.serve(&[any(family, 9090)], harness::Service::Tell).unwrap();
+            assert_eq!(dial(&scene.server, scene.pod.at(family, 9090)).map(|seen| seen.listener), Ok(15006));
         }
         assert_eq!(stray.take_seen(), []);
     });

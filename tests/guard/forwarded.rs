@@ -5,9 +5,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use harness::netns::NetNs;
-use harness::{Event, Process, Service, User, kernel_test};
+use harness::{Event, Family, Process, Service, User, kernel_test};
 
-use crate::{FAMILIES, PORT, Scene, any, dial};
+use crate::{PORT, Scene, any, dial};
 
 /// Where the inner namespace is, and the port that the pod publishes for it.
 const INNER: [&str; 2] = ["172.17.0.2", "fd17::2"];
@@ -46,7 +46,7 @@ fn nested(scene: &Scene<'_>) -> (NetNs, Process) {
         let _ = pod.output_of(Command::new("sh").args(["-c", &rules]));
     }
     let process = Process::start("inner", &inner, &scene.pod.container("docker"), User::APP);
-    process.serve(&FAMILIES.map(|v6| any(v6, 8088)), Service::Tell).expect("serve");
+    process.serve(&Family::ALL.map(|family| any(family, 8088)), Service::Tell).expect("serve");
     (inner, process)
 }
 
@@ -55,9 +55,12 @@ fn without_the_guard_both_directions_are_open() {
     kernel_test(|node| {
         let scene = Scene::new(node, &["--guard", "off"]);
         let (_netns, inner) = nested(&scene);
-        for v6 in FAMILIES {
-            assert_eq!(dial(&inner, scene.peer.at(v6, PORT)).map(|seen| seen.listener), Ok(PORT));
-            assert_eq!(dial(&scene.server, scene.pod.at(v6, PUBLISHED)).map(|seen| seen.listener), Ok(8088));
+        for family in Family::ALL {
+            assert_eq!(dial(&inner, scene.peer.at(family, PORT)).map(|seen| seen.listener), Ok(PORT));
+            assert_eq!(
+                dial(&scene.server, scene.pod.at(family, PUBLISHED)).map(|seen| seen.listener),
+                Ok(8088)
+            );
         }
     });
 }
@@ -67,21 +70,21 @@ fn outwards_it_is_refused_and_inwards_it_gets_nothing() {
     kernel_test(|node| {
         let scene = Scene::new(node, &[]);
         let (_netns, inner) = nested(&scene);
-        for v6 in FAMILIES {
+        for family in Family::ALL {
             // The reset finds its way back through connection tracking.
             assert_eq!(
-                dial(&inner, scene.peer.at(v6, PORT)).map(|seen| seen.listener),
+                dial(&inner, scene.peer.at(family, PORT)).map(|seen| seen.listener),
                 Err(harness::Errno::ECONNREFUSED)
             );
-            assert!(dial(&scene.server, scene.pod.at(v6, PUBLISHED)).is_err());
+            assert!(dial(&scene.server, scene.pod.at(family, PUBLISHED)).is_err());
         }
         assert_eq!(inner.take_seen(), [], "the inner server got a connection");
         scene.assert_nothing_in_clear(&scene.tap.take(Duration::from_millis(50)));
         assert_eq!(node.count(&scene.pod, Event::GuardForwarded), 2);
         // The pod itself is as it was.
-        for v6 in FAMILIES {
-            assert_eq!(dial(&scene.app, scene.peer.at(v6, PORT)).map(|seen| seen.listener), Ok(15001));
-            assert_eq!(dial(&scene.server, scene.pod.at(v6, PORT)).map(|seen| seen.listener), Ok(15006));
+        for family in Family::ALL {
+            assert_eq!(dial(&scene.app, scene.peer.at(family, PORT)).map(|seen| seen.listener), Ok(15001));
+            assert_eq!(dial(&scene.server, scene.pod.at(family, PORT)).map(|seen| seen.listener), Ok(15006));
         }
     });
 }
@@ -92,9 +95,12 @@ fn what_the_policy_leaves_alone_is_forwarded() {
         let scene =
             Scene::new(node, &["--exclude-outbound-ports", "8080", "--exclude-inbound-ports", "9090"]);
         let (_netns, inner) = nested(&scene);
-        for v6 in FAMILIES {
-            assert_eq!(dial(&inner, scene.peer.at(v6, PORT)).map(|seen| seen.listener), Ok(PORT));
-            assert_eq!(dial(&scene.server, scene.pod.at(v6, PUBLISHED)).map(|seen| seen.listener), Ok(8088));
+        for family in Family::ALL {
+            assert_eq!(dial(&inner, scene.peer.at(family, PORT)).map(|seen| seen.listener), Ok(PORT));
+            assert_eq!(
+                dial(&scene.server, scene.pod.at(family, PUBLISHED)).map(|seen| seen.listener),
+                Ok(8088)
+            );
         }
         assert_eq!(crate::guarded(node, &scene.pod), 0);
     });
@@ -107,9 +113,9 @@ fn with_all_pins_gone_too() {
         let (_netns, inner) = nested(&scene);
         node.unmount_bpffs();
         harness::await_no_links();
-        for v6 in FAMILIES {
-            assert!(dial(&inner, scene.peer.at(v6, PORT)).is_err());
-            assert!(dial(&scene.server, scene.pod.at(v6, PUBLISHED)).is_err());
+        for family in Family::ALL {
+            assert!(dial(&inner, scene.peer.at(family, PORT)).is_err());
+            assert!(dial(&scene.server, scene.pod.at(family, PUBLISHED)).is_err());
         }
         assert_eq!(inner.take_seen(), []);
         scene.assert_nothing_in_clear(&scene.tap.take(Duration::from_millis(50)));

@@ -4,9 +4,9 @@
 use std::fs;
 
 use harness::netns::NetNs;
-use harness::{Process, Service, User, kernel_test};
+use harness::{Family, Process, Service, User, kernel_test};
 
-use crate::{FAMILIES, PORT, Scene, any, dial, guarded};
+use crate::{PORT, Scene, any, dial, guarded};
 
 #[test]
 fn the_way_there_and_back() {
@@ -27,25 +27,27 @@ fn what_the_policy_lets_pass() {
             excluded.split(' ').chain(["--include-outbound-ip-ranges", "192.0.2.0/24"]).collect();
         let scene = Scene::new(node, &flags);
         for process in [&scene.app, &scene.server] {
-            for v6 in FAMILIES {
-                process.serve(&[any(v6, 9001), any(v6, 9002), any(v6, 9003)], Service::Tell).unwrap();
+            for family in Family::ALL {
+                process
+                    .serve(&[any(family, 9001), any(family, 9002), any(family, 9003)], Service::Tell)
+                    .unwrap();
             }
         }
         let by_gid = scene.pod.process("istio-proxy", User { uid: 1000, gid: 1337 });
         let by_uid = scene.pod.process("istio-proxy", User { uid: 1337, gid: 1000 });
-        for v6 in FAMILIES {
+        for family in Family::ALL {
             for (who, port) in [(&scene.app, 9001), (&scene.app, 9002), (&by_gid, 9003), (&by_uid, 9003)] {
-                assert_eq!(dial(who, scene.peer.at(v6, port)).map(|seen| seen.listener), Ok(port));
+                assert_eq!(dial(who, scene.peer.at(family, port)).map(|seen| seen.listener), Ok(port));
             }
-            assert_eq!(dial(&scene.app, scene.peer.at(v6, 9003)).map(|seen| seen.listener), Ok(15001));
-            assert_eq!(dial(&scene.server, scene.pod.at(v6, 9002)).map(|seen| seen.listener), Ok(9002));
+            assert_eq!(dial(&scene.app, scene.peer.at(family, 9003)).map(|seen| seen.listener), Ok(15001));
+            assert_eq!(dial(&scene.server, scene.pod.at(family, 9002)).map(|seen| seen.listener), Ok(9002));
             // Its own addresses, over lo.
-            assert_eq!(dial(&scene.app, scene.pod.at(v6, 9001)).map(|seen| seen.listener), Ok(9001));
-            assert_eq!(dial(&by_uid, scene.pod.at(v6, 9003)).map(|seen| seen.listener), Ok(15006));
+            assert_eq!(dial(&scene.app, scene.pod.at(family, 9001)).map(|seen| seen.listener), Ok(9001));
+            assert_eq!(dial(&by_uid, scene.pod.at(family, 9003)).map(|seen| seen.listener), Ok(15006));
             // From an address and a port that the application has chosen.
-            let bound = scene.app.tcp(v6);
-            bound.bind(scene.pod.at(v6, 0)).unwrap();
-            bound.connect(scene.peer.at(v6, 9001)).unwrap();
+            let bound = scene.app.tcp(family);
+            bound.bind(scene.pod.at(family, 0)).unwrap();
+            bound.connect(scene.peer.at(family, 9001)).unwrap();
             assert_eq!(bound.seen().listener, 9001);
         }
         assert_eq!(guarded(node, &scene.pod), 0);
@@ -59,11 +61,11 @@ fn a_connection_that_is_older_than_the_guard() {
         let (pod, peer) = (wire.pod("pod"), wire.pod("peer"));
         let (app, server) = (pod.app(), peer.app());
         for process in [&app, &server] {
-            process.serve(&FAMILIES.map(|v6| any(v6, PORT)), Service::Echo).unwrap();
+            process.serve(&Family::ALL.map(|family| any(family, PORT)), Service::Echo).unwrap();
         }
-        let open: Vec<_> = FAMILIES
+        let open: Vec<_> = Family::ALL
             .iter()
-            .flat_map(|v6| [app.connect(peer.at(*v6, PORT)), server.connect(pod.at(*v6, PORT))])
+            .flat_map(|family| [app.connect(peer.at(*family, PORT)), server.connect(pod.at(*family, PORT))])
             .map(|socket| socket.expect("connect before the pod is attached"))
             .collect();
         node.attach(&pod, &[]);
@@ -87,15 +89,15 @@ fn a_port_that_comes_back_from_time_wait() {
         let (pod, peer) = (wire.pod("pod"), wire.pod("peer"));
         node.attach(&pod, &[]);
         let (proxy, client, app) = (pod.proxy(), peer.app(), pod.app());
-        app.serve(&FAMILIES.map(|v6| any(v6, PORT)), Service::Tell).unwrap();
-        for v6 in FAMILIES {
+        app.serve(&Family::ALL.map(|family| any(family, PORT)), Service::Tell).unwrap();
+        for family in Family::ALL {
             let before = guarded(node, &pod);
-            let listener = proxy.listen(any(v6, 15006)).unwrap();
+            let listener = proxy.listen(any(family, 15006)).unwrap();
             let once = || {
-                let socket = client.tcp(v6);
+                let socket = client.tcp(family);
                 socket.set_option(libc::SOL_SOCKET, libc::SO_REUSEADDR, 1).unwrap();
-                socket.bind(peer.at(v6, 41_000)).unwrap();
-                let connected = socket.connect(pod.at(v6, PORT));
+                socket.bind(peer.at(family, 41_000)).unwrap();
+                let connected = socket.connect(pod.at(family, PORT));
                 (socket, connected)
             };
             let again = |expected: bool| {
@@ -130,7 +132,7 @@ fn a_pod_with_users_of_its_own() {
         let wire = node.new_wire("guarded");
         let peer = wire.pod("peer");
         let server = peer.app();
-        server.serve(&[any(false, PORT)], Service::Tell).unwrap();
+        server.serve(&[any(Family::V4, PORT)], Service::Tell).unwrap();
         let cgroup = node.cgroup().join("users");
         fs::create_dir(&cgroup).unwrap();
         let netns = NetNs::create_for_users(node.dir().join("users"), FIRST);
@@ -148,7 +150,7 @@ fn a_pod_with_users_of_its_own() {
         assert_eq!(outcome.code, Some(0), "{outcome:?}");
 
         let start = |cgroup: &std::path::Path, user| Process::start("process", &netns, cgroup, user);
-        let listener = |process: &Process| dial(process, peer.at(false, PORT)).map(|seen| seen.listener);
+        let listener = |process: &Process| dial(process, peer.at(Family::V4, PORT)).map(|seen| seen.listener);
         assert_eq!(listener(&start(&cgroup, of_pod(1337))), Ok(PORT), "the sidecar");
         // Outside the cgroup only the guard decides.
         let elsewhere = node.pod("elsewhere");

@@ -5,7 +5,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use harness::{Event, Pod, Process, Socket, User, kernel_test};
+use harness::{Event, Family, Pod, Process, Socket, User, kernel_test};
 
 use crate::{Scene, any, await_count};
 
@@ -25,11 +25,11 @@ fn connected(scene: &Scene<'_>, from: &Process) -> [Socket; 3] {
         mptcp(pod, "limits set subflows 2 add_addr_accepted 2");
     }
     mptcp(&scene.peer, &format!("endpoint add 10.77.0.9 dev eth0 port {OTHER} signal"));
-    let listener = scene.server.mptcp(false).expect("this kernel has MPTCP");
-    listener.bind(any(false, OPEN)).unwrap();
+    let listener = scene.server.mptcp(Family::V4).expect("this kernel has MPTCP");
+    listener.bind(any(Family::V4, OPEN)).unwrap();
     listener.listen().unwrap();
-    let client = from.mptcp(false).unwrap();
-    client.connect(scene.peer.at(false, OPEN)).unwrap();
+    let client = from.mptcp(Family::V4).unwrap();
+    client.connect(scene.peer.at(Family::V4, OPEN)).unwrap();
     let server = listener.accept().unwrap();
     // The path manager begins when data has gone both ways.
     client.send(b"ping").unwrap();

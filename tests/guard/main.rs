@@ -25,23 +25,20 @@ mod tproxy;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use harness::{Captured, Errno, Event, Node, Pod, Process, Seen, Service, Sidecar, Tap};
-
-/// Both families.
-const FAMILIES: [bool; 2] = [false, true];
+use harness::{Captured, Errno, Event, Family, Node, Pod, Process, Seen, Service, Sidecar, Tap};
 
 /// The port of the application's server and of the peer's.
 const PORT: u16 = 8080;
 
 /// `0.0.0.0:port` or `[::]:port`
-fn any(v6: bool, port: u16) -> SocketAddr {
-    let ip = if v6 { "::" } else { "0.0.0.0" };
+fn any(family: Family, port: u16) -> SocketAddr {
+    let ip = if family == Family::V6 { "::" } else { "0.0.0.0" };
     SocketAddr::new(ip.parse().expect("an address"), port)
 }
 
 /// Dials and tells who answered. The call does not wait longer than five seconds.
 fn dial(from: &Process, to: SocketAddr) -> Result<Seen, Errno> {
-    let socket = from.tcp_nonblocking(to.is_ipv6());
+    let socket = from.tcp_nonblocking(Family::of(&to.ip()));
     match socket.connect(to) {
         Err(Errno::EINPROGRESS) | Ok(()) => {}
         Err(error) => return Err(error),
@@ -99,7 +96,7 @@ impl<'a> Scene<'a> {
         let sidecar = Some(pod.sidecar());
         let (app, server) = (pod.app(), peer.app());
         for process in [&app, &server] {
-            process.serve(&FAMILIES.map(|v6| any(v6, PORT)), Service::Tell).expect("serve");
+            process.serve(&Family::ALL.map(|family| any(family, PORT)), Service::Tell).expect("serve");
         }
         let tap = Tap::on(wire.netns());
         Scene { node, pod, peer, sidecar, app, server, tap }
@@ -107,9 +104,9 @@ impl<'a> Scene<'a> {
 
     /// Everything works as it should, and the guard has nothing to do.
     fn assert_in_order(&self) {
-        for v6 in FAMILIES {
-            assert_eq!(dial(&self.app, self.peer.at(v6, PORT)).map(|seen| seen.listener), Ok(15001));
-            assert_eq!(dial(&self.server, self.pod.at(v6, PORT)).map(|seen| seen.listener), Ok(15006));
+        for family in Family::ALL {
+            assert_eq!(dial(&self.app, self.peer.at(family, PORT)).map(|seen| seen.listener), Ok(15001));
+            assert_eq!(dial(&self.server, self.pod.at(family, PORT)).map(|seen| seen.listener), Ok(15006));
         }
         self.assert_nothing_in_clear(&self.tap.take(Duration::from_millis(20)));
         assert_eq!(guarded(self.node, &self.pod), 0);
@@ -118,9 +115,9 @@ impl<'a> Scene<'a> {
     /// With parts of ours gone: `from` reaches the sidecar or is refused, the peer too, and nothing of it is
     /// seen on the wire.
     fn assert_closed(&self, from: &Process) {
-        for v6 in FAMILIES {
+        for family in Family::ALL {
             for (process, to, sidecar) in
-                [(from, self.peer.at(v6, PORT), 15001), (&self.server, self.pod.at(v6, PORT), 15006)]
+                [(from, self.peer.at(family, PORT), 15001), (&self.server, self.pod.at(family, PORT), 15006)]
             {
                 match dial(process, to) {
                     Ok(seen) => assert_eq!(seen.listener, sidecar, "{to}: {seen:?}"),
@@ -141,7 +138,7 @@ impl<'a> Scene<'a> {
 
     /// A connection from the pod to the peer's server, or what the application's own server says.
     fn is_clear(&self, captured: &Captured) -> bool {
-        let of_pod = [self.pod.ip(false), self.pod.ip(true)].contains(&captured.src.ip());
+        let of_pod = [self.pod.ip(Family::V4), self.pod.ip(Family::V6)].contains(&captured.src.ip());
         let tells = |text: &[u8]| captured.payload.windows(text.len()).any(|window| window == text);
         of_pod && (captured.dst.port() == PORT || tells(b"\"listener\":8080"))
             || captured.src.port() == PORT && captured.is_syn_ack() && !of_pod

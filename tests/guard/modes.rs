@@ -2,9 +2,9 @@
 
 use std::process::Command;
 
-use harness::{Event, Pod, Process, Service, User, kernel_test};
+use harness::{Event, Family, Pod, Process, Service, User, kernel_test};
 
-use crate::{FAMILIES, PORT, Scene, any, dial, guarded};
+use crate::{PORT, Scene, any, dial, guarded};
 
 /// The filters of a direction of the pod's eth0.
 pub(crate) fn filters(pod: &Pod, direction: &str) -> String {
@@ -23,13 +23,13 @@ fn audit_counts_and_lets_pass() {
         scene.assert_in_order();
         let elsewhere = node.pod("elsewhere");
         let stray = Process::start("stray", scene.pod.netns(), &elsewhere.container("app"), User::APP);
-        for v6 in FAMILIES {
-            assert_eq!(dial(&stray, scene.peer.at(v6, PORT)).map(|seen| seen.listener), Ok(PORT));
+        for family in Family::ALL {
+            assert_eq!(dial(&stray, scene.peer.at(family, PORT)).map(|seen| seen.listener), Ok(PORT));
         }
         assert_eq!(node.count(&scene.pod, Event::GuardOutbound), 2);
         crate::faults::end_inbound(node);
-        for v6 in FAMILIES {
-            assert_eq!(dial(&scene.server, scene.pod.at(v6, PORT)).map(|seen| seen.listener), Ok(PORT));
+        for family in Family::ALL {
+            assert_eq!(dial(&scene.server, scene.pod.at(family, PORT)).map(|seen| seen.listener), Ok(PORT));
         }
         assert_eq!(node.count(&scene.pod, Event::GuardInbound), 2);
     });
@@ -43,8 +43,12 @@ fn inbound_is_counted_once_in_every_mode() {
             node.attach(&pod, &["--guard", mode]);
             let (_sidecar, client) = (pod.sidecar(), node.pod(&format!("client-{mode}")));
             let process = client.app();
-            for v6 in FAMILIES {
-                assert_eq!(dial(&process, pod.at(v6, PORT)).map(|seen| seen.listener), Ok(15006), "{mode}");
+            for family in Family::ALL {
+                assert_eq!(
+                    dial(&process, pod.at(family, PORT)).map(|seen| seen.listener),
+                    Ok(15006),
+                    "{mode}"
+                );
             }
             assert_eq!(node.count(&pod, Event::InboundRedirected), 2, "{mode}");
             assert_eq!(guarded(node, &pod), 0, "{mode}");
@@ -73,16 +77,16 @@ fn a_sidecar_that_does_not_listen_yet_refuses_at_once() {
     kernel_test(|node| {
         let mut scene = Scene::new(node, &[]);
         scene.sidecar = None;
-        for v6 in FAMILIES {
-            let refused = dial(&scene.server, scene.pod.at(v6, PORT));
+        for family in Family::ALL {
+            let refused = dial(&scene.server, scene.pod.at(family, PORT));
             assert_eq!(refused.map(|seen| seen.listener), Err(harness::Errno::ECONNREFUSED));
         }
         assert_eq!(scene.app.take_seen(), []);
         assert_eq!(node.count(&scene.pod, Event::InboundRefused), 2);
         let sidecar = scene.pod.proxy();
-        sidecar.serve(&FAMILIES.map(|v6| any(v6, 15006)), Service::Tell).unwrap();
-        for v6 in FAMILIES {
-            assert_eq!(dial(&scene.server, scene.pod.at(v6, PORT)).map(|seen| seen.listener), Ok(15006));
+        sidecar.serve(&Family::ALL.map(|family| any(family, 15006)), Service::Tell).unwrap();
+        for family in Family::ALL {
+            assert_eq!(dial(&scene.server, scene.pod.at(family, PORT)).map(|seen| seen.listener), Ok(15006));
         }
     });
 }

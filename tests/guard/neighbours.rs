@@ -2,10 +2,10 @@
 
 use std::process::Command;
 
-use harness::{Pod, kernel_test};
+use harness::{Family, Pod, kernel_test};
 
 use crate::modes::{filters, qdiscs};
-use crate::{FAMILIES, PORT, Scene, dial};
+use crate::{PORT, Scene, dial};
 
 /// A neighbour's program: it drops UDP to port 7777 and asks the next filter about everything else. (Classic
 /// BPF, as tc-bpf(8) takes it: protocol at 23, destination port at 36.)
@@ -29,17 +29,17 @@ fn move_in(pod: &Pod, options: &str) {
 }
 
 fn assert_both_work(scene: &Scene<'_>) {
-    let socket = scene.app.udp(false);
-    let target = scene.server.udp(false);
-    target.bind(crate::any(false, 7777)).unwrap();
-    let _ = socket.send_to(b"dropped", scene.peer.at(false, 7777));
+    let socket = scene.app.udp(Family::V4);
+    let target = scene.server.udp(Family::V4);
+    target.bind(crate::any(Family::V4, 7777)).unwrap();
+    let _ = socket.send_to(b"dropped", scene.peer.at(Family::V4, 7777));
     assert!(target.receive_within(100, 100).is_err(), "the neighbour's filter does not drop any more");
     let elsewhere = scene.node.pod("elsewhere");
     let stray =
         harness::Process::start("stray", scene.pod.netns(), &elsewhere.container("app"), harness::User::APP);
     scene.assert_closed(&stray);
-    for v6 in FAMILIES {
-        assert_eq!(dial(&scene.app, scene.peer.at(v6, PORT)).map(|seen| seen.listener), Ok(15001));
+    for family in Family::ALL {
+        assert_eq!(dial(&scene.app, scene.peer.at(family, PORT)).map(|seen| seen.listener), Ok(15001));
     }
     let _ = scene.tap.take(std::time::Duration::ZERO);
 }

@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use std::process::Command;
 use std::time::Duration;
 
-use harness::{Captured, Event, kernel_test};
+use harness::{Captured, Event, Family, kernel_test};
 
 use crate::raw::{self, DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, TCP};
-use crate::{FAMILIES, PORT, Scene, await_count, dial};
+use crate::{PORT, Scene, await_count, dial};
 
 /// The time that a packet may take.
 const A_MOMENT: Duration = Duration::from_millis(50);
@@ -22,10 +22,10 @@ fn reached(scene: &Scene<'_>, wire: &[Captured]) -> bool {
 fn a_raw_syn_is_refused_and_its_sender_told() {
     kernel_test(|node| {
         let scene = Scene::new(node, &[]);
-        for v6 in FAMILIES {
-            let (own, peer) = (scene.pod.ip(v6), scene.peer.at(v6, PORT));
+        for family in Family::ALL {
+            let (own, peer) = (scene.pod.ip(family), scene.peer.at(family, PORT));
             let segment = raw::syn(own, peer);
-            let packet = if v6 {
+            let packet = if family == Family::V6 {
                 raw::ipv6(own, peer.ip(), TCP, &segment)
             } else {
                 raw::ipv4(own, peer.ip(), 0, &[], &segment)
@@ -35,7 +35,7 @@ fn a_raw_syn_is_refused_and_its_sender_told() {
             raw::send(scene.pod.netns(), peer.ip(), &packet).unwrap();
             const RST: u8 = 0x04;
             let is_reset = |captured: &Captured| captured.flags.is_some_and(|flags| flags & RST != 0);
-            assert!(inside.sees(|c| is_reset(c) && c.src == peer && c.dst.ip() == own), "IPv6 {v6}");
+            assert!(inside.sees(|c| is_reset(c) && c.src == peer && c.dst.ip() == own), "{family:?}");
             let wire = scene.tap.take(A_MOMENT);
             assert!(!reached(&scene, &wire), "{wire:?}");
         }
@@ -47,16 +47,16 @@ fn a_raw_syn_is_refused_and_its_sender_told() {
 fn without_the_guard_a_raw_syn_is_answered() {
     kernel_test(|node| {
         let scene = Scene::new(node, &["--guard", "off"]);
-        for v6 in FAMILIES {
-            let (own, peer) = (scene.pod.ip(v6), scene.peer.at(v6, PORT));
+        for family in Family::ALL {
+            let (own, peer) = (scene.pod.ip(family), scene.peer.at(family, PORT));
             let segment = raw::syn(own, peer);
-            let packet = if v6 {
+            let packet = if family == Family::V6 {
                 raw::ipv6(own, peer.ip(), TCP, &segment)
             } else {
                 raw::ipv4(own, peer.ip(), 0, &[], &segment)
             };
             raw::send(scene.pod.netns(), peer.ip(), &packet).unwrap();
-            assert!(scene.tap.sees(|captured| captured.src == peer && captured.is_syn_ack()), "IPv6 {v6}");
+            assert!(scene.tap.sees(|captured| captured.src == peer && captured.is_syn_ack()), "{family:?}");
         }
     });
 }
@@ -99,9 +99,9 @@ fn disguises(own: IpAddr, peer: std::net::SocketAddr) -> Vec<(&'static str, Vec<
 fn disguised_on_the_way_out() {
     kernel_test(|node| {
         let scene = Scene::new(node, &[]);
-        for v6 in FAMILIES {
-            let peer = scene.peer.at(v6, PORT);
-            for (name, packet, event) in disguises(scene.pod.ip(v6), peer) {
+        for family in Family::ALL {
+            let peer = scene.peer.at(family, PORT);
+            for (name, packet, event) in disguises(scene.pod.ip(family), peer) {
                 let before = node.count(&scene.pod, event);
                 let outside = harness::Tap::on(scene.peer.netns());
                 raw::send(scene.pod.netns(), peer.ip(), &packet).unwrap();
@@ -117,9 +117,9 @@ fn disguised_on_the_way_in() {
     kernel_test(|node| {
         let scene = Scene::new(node, &[]);
         crate::faults::end_inbound(node);
-        for v6 in FAMILIES {
-            let own = scene.pod.at(v6, PORT);
-            for (name, packet, event) in disguises(scene.peer.ip(v6), own) {
+        for family in Family::ALL {
+            let own = scene.pod.at(family, PORT);
+            for (name, packet, event) in disguises(scene.peer.ip(family), own) {
                 // On the way in a raw socket cannot be told from any other.
                 let event = if event == Event::GuardRaw { Event::GuardInbound } else { event };
                 let before = node.count(&scene.pod, event);
@@ -144,7 +144,7 @@ fn station(of: &harness::Pod) -> [u8; 6] {
 /// The ends of a wire, to write frames with tags for.
 struct Tagged<'a> {
     scene: &'a Scene<'a>,
-    v6: bool,
+    family: Family,
     tag: &'static [u8],
 }
 
@@ -152,12 +152,12 @@ impl Tagged<'_> {
     /// A frame with a SYN from one end to the other; the pod is end 0, the peer end 1.
     fn syn(&self, from: usize) -> Vec<u8> {
         let ends = [&self.scene.pod, &self.scene.peer];
-        let (src, dst) = (ends[from].ip(self.v6), ends[1 - from].at(self.v6, PORT));
+        let (src, dst) = (ends[from].ip(self.family), ends[1 - from].at(self.family, PORT));
         let segment = raw::syn(src, dst);
         let mut frame = station(ends[1 - from]).to_vec();
         frame.extend(station(ends[from]));
         frame.extend(self.tag);
-        if self.v6 {
+        if self.family == Family::V6 {
             frame.extend([0x86, 0xdd]);
             frame.extend(raw::ipv6(src, dst.ip(), TCP, &segment));
         } else {
@@ -180,9 +180,9 @@ fn behind_a_vlan_tag() {
             (&[0x88, 0xa8, 0, 5, 0x81, 0, 0, 7], false),
             (&[0x81, 0, 0, 0], true),
         ];
-        for v6 in FAMILIES {
+        for family in Family::ALL {
             for (tag, priority_only) in tags {
-                let tagged = Tagged { scene: &scene, v6, tag };
+                let tagged = Tagged { scene: &scene, family, tag };
                 let count = |event| node.count(pod, event);
                 let (out, into) = (count(Event::GuardRaw), count(Event::GuardInbound));
                 let outside = harness::Tap::on(peer.netns());
@@ -191,11 +191,11 @@ fn behind_a_vlan_tag() {
                 raw::send_frame(peer.netns(), "eth0", &tagged.syn(1));
                 await_count(node, pod, Event::GuardInbound, into + 1);
                 // Answered is the one whose tag is no interface's; the kernel has no place for the others.
-                let answer = |c: &Captured| c.src == pod.at(v6, PORT) && c.is_syn_ack();
+                let answer = |c: &Captured| c.src == pod.at(family, PORT) && c.is_syn_ack();
                 if priority_only {
                     assert!(outside.sees(answer), "{tag:?}");
                 } else {
-                    let of_pod = |c: &Captured| c.src.ip() == pod.ip(v6);
+                    let of_pod = |c: &Captured| c.src.ip() == pod.ip(family);
                     assert!(!outside.take(A_MOMENT).iter().any(of_pod), "{tag:?}");
                 }
                 assert_eq!(scene.app.take_seen(), [], "{tag:?}");
@@ -225,10 +225,10 @@ fn from_a_neighbour_on_the_same_machine_without_anything_in_between() {
 fn a_socket_bound_to_an_interface_cannot_send_what_is_the_sidecars_out_of_it() {
     kernel_test(|node| {
         let scene = Scene::new(node, &[]);
-        for v6 in FAMILIES {
-            let socket = scene.pod.process("app", harness::User::ROOT).tcp_nonblocking(v6);
+        for family in Family::ALL {
+            let socket = scene.pod.process("app", harness::User::ROOT).tcp_nonblocking(family);
             socket.set_option_bytes(libc::SOL_SOCKET, libc::SO_BINDTODEVICE, b"eth0\0").unwrap();
-            let connected = socket.connect(scene.peer.at(v6, PORT)).and_then(|()| socket.await_connect());
+            let connected = socket.connect(scene.peer.at(family, PORT)).and_then(|()| socket.await_connect());
             assert_ne!(connected, Ok(()));
         }
         let wire = scene.tap.take(A_MOMENT);

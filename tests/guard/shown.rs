@@ -3,9 +3,9 @@
 use std::process::Command;
 
 use harness::cli::Outcome;
-use harness::{Event, Node, Pod, Process, User, kernel_test};
+use harness::{Event, Family, Node, Pod, Process, User, kernel_test};
 
-use crate::{FAMILIES, PORT, Scene, dial};
+use crate::{PORT, Scene, dial};
 
 /// What `redirect list` says of the one pod. It fails for a pod with drift.
 pub(crate) fn drift(node: &Node) -> String {
@@ -85,8 +85,8 @@ fn every_refusal_is_traced_and_counted_by_reason() {
             lines.find_map(|line| line.ok().filter(|line| line.contains("\"guard\""))).unwrap_or_default()
         });
         for _ in 0..20 {
-            for v6 in FAMILIES {
-                let _ = dial(&stray, scene.peer.at(v6, PORT));
+            for family in Family::ALL {
+                let _ = dial(&stray, scene.peer.at(family, PORT));
             }
             if shown.is_finished() {
                 break;
@@ -125,8 +125,8 @@ fn the_place_of_a_pod_that_nothing_names_is_freed_when_its_processes_are_gone() 
         // Its entries in the other maps go, so that no policy is left, and it is closed.
         collect();
         assert_eq!(node.guarded_pods(), taken);
-        for v6 in FAMILIES {
-            let refused = dial(&scene.app, scene.peer.at(v6, PORT)).map(|seen| seen.listener);
+        for family in Family::ALL {
+            let refused = dial(&scene.app, scene.peer.at(family, PORT)).map(|seen| seen.listener);
             assert_eq!(refused, Err(harness::Errno::ECONNREFUSED));
         }
         drop(scene);

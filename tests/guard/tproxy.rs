@@ -4,10 +4,10 @@ use std::fs;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use harness::{Capabilities, Errno, Node, Service, Sidecar, User, await_no_links, kernel_test};
+use harness::{Capabilities, Errno, Family, Node, Service, Sidecar, User, await_no_links, kernel_test};
 
 use crate::faults::links;
-use crate::{FAMILIES, PORT, Scene};
+use crate::{PORT, Scene};
 
 const TPROXY: [&str; 2] = ["--interception-mode", "TPROXY"];
 
@@ -28,9 +28,9 @@ fn imitating<'a>(node: &'a Node, (user, capabilities): (User, Capabilities)) -> 
 /// moment gives none.
 fn clients(scene: &Scene<'_>) -> Vec<IpAddr> {
     let mut sockets = Vec::new();
-    for v6 in FAMILIES {
-        let socket = scene.server.tcp_nonblocking(v6);
-        let to = scene.pod.at(v6, PORT);
+    for family in Family::ALL {
+        let socket = scene.server.tcp_nonblocking(family);
+        let to = scene.pod.at(family, PORT);
         match socket.connect(to) {
             Ok(()) | Err(Errno::EINPROGRESS) => {}
             Err(error) => assert_eq!(error, Errno::ECONNREFUSED, "{to}"),
@@ -66,7 +66,7 @@ fn with_all_links_gone_no_sidecar_goes_on() {
     for sidecar in SIDECARS {
         kernel_test(|node| {
             let scene = imitating(node, sidecar);
-            let peer: Vec<IpAddr> = FAMILIES.map(|v6| scene.peer.ip(v6)).to_vec();
+            let peer: Vec<IpAddr> = Family::ALL.map(|family| scene.peer.ip(family)).to_vec();
             assert_eq!(clients(&scene), peer, "in order");
             // What the application answered through the sidecar is no matter of this test.
             drop(scene.tap.take(Duration::from_millis(50)));
@@ -91,9 +91,9 @@ fn with_any_one_link_gone_the_application_sees_its_client_or_none() {
             fs::remove_file(pin).expect("remove a pin");
             // The kernel ends the link a little later; until then all goes its normal way.
             std::thread::sleep(Duration::from_millis(100));
-            let allowed: Vec<IpAddr> = FAMILIES
+            let allowed: Vec<IpAddr> = Family::ALL
                 .iter()
-                .map(|v6| scene.peer.ip(*v6))
+                .map(|family| scene.peer.ip(*family))
                 .chain(["127.0.0.6", "::6"].map(|ip| ip.parse().expect("an address")))
                 .collect();
             for client in clients(&scene) {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use harness::protocol::Datagram;
-use harness::{Errno, Seen, Socket};
+use harness::{Errno, Family, Seen, Socket};
 
 use crate::outcome::{Outcome, Reached, Server};
 use crate::scenario::{Connection, Kind};
@@ -38,8 +38,8 @@ impl World<'_> {
     fn tcp(&self, connection: &Connection) -> Result<Outcome, Errno> {
         let client = self.client(connection.who);
         let socket = match connection.kind {
-            Kind::Mptcp => client.mptcp(connection.v6_socket())?,
-            _ => client.tcp(connection.v6_socket()),
+            Kind::Mptcp => client.mptcp(connection.family_of_socket())?,
+            _ => client.tcp(connection.family_of_socket()),
         };
         let patience = libc::timeval { tv_sec: 0, tv_usec: HANDSHAKE_MS * 1000 };
         let bytes = [patience.tv_sec.to_ne_bytes(), patience.tv_usec.to_ne_bytes()].concat();
@@ -65,7 +65,7 @@ impl World<'_> {
     }
 
     fn udp(&self, connection: &Connection) -> Result<Outcome, Errno> {
-        let socket = self.client(connection.who).udp(connection.v6_socket());
+        let socket = self.client(connection.who).udp(connection.family_of_socket());
         bind(&socket, connection);
         let earlier = match connection.first {
             Some(first) => {
@@ -123,7 +123,7 @@ impl World<'_> {
     /// The server that this very datagram arrives at.
     fn arrival(&self, to: SocketAddr, question: &[u8]) -> Option<(Server, &Socket, Datagram)> {
         let deadline = Instant::now() + DATAGRAM;
-        let candidates = self.udp_candidates(to.port(), to.is_ipv6());
+        let candidates = self.udp_candidates(to.port(), Family::of(&to.ip()));
         while Instant::now() < deadline {
             for (server, socket) in &candidates {
                 if let Ok(datagram) = socket.receive_within(64, 0)

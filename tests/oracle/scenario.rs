@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use harness::User;
+use harness::{Family, User};
 use redirect_user::policy::Policy;
 
 /// How the pod is set up: the policy, where its sidecar listens and with how many workers, and what happens
@@ -200,9 +200,9 @@ impl Connection {
         Connection { mapped: true, ..self }
     }
 
-    /// Whether the socket is an IPv6 one.
-    pub(crate) fn v6_socket(&self) -> bool {
-        self.to.is_ipv6() || self.mapped
+    /// The family of the socket.
+    pub(crate) fn family_of_socket(&self) -> Family {
+        if self.mapped { Family::V6 } else { Family::of(&self.to.ip()) }
     }
 
     /// An address as this connection's socket writes it.

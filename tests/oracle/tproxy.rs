@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-use harness::{Capabilities, Errno, Level, Node, Pod, Process, Socket, User, Wire, kernel_test};
+use harness::{Capabilities, Errno, Family, Level, Node, Pod, Process, Socket, User, Wire, kernel_test};
 use redirect_user::policy::{InterceptionMode, Policy};
 
 use crate::differences::BEHIND_THE_SIDECAR;
@@ -15,7 +15,7 @@ use crate::enforce::{Enforcer, assert_guard_idle};
 /// What is tried.
 #[derive(Clone, Copy, Debug)]
 struct Try {
-    v6: bool,
+    family: Family,
     /// The application's port.
     to: u16,
     /// Where the client is: on the other pod's `lo`, at its own address, or in the pod itself.
@@ -74,12 +74,12 @@ impl World {
         let policy = Policy { interception_mode: InterceptionMode::Tproxy, ..Policy::default() };
         enforcer.enforce(node, &pod, &policy);
         let sidecar = pod.process_with("istio-proxy", sidecar.0, sidecar.1);
-        let listeners = [false, true].map(|v6| {
-            let socket = transparent(&sidecar, v6);
-            if v6 {
+        let listeners = Family::ALL.map(|family| {
+            let socket = transparent(&sidecar, family);
+            if family == Family::V6 {
                 socket.set_option(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1).expect("IPV6_V6ONLY");
             }
-            let any = if v6 { "[::]:15006" } else { "0.0.0.0:15006" };
+            let any = if family == Family::V6 { "[::]:15006" } else { "0.0.0.0:15006" };
             socket.bind(any.parse().expect("an address")).expect("bind to 15006");
             socket.listen().expect("listen at 15006");
             socket
@@ -94,9 +94,9 @@ impl World {
             From::Itself => self.sidecar.clone(),
             From::Afar | From::OtherPod => self.other.app(),
         };
-        let socket = process.tcp_nonblocking(what.v6);
+        let socket = process.tcp_nonblocking(what.family);
         if what.from == From::Afar {
-            let ip = if what.v6 { "[2001:db8::10]:0" } else { "192.0.2.10:0" };
+            let ip = if what.family == Family::V6 { "[2001:db8::10]:0" } else { "192.0.2.10:0" };
             socket.bind(ip.parse().expect("an address")).expect("bind the client");
         }
         socket
@@ -106,7 +106,7 @@ impl World {
         let app = self.pod.app();
         // A port of its own each time: what is accepted at the port that is dialled may be in TIME_WAIT
         // there.
-        let to = self.pod.at(what.v6, what.to);
+        let to = self.pod.at(what.family, what.to);
         let application = what.served.then(|| serve(&app, what));
         let client = self.client(what);
         let dialled = match client.connect(to) {
@@ -123,11 +123,13 @@ impl World {
             local: None,
             talked: false,
         };
-        let Ok(accepted) = self.listeners[usize::from(what.v6)].accept() else { return through };
+        let Ok(accepted) = self.listeners[usize::from(what.family == Family::V6)].accept() else {
+            return through;
+        };
         let client_is = accepted.peername().expect("the accepted socket has a peer");
-        let level = if what.v6 { Level::Ipv6 } else { Level::Ip };
+        let level = if what.family == Family::V6 { Level::Ipv6 } else { Level::Ip };
         through.by_sidecar = Some((client_is == client.sockname(), accepted.original_dst(level)));
-        let upstream = transparent(&self.sidecar, what.v6);
+        let upstream = transparent(&self.sidecar, what.family);
         // By which Istio's rules know it. A listener has none, or its answers would come back to the pod.
         upstream.set_option(libc::SOL_SOCKET, libc::SO_MARK, 1337).expect("a mark");
         let as_client = SocketAddr::new(client_is.ip(), if what.port { client_is.port() } else { 0 });
@@ -150,26 +152,30 @@ impl World {
 }
 
 fn serve(app: &Process, what: &Try) -> Socket {
-    let socket = app.tcp(what.v6 || what.dual_stack);
+    let family = if what.dual_stack { Family::V6 } else { what.family };
+    let socket = app.tcp(family);
     socket.set_option(libc::SOL_SOCKET, libc::SO_REUSEADDR, 1).expect("SO_REUSEADDR");
-    let any = if what.v6 || what.dual_stack { "[::]" } else { "0.0.0.0" };
+    let any = if family == Family::V6 { "[::]" } else { "0.0.0.0" };
     socket.bind(format!("{any}:{}", what.to).parse().expect("an address")).expect("bind the application");
     socket.listen().expect("listen as the application");
     socket
 }
 
-fn transparent(process: &Process, v6: bool) -> Socket {
-    let socket = process.tcp(v6);
-    let (level, name) =
-        if v6 { (libc::SOL_IPV6, libc::IPV6_TRANSPARENT) } else { (libc::SOL_IP, libc::IP_TRANSPARENT) };
+fn transparent(process: &Process, family: Family) -> Socket {
+    let socket = process.tcp(family);
+    let (level, name) = if family == Family::V6 {
+        (libc::SOL_IPV6, libc::IPV6_TRANSPARENT)
+    } else {
+        (libc::SOL_IP, libc::IP_TRANSPARENT)
+    };
     socket.set_option(level, name, 1).expect("a transparent socket");
     socket
 }
 
 fn tries() -> Vec<Try> {
     let mut tries = Vec::new();
-    for v6 in [false, true] {
-        let usual = Try { v6, to: 0, from: From::Afar, port: false, served: true, dual_stack: false };
+    for family in Family::ALL {
+        let usual = Try { family, to: 0, from: From::Afar, port: false, served: true, dual_stack: false };
         tries.extend([
             usual,
             Try { port: true, ..usual },
@@ -201,7 +207,7 @@ fn the_application_sees_the_client_that_it_sees_behind_a_privileged_sidecar() {
                 let mut got = world.try_it(&what);
                 // Where the client is the pod itself, there is nothing to pretend.
                 let passthrough: IpAddr =
-                    if what.v6 { "::6" } else { "127.0.0.6" }.parse().expect("an address");
+                    if what.family == Family::V6 { "::6" } else { "127.0.0.6" }.parse().expect("an address");
                 if what.from != From::Itself {
                     assert_eq!(got.own, Some(passthrough), "{what:?}: {got:?}");
                     got.own = expected.own;
@@ -210,13 +216,13 @@ fn the_application_sees_the_client_that_it_sees_behind_a_privileged_sidecar() {
                 assert_eq!(got, expected, "{what:?}, {}", world.pod.name());
             }
             let seen = expected.by_application.map(|(client, _)| client);
-            let client = match (what.from, what.v6) {
-                (From::Afar, false) => "192.0.2.10",
-                (From::Afar, true) => "2001:db8::10",
-                (From::OtherPod, false) => "10.77.0.3",
-                (From::OtherPod, true) => "fd77::3",
-                (From::Itself, false) => "10.77.0.2",
-                (From::Itself, true) => "fd77::2",
+            let client = match (what.from, what.family) {
+                (From::Afar, Family::V4) => "192.0.2.10",
+                (From::Afar, Family::V6) => "2001:db8::10",
+                (From::OtherPod, Family::V4) => "10.77.0.3",
+                (From::OtherPod, Family::V6) => "fd77::3",
+                (From::Itself, Family::V4) => "10.77.0.2",
+                (From::Itself, Family::V6) => "fd77::2",
             };
             assert_eq!(seen, what.served.then(|| client.parse().expect("an address")), "{what:?}");
         }

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use harness::netns::NetNs;
 use harness::sidecar::{INBOUND_PORT, OUTBOUND_PORT};
-use harness::{Capabilities, Node, Pod, Process, Seen, Service, Socket, User, Wire};
+use harness::{Capabilities, Family, Node, Pod, Process, Seen, Service, Socket, User, Wire};
 use redirect_user::policy::InterceptionMode;
 
 use crate::enforce::{Enforcer, assert_guard_idle};
@@ -50,7 +50,7 @@ pub(crate) struct World<'n> {
     dns_proxy: Option<Process>,
     servers: Process,
     peer_servers: Process,
-    udp: BTreeMap<(Server, bool), Socket>,
+    udp: BTreeMap<(Server, Family), Socket>,
     pod: Pod,
     peer: Pod,
     _wire: Wire,
@@ -205,9 +205,12 @@ impl<'n> World<'n> {
     fn start_dns_proxy(&mut self) {
         let proxy = self.pod.process("istio-proxy", User::PROXY);
         proxy.serve(&all(&LOCALHOSTS, &[DNS_PROXY_PORT]), Service::Tell).expect("listen as the DNS proxy");
-        for v6 in [false, true] {
-            let socket = udp_server(&proxy, SocketAddr::new(LOCALHOSTS[usize::from(v6)], DNS_PROXY_PORT));
-            self.udp.insert((Server::DnsProxy, v6), socket);
+        for family in Family::ALL {
+            let socket = udp_server(
+                &proxy,
+                SocketAddr::new(LOCALHOSTS[usize::from(family == Family::V6)], DNS_PROXY_PORT),
+            );
+            self.udp.insert((Server::DnsProxy, family), socket);
         }
         self.dns_proxy = Some(proxy);
     }
@@ -263,9 +266,9 @@ impl<'n> World<'n> {
     }
 
     /// The UDP servers that a datagram to `port` may arrive at.
-    pub(crate) fn udp_candidates(&self, port: u16, v6: bool) -> Vec<(Server, &Socket)> {
+    pub(crate) fn udp_candidates(&self, port: u16, family: Family) -> Vec<(Server, &Socket)> {
         let servers = [Server::DnsProxy, Server::Pod(port), Server::Peer(port)];
-        servers.into_iter().filter_map(|server| Some((server, self.udp.get(&(server, v6))?))).collect()
+        servers.into_iter().filter_map(|server| Some((server, self.udp.get(&(server, family))?))).collect()
     }
 }
 
@@ -356,25 +359,25 @@ fn all(addresses: &[IpAddr], ports: &[u16]) -> Vec<SocketAddr> {
     addresses.iter().flat_map(|ip| ports.iter().map(|port| SocketAddr::new(*ip, *port))).collect()
 }
 
-fn udp_servers(servers: &Process, peer: &Process) -> BTreeMap<(Server, bool), Socket> {
+fn udp_servers(servers: &Process, peer: &Process) -> BTreeMap<(Server, Family), Socket> {
     let mut sockets = BTreeMap::new();
-    for v6 in [false, true] {
+    for family in Family::ALL {
         for port in SERVED_UDP {
-            let at = SocketAddr::new(WILDCARDS[usize::from(v6)], port);
-            sockets.insert((Server::Pod(port), v6), udp_server(servers, at));
-            sockets.insert((Server::Peer(port), v6), udp_server(peer, at));
+            let at = SocketAddr::new(WILDCARDS[usize::from(family == Family::V6)], port);
+            sockets.insert((Server::Pod(port), family), udp_server(servers, at));
+            sockets.insert((Server::Peer(port), family), udp_server(peer, at));
         }
     }
     sockets
 }
 
 fn udp_server(process: &Process, at: SocketAddr) -> Socket {
-    let socket = process.udp(at.is_ipv6());
+    let socket = process.udp(Family::of(&at.ip()));
     if at.is_ipv6() {
         socket.set_option(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1).expect("IPV6_V6ONLY");
     }
     // It answers from where it was asked, as Istio's agent does.
-    socket.tell_destinations(at.is_ipv6()).expect("IP_PKTINFO");
+    socket.tell_destinations(Family::of(&at.ip())).expect("IP_PKTINFO");
     socket.bind(at).expect("bind a UDP server");
     socket
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use harness::cli::Outcome;
-use harness::{Errno, Node, Pod, Service, kernel_test};
+use harness::{Errno, Family, Node, Pod, Service, kernel_test};
 use serde_json::Value;
 
 use crate::sandbox::{Sandbox, assert_nothing_attached, assert_redirected};
@@ -61,11 +61,11 @@ fn a_tentative_address_is_the_clients_as_soon_as_it_is_valid() {
             std::thread::sleep(Duration::from_millis(50));
         }
         let seen = app.connect(at("[2001:db8::11]:80")).unwrap().seen();
-        assert_eq!(seen.client.ip(), pod.ip(true));
+        assert_eq!(seen.client.ip(), pod.ip(Family::V6));
         assert_eq!(drift(node), Vec::<String>::new());
         sandbox.check().success();
         let seen = app.connect(at("[2001:db8::12]:80")).unwrap().seen();
-        assert_eq!(seen.client.ip(), pod.ip(true));
+        assert_eq!(seen.client.ip(), pod.ip(Family::V6));
         sandbox.del();
         assert_nothing_attached(node);
         let routes = pod
@@ -90,7 +90,7 @@ fn without_ipv6_on_lo_the_pod_starts_and_the_sysctl_is_named() {
         let to = at("192.0.2.10:80");
         assert_eq!(app.connect(to).unwrap().seen().original_dst, Ok(to));
         // IPv6 cannot reach the sidecar over lo, and goes nowhere else.
-        let socket = app.tcp_nonblocking(true);
+        let socket = app.tcp_nonblocking(Family::V6);
         let _ = socket.connect(at("[2001:db8::10]:80"));
         std::thread::sleep(Duration::from_millis(60));
         assert_eq!(socket.peername(), Err(Errno::ENOTCONN));
@@ -114,10 +114,10 @@ fn inbound_ipv6_works_for_an_address_that_comes_after_add() {
         sandbox.add();
         let proxy = pod.proxy();
         // ::6 is there before any address is.
-        proxy.tcp(true).bind(at("[::6]:0")).unwrap();
+        proxy.tcp(Family::V6).bind(at("[::6]:0")).unwrap();
         let _sidecar = pod.sidecar();
         pod.netns().ip(&format!("addr add {}/64 dev eth0 nodad", pod.ip6()));
-        assert_eq!(peer.app().connect(pod.at(true, 8080)).unwrap().seen().listener, 15006);
+        assert_eq!(peer.app().connect(pod.at(Family::V6, 8080)).unwrap().seen().listener, 15006);
         let told = drift(node);
         assert!(
             told.iter().any(|what| what.contains(&format!("the address {} came after ADD", pod.ip6()))),
@@ -129,9 +129,9 @@ fn inbound_ipv6_works_for_an_address_that_comes_after_add() {
         let app = pod.app();
         let server = pod.app();
         server.serve(&[at("[::]:8080")], Service::Tell).unwrap();
-        assert_eq!(app.connect(pod.at(true, 8080)).unwrap().seen().listener, 8080);
+        assert_eq!(app.connect(pod.at(Family::V6, 8080)).unwrap().seen().listener, 8080);
         let seen = app.connect(at("[2001:db8::10]:80")).unwrap().seen();
-        assert_eq!((seen.listener, seen.client.ip()), (15001, pod.ip(true)));
+        assert_eq!((seen.listener, seen.client.ip()), (15001, pod.ip(Family::V6)));
         sandbox.del();
         assert_nothing_attached(node);
     });
@@ -177,7 +177,7 @@ fn an_excluded_interface_that_comes_after_add_is_excluded_by_the_next_call() {
         for verb in [&sandbox, &other] {
             verb.check().success();
         }
-        let socket = app.tcp_nonblocking(false);
+        let socket = app.tcp_nonblocking(Family::V4);
         let _ = socket.connect(at("10.99.0.9:9000"));
         std::thread::sleep(Duration::from_millis(60));
         assert_eq!(sidecar.take_seen(), [], "it leaves by net1");
@@ -214,7 +214,7 @@ fn lo_down_and_up_is_seen_and_mended() {
         assert_eq!(drift(node), Vec::<String>::new());
         for to in ["192.0.2.10:80", "[2001:db8::10]:80"] {
             let seen = app.connect(at(to)).unwrap().seen();
-            assert_eq!((seen.listener, seen.client.ip()), (15001, pod.ip(at(to).is_ipv6())));
+            assert_eq!((seen.listener, seen.client.ip()), (15001, pod.ip(Family::of(&at(to).ip()))));
         }
         sandbox.del();
         assert_nothing_attached(node);

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use harness::{Node, kernel_test};
+use harness::{Family, Node, kernel_test};
 use serde_json::json;
 
 use crate::call::{Call, Place, STATUS, hand_over};
@@ -50,7 +50,7 @@ fn forty_nine_thousand_ports_in_an_annotation_are_no_problem() {
         for (port, captured) in [(40_000, true), (40_001, false)] {
             let server = peer.app();
             server.serve(&[format!("0.0.0.0:{port}").parse().unwrap()], harness::Service::Tell).unwrap();
-            let seen = app.connect(peer.at(false, port)).unwrap().seen();
+            let seen = app.connect(peer.at(Family::V4, port)).unwrap().seen();
             assert_eq!(seen.listener == 15001, captured, "{port}: {seen:?}");
         }
         for sandbox in &sandboxes {

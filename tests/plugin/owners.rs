@@ -6,7 +6,7 @@ use std::process::Command;
 
 use harness::cgroup::Cgroup;
 use harness::cli::Outcome;
-use harness::{Errno, Node, Pod, Service, binary, kernel_test};
+use harness::{Errno, Family, Node, Pod, Service, binary, kernel_test};
 
 use crate::collect::gc;
 use crate::crash::{add_steps, kill_at, sandbox};
@@ -186,7 +186,7 @@ fn an_operator_opens_no_running_pod_whose_record_is_not_readable() {
         let server = node.pod("server");
         let peer = server.app();
         peer.serve(&any(8080), Service::Tell).unwrap();
-        assert_eq!(app.connect(server.at(false, 8080)).map(drop), Err(Errno::ECONNREFUSED));
+        assert_eq!(app.connect(server.at(Family::V4, 8080)).map(drop), Err(Errno::ECONNREFUSED));
     });
 }
 
@@ -195,5 +195,5 @@ fn check_in_clear(node: &Node, pod: &Pod) {
     let server = node.pod("server");
     let peer = server.app();
     peer.serve(&any(8080), Service::Tell).unwrap();
-    assert_eq!(pod.app().connect(server.at(false, 8080)).unwrap().seen().listener, 8080);
+    assert_eq!(pod.app().connect(server.at(Family::V4, 8080)).unwrap().seen().listener, 8080);
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use harness::cli::Outcome;
-use harness::{Node, Pod, kernel_test};
+use harness::{Family, Node, Pod, kernel_test};
 use redirect_user::kernel::hook::Hook;
 use redirect_user::kernel::{pins, sys};
 use serde_json::json;
@@ -20,8 +20,8 @@ fn here(node: &Node) -> redirect_user::node::Node {
 /// A connection from outside reaches the sidecar's listener.
 fn assert_inbound(node: &Node, pod: &Pod, name: &str) {
     let client = node.pod(name);
-    assert_eq!(client.app().connect(pod.at(false, 80)).unwrap().seen().listener, 15006);
-    assert_eq!(client.app().connect(pod.at(true, 80)).unwrap().seen().listener, 15006);
+    assert_eq!(client.app().connect(pod.at(Family::V4, 80)).unwrap().seen().listener, 15006);
+    assert_eq!(client.app().connect(pod.at(Family::V6, 80)).unwrap().seen().listener, 15006);
 }
 
 fn status(sandbox: &Sandbox) -> crate::call::Reply {

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use harness::cgroup::Cgroup;
-use harness::{Node, Pod, Process, Service, User};
+use harness::{Family, Node, Pod, Process, Service, User};
 use serde_json::{Value, json};
 
 use crate::call::{Call, PREV_RESULT, Reply, STATUS, hand_over, with_prev_result};
@@ -162,7 +162,7 @@ impl<'a> Trap<'a> {
     pub(crate) fn new(node: &'a Node) -> Trap<'a> {
         let pod = node.pod("trap");
         let server = pod.process("server", harness::User::APP);
-        let address = pod.at(false, 8080);
+        let address = pod.at(Family::V4, 8080);
         server.serve(&[address], Service::Tell).unwrap();
         // It works: somebody who is not enrolled gets there.
         let stranger = node.pod("stranger");

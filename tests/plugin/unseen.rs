@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use harness::{Node, kernel_test};
+use harness::{Family, Node, kernel_test};
 use redirect_user::kernel::hook::Hook;
 use redirect_user::kernel::pins;
 
@@ -49,7 +49,7 @@ fn an_add_that_cannot_look_at_a_pin_does_not_make_the_node_again() {
             let reply = sandbox.call("ADD").wrapped(&blind(&path)).run();
             assert_eq!(id(node).unwrap(), before, "the maps are new after {}: {reply:?}", path.display());
             assert_redirected(&app);
-            assert_eq!(peer.app().connect(pod.at(false, 80)).unwrap().seen().listener, 15006);
+            assert_eq!(peer.app().connect(pod.at(Family::V4, 80)).unwrap().seen().listener, 15006);
             sandbox.add();
         }
         sandbox.del();
@@ -93,7 +93,7 @@ fn a_new_installation_knows_the_listeners_of_pods_that_run() {
         first.add();
         for pod in [&pod, &other] {
             assert_redirected(&pod.app());
-            assert_eq!(peer.app().connect(pod.at(false, 80)).unwrap().seen().listener, 15006);
+            assert_eq!(peer.app().connect(pod.at(Family::V4, 80)).unwrap().seen().listener, 15006);
         }
         for sandbox in [first, second] {
             assert_eq!(sandbox.check().success(), "");

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use harness::cli::Outcome;
-use harness::{Node, Pod, kernel_test};
+use harness::{Family, Node, Pod, kernel_test};
 use redirect_user::kernel::hook::Hook;
 use redirect_user::kernel::pins::{self, ABI_VARIABLE};
 use redirect_user::kernel::sys;
@@ -48,8 +48,8 @@ fn programs_on(pod: &Pod, hook: Hook) -> usize {
 fn assert_captured(node: &Node, pod: &Pod, app: &harness::Process, client: &str) {
     assert_redirected(app);
     let client = node.pod(client);
-    for v6 in [false, true] {
-        assert_eq!(client.app().connect(pod.at(v6, 80)).unwrap().seen().listener, 15006);
+    for family in Family::ALL {
+        assert_eq!(client.app().connect(pod.at(family, 80)).unwrap().seen().listener, 15006);
     }
     for hook in [Hook::Connect4, Hook::SockOps, Hook::OriginalDst] {
         assert_eq!(programs_on(pod, hook), 1, "{hook}");

@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use harness::Family;
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, SockaddrStorage, connect, sendmsg, socket,
@@ -29,9 +30,9 @@ pub(crate) fn ask(way: &str, servers: &[&str]) -> Result<()> {
         .iter()
         .map(|text| text.parse().with_context(|| format!("{text} is not an address")))
         .collect::<Result<_>>()?;
-    let (&[first, second, elsewhere], v6) =
-        (servers.first_chunk().context("two servers and another address")?, servers[0].is_ipv6());
-    let asker = Asker { socket: unbound(v6)? };
+    let (&[first, second, elsewhere], family) =
+        (servers.first_chunk().context("two servers and another address")?, Family::of(&servers[0].ip()));
+    let asker = Asker { socket: unbound(family)? };
     match way {
         "order" => asker.order(first, second),
         "lost" => asker.lost(first, second),
@@ -50,8 +51,8 @@ pub(crate) fn ask(way: &str, servers: &[&str]) -> Result<()> {
     }
 }
 
-fn unbound(v6: bool) -> Result<UdpSocket> {
-    let family = if v6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
+fn unbound(family: Family) -> Result<UdpSocket> {
+    let family = if family == Family::V6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
     let socket = UdpSocket::from(socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?);
     socket.set_read_timeout(Some(PATIENCE))?;
     Ok(socket)
@@ -180,10 +181,13 @@ impl Asker {
     }
 
     /// `IP_UNICAST_IF`: the interface is chosen for the socket, as systemd-resolved does.
-    fn choose_interface(&self, v6: bool) -> Result<()> {
+    fn choose_interface(&self, family: Family) -> Result<()> {
         let index = interface().to_be();
-        let (level, name) =
-            if v6 { (libc::IPPROTO_IPV6, IPV6_UNICAST_IF) } else { (libc::IPPROTO_IP, IP_UNICAST_IF) };
+        let (level, name) = if family == Family::V6 {
+            (libc::IPPROTO_IPV6, IPV6_UNICAST_IF)
+        } else {
+            (libc::IPPROTO_IP, IP_UNICAST_IF)
+        };
         // SAFETY: the kernel reads four bytes of `index`, which outlives the call.
         let result =
             unsafe { libc::setsockopt(self.socket.as_raw_fd(), level, name, (&raw const index).cast(), 4) };
@@ -192,14 +196,14 @@ impl Asker {
     }
 
     fn unicast_if(&self, server: SocketAddr) -> Result<()> {
-        self.choose_interface(server.is_ipv6())?;
+        self.choose_interface(Family::of(&server.ip()))?;
         self.send(1, "now", server)?;
         self.answer();
         Ok(())
     }
 
     fn unicast_if_connected(&self, server: SocketAddr) -> Result<()> {
-        self.choose_interface(server.is_ipv6())?;
+        self.choose_interface(Family::of(&server.ip()))?;
         self.connected(server)
     }
 
@@ -242,7 +246,7 @@ impl Asker {
         let one = start.elapsed() / ROUNDS;
         let start = Instant::now();
         for _ in 0..ROUNDS {
-            let socket = unbound(server.is_ipv6())?;
+            let socket = unbound(Family::of(&server.ip()))?;
             socket.connect(server)?;
             socket.send(&question)?;
             socket.recv(&mut buffer)?;

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use harness::cli::Outcome;
-use harness::{Node, binary, browser, kernel_test};
+use harness::{Family, Node, binary, browser, kernel_test};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -87,7 +87,7 @@ fn scene(node: &Node) -> Scene {
     for to in ["192.0.2.10:80", "198.51.100.7:3306"] {
         open.push(app.connect(to.parse().expect("an address")).expect("the sidecar accepts"));
     }
-    open.push(shop.app().connect(web.at(false, 8080)).expect("the sidecar accepts"));
+    open.push(shop.app().connect(web.at(Family::V4, 8080)).expect("the sidecar accepts"));
     let _ = app.connect("10.77.0.1:9".parse().expect("an address"));
     Scene { _pods: [web, shop], _sidecars: sidecars, app, open }
 }

@@ -9,7 +9,7 @@ mod world;
 
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
-use redirect_common::{Inbound, Outbound, Target, decide, decide_inbound};
+use redirect_common::{Family, Inbound, Outbound, Target, decide, decide_inbound};
 
 use rules::{Action, IpRule, inbound_rules, output_rules, verdict};
 use world::{Packet, Policy, arrival, packet, policy};
@@ -63,7 +63,7 @@ proptest! {
 
     #[test]
     fn outbound_is_what_the_rules_say(policy in policy(), packets in batch(packet())) {
-        let tables = [false, true].map(|v6| output_rules(&policy, v6));
+        let tables = Family::ALL.map(|family| output_rules(&policy, family));
         for packet in &packets.0 {
             check_outbound(&policy, &tables[usize::from(packet.dst.is_ipv6())], packet)?;
         }
@@ -91,7 +91,7 @@ fn every_rule_is_reached() {
     for _ in 0..POLICIES {
         let policy = policy().new_tree(&mut runner).unwrap().current();
         let packet = packet().new_tree(&mut runner).unwrap().current();
-        reached.insert(verdict(&output_rules(&policy, packet.dst.is_ipv6()), &packet).1 as u32);
+        reached.insert(verdict(&output_rules(&policy, Family::of(&packet.dst)), &packet).1 as u32);
     }
     // Rule 7 stands behind rule 4 with the same conditions, and rule 5 takes what rule 4 leaves: nothing gets
     // there.

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use redirect_common::Rule;
+use redirect_common::{Family, Rule};
 
 use crate::world::{Groups, InboundPorts, Include, Packet, Policy, Range};
 
@@ -86,21 +86,21 @@ const INBOUND: Action = Action::Redirect(15006);
 const DNS: Action = Action::Redirect(15053);
 
 /// `OUTPUT` with all that it jumps to, in the table of one family.
-pub(crate) fn output_rules(policy: &Policy, v6: bool) -> Vec<IpRule> {
+pub(crate) fn output_rules(policy: &Policy, family: Family) -> Vec<IpRule> {
     let mut list = List { rules: Vec::new() };
     for name in policy.excluded_interfaces() {
         list.add(Rule::ExcludedInterface, Action::Return, [Match::Interface(name)]);
     }
     if policy.tproxy {
-        tproxy_rules(&mut list, policy, v6);
+        tproxy_rules(&mut list, policy, family);
     }
     for port in &policy.exclude_ports {
         list.add(Rule::ExcludedPort, Action::Return, [Match::Tcp, Match::Port(*port)]);
         list.add(Rule::ExcludedPort, Action::Return, [Match::Udp, Match::Port(*port)]);
     }
-    let passthrough = Match::Source(address(v6, "127.0.0.6", "::6"));
+    let passthrough = Match::Source(address(family, "127.0.0.6", "::6"));
     list.add(Rule::Passthrough, Action::Return, [Match::Interface("lo"), passthrough]);
-    owner_rules(&mut list, policy, v6);
+    owner_rules(&mut list, policy, family);
     match &policy.groups {
         Groups::AllBut(groups) => {
             groups.iter().for_each(|gid| list.add(Rule::OwnerGroup, Action::Return, [Match::Gid(*gid)]))
@@ -113,14 +113,14 @@ pub(crate) fn output_rules(policy: &Policy, v6: bool) -> Vec<IpRule> {
         list.add(Rule::Dns, DNS, [Match::Tcp, Match::Port(53)]);
         list.add(Rule::Dns, DNS, [Match::Udp, Match::Port(53)]);
     }
-    destination_rules(&mut list, policy, v6);
+    destination_rules(&mut list, policy, family);
     list.rules
 }
 
 /// What OUTPUT of the table mangle marks with 1338, and PREROUTING takes to the sidecar by that mark; both
 /// leave alone what has 127.0.0.6 or ::6 as its source. It happens to what the table nat has left alone, too.
-fn tproxy_rules(list: &mut List, policy: &Policy, v6: bool) {
-    let (localhost, passthrough) = (address(v6, "127.0.0.1", "::1"), address(v6, "127.0.0.6", "::6"));
+fn tproxy_rules(list: &mut List, policy: &Policy, family: Family) {
+    let (localhost, passthrough) = (address(family, "127.0.0.1", "::1"), address(family, "127.0.0.6", "::6"));
     let captured = match &policy.inbound {
         InboundPorts::All => vec![Match::NotPorts(policy.exclude_inbound.iter().copied().collect())],
         InboundPorts::List(ports) => ports.iter().copied().map(Match::Port).collect(),
@@ -138,8 +138,8 @@ fn tproxy_rules(list: &mut List, policy: &Policy, v6: bool) {
 }
 
 /// Rules 3 to 8.
-fn owner_rules(list: &mut List, policy: &Policy, v6: bool) {
-    let localhost = address(v6, "127.0.0.1", "::1");
+fn owner_rules(list: &mut List, policy: &Policy, family: Family) {
+    let localhost = address(family, "127.0.0.1", "::1");
     let self_call = |ports: &[u16], owner: Match| {
         [
             Match::Interface("lo"),
@@ -171,10 +171,10 @@ fn owner_rules(list: &mut List, policy: &Policy, v6: bool) {
 }
 
 /// Rules 11 to 14.
-fn destination_rules(list: &mut List, policy: &Policy, v6: bool) {
-    let localhost = Range::host(address(v6, "127.0.0.1", "::1"));
+fn destination_rules(list: &mut List, policy: &Policy, family: Family) {
+    let localhost = Range::host(address(family, "127.0.0.1", "::1"));
     list.add(Rule::Localhost, Action::Return, [Match::Destination(localhost)]);
-    for range in policy.exclude.iter().filter(|range| range.is_v6() == v6) {
+    for range in policy.exclude.iter().filter(|range| range.family() == family) {
         list.add(Rule::ExcludedRange, Action::Return, [Match::Destination(*range)]);
     }
     for port in &policy.include_ports {
@@ -183,7 +183,7 @@ fn destination_rules(list: &mut List, policy: &Policy, v6: bool) {
     match &policy.include {
         Include::All => list.add(Rule::IncludedRange, OUTBOUND, [Match::Tcp]),
         Include::Ranges(ranges) => {
-            for range in ranges.iter().filter(|range| range.is_v6() == v6) {
+            for range in ranges.iter().filter(|range| range.family() == family) {
                 list.add(Rule::IncludedRange, OUTBOUND, [Match::Destination(*range), Match::Tcp]);
             }
         }
@@ -228,6 +228,6 @@ impl List {
     }
 }
 
-fn address(v6: bool, four: &str, six: &str) -> IpAddr {
-    (if v6 { six } else { four }).parse().expect("an address")
+fn address(family: Family, four: &str, six: &str) -> IpAddr {
+    (if family == Family::V6 { six } else { four }).parse().expect("an address")
 }

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use proptest::prelude::*;
 use proptest::sample::select;
 use redirect_common::decide::InboundMode;
-use redirect_common::{Caller, Endpoint, Facts, Flow, InboundFacts, Ip, Protocol};
+use redirect_common::{Caller, Endpoint, Facts, Family, Flow, InboundFacts, Ip, Protocol};
 
 /// The pod's own addresses, on `eth0` and `eth1`.
 const OWN: [&str; 4] = ["10.0.0.2", "fd00::2", "10.9.0.2", "fd09::2"];
@@ -54,8 +54,8 @@ impl Range {
         Range { address, length: if address.is_ipv6() { 128 } else { 32 } }
     }
 
-    pub(crate) fn is_v6(&self) -> bool {
-        self.address.is_ipv6()
+    pub(crate) fn family(&self) -> Family {
+        Family::of(&self.address)
     }
 
     /// Compares the leading bits, one by one.

@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use apiserver::{ApiServer, Kind};
-use harness::{Node, Pod, Process, Service, kernel_test};
+use harness::{Family, Node, Pod, Process, Service, kernel_test};
 use serde_json::{Value, json};
 
 use crate::driver::{Agent, CAPABILITIES, injected, until, with_capabilities};
@@ -74,13 +74,17 @@ impl Other {
     fn new(node: &Node) -> Other {
         let pod = node.pod("other");
         let app = pod.app();
-        app.serve(&[pod.at(false, 8080), pod.at(true, 8080), pod.at(false, 8081)], Service::Tell).unwrap();
+        app.serve(
+            &[pod.at(Family::V4, 8080), pod.at(Family::V6, 8080), pod.at(Family::V4, 8081)],
+            Service::Tell,
+        )
+        .unwrap();
         Other { pod, app }
     }
 
     /// Whether the connection of an application to this port ends at its sidecar.
-    fn captures(&self, app: &Process, v6: bool, port: u16) -> bool {
-        app.connect(self.pod.at(v6, port)).is_ok_and(|socket| socket.seen().listener == 15001)
+    fn captures(&self, app: &Process, family: Family, port: u16) -> bool {
+        app.connect(self.pod.at(family, port)).is_ok_and(|socket| socket.seen().listener == 15001)
     }
 }
 
@@ -92,14 +96,14 @@ fn a_pod_that_runs_is_redirected_in_both_directions() {
         // All of it was there before the agent: the listeners, too.
         let _sidecar = pod.sidecar();
         let app = pod.app();
-        assert!(!other.captures(&app, false, 8080));
+        assert!(!other.captures(&app, Family::V4, 8080));
         world.tell(&pod, |_| {});
         let agent = world.agent(&["--repair-pods"]);
-        until("outbound is captured", || other.captures(&app, false, 8080));
-        assert!(other.captures(&app, true, 8080));
-        for v6 in [false, true] {
-            let seen = other.app.connect(pod.at(v6, 8080)).unwrap().seen();
-            assert_eq!((seen.listener, seen.original_dst), (15006, Ok(pod.at(v6, 8080))));
+        until("outbound is captured", || other.captures(&app, Family::V4, 8080));
+        assert!(other.captures(&app, Family::V6, 8080));
+        for family in Family::ALL {
+            let seen = other.app.connect(pod.at(family, 8080)).unwrap().seen();
+            assert_eq!((seen.listener, seen.original_dst), (15006, Ok(pod.at(family, 8080))));
         }
         until("an event says so", || world.reasons(&pod) == ["RepairBrokenPod"]);
         assert_eq!(value(world.address, "redirect_cni_pods_enrolled"), Some(1.0));
@@ -111,7 +115,7 @@ fn a_pod_that_runs_is_redirected_in_both_directions() {
         until("it is ready", || get(world.address, "/readyz").0 == 200);
         // Nothing ends with the agent.
         drop(agent);
-        assert!(other.captures(&app, false, 8080));
+        assert!(other.captures(&app, Family::V4, 8080));
     });
 }
 
@@ -123,15 +127,19 @@ fn links_that_are_lost_come_back_within_seconds() {
         let (_sidecar, app) = (pod.sidecar(), pod.app());
         world.tell(&pod, |_| {});
         let _agent = world.agent(&["--repair-pods"]);
-        until("it is captured", || other.captures(&app, false, 8080));
+        until("it is captured", || other.captures(&app, Family::V4, 8080));
         let version =
             fs::read_dir(node.bpffs().join("redirect-cni")).unwrap().next().unwrap().unwrap().path();
         for round in 0..2 {
             fs::remove_dir_all(version.join("pods")).unwrap();
             fs::create_dir(version.join("pods")).unwrap();
             let lost = Instant::now();
-            until("the link is dead", || !other.captures(&app, false, 8080) || lost.elapsed().as_secs() > 1);
-            until(&format!("it is captured again in round {round}"), || other.captures(&app, false, 8080));
+            until("the link is dead", || {
+                !other.captures(&app, Family::V4, 8080) || lost.elapsed().as_secs() > 1
+            });
+            until(&format!("it is captured again in round {round}"), || {
+                other.captures(&app, Family::V4, 8080)
+            });
         }
         until("each repair is told", || !world.reasons(&pod).is_empty());
     });
@@ -198,7 +206,7 @@ fn the_policy_of_a_running_pod_follows_its_annotations() {
         let (_sidecar, app) = (pod.sidecar(), pod.app());
         world.tell(&pod, |_| {});
         let _agent = world.agent(&["--repair-pods", "--live-policy"]);
-        until("it is captured", || other.captures(&app, false, 8080));
+        until("it is captured", || other.captures(&app, Family::V4, 8080));
         let exclude = |ports: &str| {
             world.api.store().change(Kind::PODS, "shop", "web", |pod| {
                 pod["metadata"]["annotations"]["traffic.sidecar.istio.io/excludeOutboundPorts"] =
@@ -207,18 +215,18 @@ fn the_policy_of_a_running_pod_follows_its_annotations() {
             Instant::now()
         };
         let changed = exclude("8080");
-        until("port 8080 is excluded", || !other.captures(&app, false, 8080));
+        until("port 8080 is excluded", || !other.captures(&app, Family::V4, 8080));
         let took = changed.elapsed();
         assert!(took < Duration::from_secs(2), "{took:?}");
-        assert!(other.captures(&app, false, 8081));
+        assert!(other.captures(&app, Family::V4, 8081));
         exclude("8081");
-        until("port 8080 is captured again", || other.captures(&app, false, 8080));
-        assert!(!other.captures(&app, false, 8081));
+        until("port 8080 is captured again", || other.captures(&app, Family::V4, 8080));
+        assert!(!other.captures(&app, Family::V4, 8081));
         until("events say so", || world.reasons(&pod).contains(&"PolicyChanged".to_owned()));
         // What makes no sense leaves the pod as it is.
         exclude("eighty");
         until("that is told", || world.reasons(&pod).contains(&"InvalidAnnotation".to_owned()));
-        assert!(other.captures(&app, false, 8080));
+        assert!(other.captures(&app, Family::V4, 8080));
         println!("an annotation was in force after {took:?}");
     });
 }
@@ -303,12 +311,12 @@ fn new_programs_are_tried_aside_and_old_ones_stay_when_they_fail() {
             get(world.address, "/readyz").1.contains("verify: the new programs")
         });
         assert!(is_of(node, "0.0.1"), "the old programs stay: {}", world.log());
-        assert!(other.captures(&app, false, 8080));
+        assert!(other.captures(&app, Family::V4, 8080));
         drop(agent);
         let _agent = world.agent(&["--verify"]);
         until("the node is ready", || get(world.address, "/readyz").0 == 200);
         assert!(!is_of(node, "0.0.1"), "running pods have the new programs: {}", world.log());
-        assert!(other.captures(&app, false, 8080));
+        assert!(other.captures(&app, Family::V4, 8080));
         assert_eq!(node.attached(), ["web"], "the scratch pod is gone");
     });
 }
@@ -324,13 +332,13 @@ fn an_older_agent_takes_a_node_back_to_its_programs_and_its_plugin_leaves_newer_
         // A pod that starts before the agent is back has the newer programs, which stay.
         node.attach(&next, &[]);
         assert!(is_of(node, "99.0.0"));
-        let stream = app.connect(other.pod.at(false, 8080)).unwrap();
+        let stream = app.connect(other.pod.at(Family::V4, 8080)).unwrap();
         let _agent = world.agent(&["--verify"]);
         until("the node is ready", || get(world.address, "/readyz").0 == 200);
         assert!(!is_of(node, "99.0.0"), "the newer programs are gone: {}", world.log());
         assert!(world.log().contains("running pods have the new programs"), "{}", world.log());
         assert_eq!(stream.seen().listener, 15001, "a connection from before lives on");
-        assert!(other.captures(&app, false, 8080));
+        assert!(other.captures(&app, Family::V4, 8080));
         // `redirect list` fails where a pod is not as it was attached.
         assert_eq!(node.json(&["list"]).as_array().map(Vec::len), Some(2));
     });

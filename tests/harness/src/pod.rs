@@ -3,6 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use redirect_common::Family;
+
 use crate::cgroup::Cgroup;
 use crate::keep::keep;
 use crate::netns::NetNs;
@@ -42,16 +44,16 @@ impl Pod {
         self.ip6
     }
 
-    /// Its address in the family that `v6` says.
+    /// Its address in the family that `family` says.
     #[must_use]
-    pub fn ip(&self, v6: bool) -> IpAddr {
-        if v6 { self.ip6.into() } else { self.ip4.into() }
+    pub fn ip(&self, family: Family) -> IpAddr {
+        if family == Family::V6 { self.ip6.into() } else { self.ip4.into() }
     }
 
-    /// A port at its address in the family that `v6` says.
+    /// A port at its address in the family that `family` says.
     #[must_use]
-    pub fn at(&self, v6: bool, port: u16) -> SocketAddr {
-        SocketAddr::new(self.ip(v6), port)
+    pub fn at(&self, family: Family, port: u16) -> SocketAddr {
+        SocketAddr::new(self.ip(family), port)
     }
 
     /// Its network namespace.

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use nix::errno::Errno;
+use redirect_common::Family;
 
 use crate::process::Process;
 use crate::protocol::{Datagram, Fd, OptionBytes, Request, Seen, Transport, UNTOUCHED, decode_sockaddr};
@@ -41,30 +42,30 @@ const PATIENCE_MS: u16 = 5000;
 
 /// How a process makes sockets.
 impl Process {
-    /// A TCP socket, IPv6 if `v6`.
+    /// A TCP socket, IPv6 if `family`.
     #[must_use]
-    pub fn tcp(&self, v6: bool) -> Socket {
-        self.socket(v6, Transport::Tcp, false)
+    pub fn tcp(&self, family: Family) -> Socket {
+        self.socket(family, Transport::Tcp, false)
     }
 
     /// A non-blocking TCP socket.
     #[must_use]
-    pub fn tcp_nonblocking(&self, v6: bool) -> Socket {
-        self.socket(v6, Transport::Tcp, true)
+    pub fn tcp_nonblocking(&self, family: Family) -> Socket {
+        self.socket(family, Transport::Tcp, true)
     }
 
     /// A UDP socket.
     #[must_use]
-    pub fn udp(&self, v6: bool) -> Socket {
-        self.socket(v6, Transport::Udp, false)
+    pub fn udp(&self, family: Family) -> Socket {
+        self.socket(family, Transport::Udp, false)
     }
 
     /// An MPTCP socket.
     ///
     /// # Errors
     /// What `socket()` says where there is no MPTCP.
-    pub fn mptcp(&self, v6: bool) -> Result<Socket, Errno> {
-        self.try_socket(v6, Transport::Mptcp, false)
+    pub fn mptcp(&self, family: Family) -> Result<Socket, Errno> {
+        self.try_socket(family, Transport::Mptcp, false)
     }
 
     /// A TCP connection to `to` on a socket of that family.
@@ -72,7 +73,7 @@ impl Process {
     /// # Errors
     /// What `connect()` says.
     pub fn connect(&self, to: SocketAddr) -> Result<Socket, Errno> {
-        let socket = self.tcp(to.is_ipv6());
+        let socket = self.tcp(Family::of(&to.ip()));
         socket.connect(to)?;
         Ok(socket)
     }
@@ -82,19 +83,19 @@ impl Process {
     /// # Errors
     /// What `bind()` or `listen()` says.
     pub fn listen(&self, address: SocketAddr) -> Result<Socket, Errno> {
-        let socket = self.tcp(address.is_ipv6());
+        let socket = self.tcp(Family::of(&address.ip()));
         socket.set_option(libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
         socket.bind(address)?;
         socket.listen()?;
         Ok(socket)
     }
 
-    fn socket(&self, v6: bool, transport: Transport, nonblocking: bool) -> Socket {
-        self.try_socket(v6, transport, nonblocking).expect("make a socket")
+    fn socket(&self, family: Family, transport: Transport, nonblocking: bool) -> Socket {
+        self.try_socket(family, transport, nonblocking).expect("make a socket")
     }
 
-    fn try_socket(&self, v6: bool, transport: Transport, nonblocking: bool) -> Result<Socket, Errno> {
-        let fd = self.call(Request::Socket { v6, transport, nonblocking })?;
+    fn try_socket(&self, family: Family, transport: Transport, nonblocking: bool) -> Result<Socket, Errno> {
+        let fd = self.call(Request::Socket { v6: family == Family::V6, transport, nonblocking })?;
         Ok(Socket::new(self.clone(), fd))
     }
 }
@@ -243,10 +244,10 @@ impl Socket {
     ///
     /// # Errors
     /// What the call says.
-    pub fn tell_destinations(&self, v6: bool) -> Result<(), Errno> {
-        match v6 {
-            false => self.set_option(libc::SOL_IP, libc::IP_PKTINFO, 1),
-            true => self.set_option(libc::SOL_IPV6, libc::IPV6_RECVPKTINFO, 1),
+    pub fn tell_destinations(&self, family: Family) -> Result<(), Errno> {
+        match family {
+            Family::V4 => self.set_option(libc::SOL_IP, libc::IP_PKTINFO, 1),
+            Family::V6 => self.set_option(libc::SOL_IPV6, libc::IPV6_RECVPKTINFO, 1),
         }
     }
 

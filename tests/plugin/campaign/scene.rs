@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use harness::cli::Outcome;
-use harness::{Node, Pod, Process, Service, Sidecar, User};
+use harness::{Family, Node, Pod, Process, Service, Sidecar, User};
 
 use crate::call::Call;
 use crate::sandbox::{Sandbox, assert_nothing_attached};
@@ -95,7 +95,8 @@ impl<'n> Scene<'n> {
         let sandbox = crate::crash::sandbox(node, &pod, "c0ffee");
         let renewed = sandbox.again("decaf", new_netns.netns().path());
         let trap = far_away.process("server", User::APP);
-        trap.serve(&[false, true].map(|v6| far_away.at(v6, PORT)), Service::Hangup).expect("set the trap");
+        trap.serve(&Family::ALL.map(|family| far_away.at(family, PORT)), Service::Hangup)
+            .expect("set the trap");
         Scene { node, sandbox, renewed, running: None, trap, far_away, pod, _new_netns: new_netns }
     }
 
@@ -112,10 +113,10 @@ impl<'n> Scene<'n> {
         self.sandbox.add();
         let sidecar = Sidecar::builder(&self.pod).service(Service::Hangup).start();
         let app = self.pod.app();
-        app.serve(&[false, true].map(|v6| self.pod.at(v6, PORT)), Service::Hangup).expect("serve");
+        app.serve(&Family::ALL.map(|family| self.pod.at(family, PORT)), Service::Hangup).expect("serve");
         let (client, peer) = (self.pod.app(), self.far_away.app());
-        client.dial_every(&[false, true].map(|v6| self.far_away.at(v6, PORT)), PAUSE);
-        peer.dial_every(&[false, true].map(|v6| self.pod.at(v6, PORT)), PAUSE);
+        client.dial_every(&Family::ALL.map(|family| self.far_away.at(family, PORT)), PAUSE);
+        peer.dial_every(&Family::ALL.map(|family| self.pod.at(family, PORT)), PAUSE);
         self.running = Some(Running { sidecar, app, client, peer });
         // They get through, to the sidecar: else a campaign would prove nothing.
         assert_eq!(self.cut_off(), None);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use apiserver::{ApiServer, Kind};
 use harness::chain::{Chain, Refusal};
-use harness::{Errno, Node, Pod, Process, Residue, kernel_test};
+use harness::{Errno, Family, Node, Pod, Process, Residue, kernel_test};
 use serde_json::{Value, json};
 
 use super::place::{Place, sandbox};
@@ -66,7 +66,7 @@ impl Day<'_> {
         self.longest = self.longest.max(begun.elapsed());
         let app = pod.app();
         self.world.tell(&pod, |_| {});
-        let answer = app.connect(self.other.pod.at(number.is_multiple_of(2), 8080)).map(drop);
+        let answer = app.connect(self.other.pod.at(Family::ALL[number % 2], 8080)).map(drop);
         assert_eq!(answer, Err(Errno::ECONNREFUSED), "pod {number} is open");
         Alive { pod, app }
     }

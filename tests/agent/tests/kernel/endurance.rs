@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use harness::chain::Chain;
 use harness::dns::message;
 use harness::envoy::{Bootstrap, Envoy};
-use harness::{DnsProxy, Node, Pod, Process, Service, Socket, kernel_test};
+use harness::{DnsProxy, Family, Node, Pod, Process, Service, Socket, kernel_test};
 use serde_json::Value;
 
 use super::World;
@@ -40,14 +40,14 @@ impl Member {
         let bootstrap = Bootstrap::default();
         let envoy = Envoy::start(name, pod.netns(), &cgroup, &bootstrap, node.dir()).expect("Envoy starts");
         let (app, dns) = (pod.app(), DnsProxy::start(&pod));
-        app.serve(&[pod.at(false, PORT)], Service::Echo).unwrap();
+        app.serve(&[pod.at(Family::V4, PORT)], Service::Echo).unwrap();
         Member { pod, app, envoy, _dns: dns }
     }
 
     /// Asks for a name, connects, and has an answer.
     fn request(&self, number: u16, to: SocketAddr) {
         let server: SocketAddr = SERVER.parse().unwrap();
-        let asks = self.app.udp(false);
+        let asks = self.app.udp(Family::V4);
         let asked = asks.send_to(&message::question(number, "two"), server);
         asked.unwrap_or_else(|error| panic!("question {number}: {error}"));
         let answer = asks.receive(512).unwrap_or_else(|error| panic!("answer {number}: {error}"));
@@ -64,7 +64,7 @@ fn no_request_fails_while_agent_plugin_and_programs_are_killed_upgraded_and_roll
         let disorder = Disorder::new(&world);
         let chain = disorder.installed();
         let (mut one, two) = (Member::new(node, &chain, "one"), Member::new(node, &chain, "two"));
-        let to = two.pod.at(false, PORT);
+        let to = two.pod.at(Family::V4, PORT);
         let streams: Vec<Socket> = (0..STREAMS).map(|_| one.app.connect(to).unwrap()).collect();
         streams.iter().for_each(|stream| stream.expect_echo(b"before"));
         let ((requests, slowest), rounds) = disorder.during(|rounds| {

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use harness::chain::Chain;
 use harness::cli::Outcome;
-use harness::{Node, Pod, Process, Sidecar, kernel_test};
+use harness::{Family, Node, Pod, Process, Sidecar, kernel_test};
 use serde_json::{Value, json};
 
 use super::place::{Place, sandbox};
@@ -50,7 +50,10 @@ impl<'a> Redirected<'a> {
         assert_eq!(fs::read_to_string(self.place.file()).unwrap(), self.before);
         assert!(self.place.bin().join("redirect-cni").exists(), "the runtime needs it to delete the pod");
         assert!(self.node.bpffs().join("redirect-cni").exists());
-        assert!(self.other.captures(&self.app, false, 8080) && self.other.captures(&self.app, true, 8080));
+        assert!(
+            self.other.captures(&self.app, Family::V4, 8080)
+                && self.other.captures(&self.app, Family::V6, 8080)
+        );
     }
 
     fn is_gone(&self) -> bool {

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use harness::{Node, kernel_test};
+use harness::{Family, Node, kernel_test};
 
 use super::{Other, World};
 use crate::driver::{Agent, CAPABILITIES, with_capabilities};
@@ -19,8 +19,8 @@ fn repairs(node: &Node, name: &str, capabilities: &[&str]) -> bool {
         Agent::start_on(with_capabilities(node, capabilities), node.dir(), &kubeconfig, &["--repair-pods"]);
     let deadline = Instant::now() + Duration::from_secs(8);
     let both = || {
-        other.captures(&app, false, 8080)
-            && other.app.connect(pod.at(false, 8080)).is_ok_and(|socket| socket.seen().listener == 15006)
+        other.captures(&app, Family::V4, 8080)
+            && other.app.connect(pod.at(Family::V4, 8080)).is_ok_and(|socket| socket.seen().listener == 15006)
     };
     while Instant::now() < deadline {
         if both() {

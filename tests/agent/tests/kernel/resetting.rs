@@ -1,6 +1,6 @@
 //! Connections that were open before a pod was repaired: they go on, or those around the sidecar are ended.
 
-use harness::{Errno, Process, Service, Socket, kernel_test};
+use harness::{Errno, Family, Process, Service, Socket, kernel_test};
 use serde_json::json;
 
 use super::{Other, World};
@@ -31,23 +31,23 @@ fn connections_from_before_a_repair_go_on_or_those_around_the_sidecar_are_reset(
             let world = World::new(node);
             let (pod, other) = (node.pod("web"), Other::new(node));
             let (_sidecar, app, proxy): (_, Process, Process) = (pod.sidecar(), pod.app(), pod.proxy());
-            for v6 in [false, true] {
-                other.app.serve(&OUT.map(|port| other.pod.at(v6, port)), Service::Echo).unwrap();
-                app.serve(&IN.map(|port| pod.at(v6, port)), Service::Echo).unwrap();
+            for family in Family::ALL {
+                other.app.serve(&OUT.map(|port| other.pod.at(family, port)), Service::Echo).unwrap();
+                app.serve(&IN.map(|port| pod.at(family, port)), Service::Echo).unwrap();
             }
             let dial = |from: &Process, to| from.connect(to).unwrap();
             let before = Before {
                 around: vec![
-                    ("out, IPv4", dial(&app, other.pod.at(false, OUT[0]))),
-                    ("out, IPv6", dial(&app, other.pod.at(true, OUT[0]))),
-                    ("in, IPv4", dial(&other.app, pod.at(false, IN[0]))),
-                    ("in, IPv6", dial(&other.app, pod.at(true, IN[0]))),
+                    ("out, IPv4", dial(&app, other.pod.at(Family::V4, OUT[0]))),
+                    ("out, IPv6", dial(&app, other.pod.at(Family::V6, OUT[0]))),
+                    ("in, IPv4", dial(&other.app, pod.at(Family::V4, IN[0]))),
+                    ("in, IPv6", dial(&other.app, pod.at(Family::V6, IN[0]))),
                 ],
                 rightly: vec![
-                    ("out, excluded", dial(&app, other.pod.at(false, OUT[1]))),
-                    ("in, excluded", dial(&other.app, pod.at(true, IN[1]))),
-                    ("inside", dial(&app, pod.at(false, IN[0]))),
-                    ("the sidecar's", dial(&proxy, other.pod.at(false, OUT[0]))),
+                    ("out, excluded", dial(&app, other.pod.at(Family::V4, OUT[1]))),
+                    ("in, excluded", dial(&other.app, pod.at(Family::V6, IN[1]))),
+                    ("inside", dial(&app, pod.at(Family::V4, IN[0]))),
+                    ("the sidecar's", dial(&proxy, other.pod.at(Family::V4, OUT[0]))),
                 ],
             };
             world.tell(&pod, |object| {
@@ -69,7 +69,7 @@ fn connections_from_before_a_repair_go_on_or_those_around_the_sidecar_are_reset(
             for (what, socket) in &before.rightly {
                 assert_eq!(is_alive(socket), Ok(()), "{what}");
             }
-            assert!(other.captures(&app, false, OUT[0]) && other.captures(&app, true, OUT[0]));
+            assert!(other.captures(&app, Family::V4, OUT[0]) && other.captures(&app, Family::V6, OUT[0]));
         });
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use harness::{Pod, Process, Sidecar, kernel_test};
+use harness::{Family, Pod, Process, Sidecar, kernel_test};
 use serde_json::Value;
 
 use super::disorder::Disorder;
@@ -39,9 +39,9 @@ fn fifty_pods_start_while_agent_plugin_and_programs_are_killed_upgraded_and_roll
                 chain.add(&sandbox(pod)).unwrap_or_else(|error| panic!("pod {number}: {error:#}"));
                 longest = longest.max(begun.elapsed());
                 let (sidecar, app) = (pod.sidecar(), pod.app());
-                assert!(other.captures(&app, false, 8080), "pod {number} is not captured, IPv4");
-                assert!(other.captures(&app, true, 8080), "pod {number} is not captured, IPv6");
-                let inbound = other.app.connect(pod.at(false, 8080)).unwrap().seen().listener;
+                assert!(other.captures(&app, Family::V4, 8080), "pod {number} is not captured, IPv4");
+                assert!(other.captures(&app, Family::V6, 8080), "pod {number} is not captured, IPv6");
+                let inbound = other.app.connect(pod.at(Family::V4, 8080)).unwrap().seen().listener;
                 assert_eq!(inbound, 15006, "pod {number}");
                 started.push(Started { pod, app, _sidecar: sidecar });
                 // They are spread over the rounds.
@@ -55,8 +55,8 @@ fn fifty_pods_start_while_agent_plugin_and_programs_are_killed_upgraded_and_roll
         // `redirect list` fails where a pod is not as it was attached.
         assert_eq!(node.json(&["list"]).as_array().map(Vec::len), Some(PODS));
         for Started { pod, app, .. } in &started {
-            assert!(other.captures(app, false, 8080), "{} is not captured at the end", pod.name());
-            assert_eq!(other.app.connect(pod.at(true, 8080)).unwrap().seen().listener, 15006);
+            assert!(other.captures(app, Family::V4, 8080), "{} is not captured at the end", pod.name());
+            assert_eq!(other.app.connect(pod.at(Family::V6, 8080)).unwrap().seen().listener, 15006);
         }
         assert!(longest < LONGEST && rounds >= ROUNDS, "the longest ADD took {longest:?}; {rounds} rounds");
         println!("{PODS} pods in {rounds} rounds of replacing; the longest ADD took {longest:?}");

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use redirect_common::Family;
 
 use super::sys;
 use crate::protocol::{Dialled, Transport};
@@ -48,7 +49,7 @@ impl Dialer {
 
 /// One connection, closed with a reset.
 fn dial(to: SocketAddr) -> Result<(), Errno> {
-    let socket = sys::socket(to.is_ipv6(), Transport::Tcp, true)?;
+    let socket = sys::socket(Family::of(&to.ip()), Transport::Tcp, true)?;
     match sys::connect(&socket, to) {
         Err(Errno::EINPROGRESS) => wait(&socket)?,
         other => other?,

@@ -24,6 +24,7 @@ use serde_json::Value;
 
 use crate::protocol::{Fd, Opened, Request, Transport};
 use dialer::Dialer;
+use redirect_common::Family;
 use server::Server;
 
 /// Runs the agent: `pod-agent UID GID CAPABILITIES`, requests on stdin, answers on stdout.
@@ -91,7 +92,8 @@ impl Agent {
     fn answer(&mut self, request: Request) -> Result<Value, Errno> {
         match request {
             Request::Socket { v6, transport, nonblocking } => {
-                self.hold(sys::socket(v6, transport, nonblocking)?)
+                let family = if v6 { Family::V6 } else { Family::V4 };
+                self.hold(sys::socket(family, transport, nonblocking)?)
             }
             Request::Accept { fd } => self.hold(sys::accept(self.socket(fd)?)?),
             Request::Bind { fd, address } => json(sys::bind(self.socket(fd)?, address)?),
@@ -140,7 +142,7 @@ impl Agent {
     fn open_many(&mut self, to: &[std::net::SocketAddr], count: usize) -> Opened {
         for done in 0..count {
             let address = to[done % to.len()];
-            let socket = sys::socket(address.is_ipv6(), Transport::Tcp, false)
+            let socket = sys::socket(Family::of(&address.ip()), Transport::Tcp, false)
                 .and_then(|socket| sys::connect(&socket, address).map(|()| socket));
             match socket {
                 Ok(socket) => self.many.push(socket),

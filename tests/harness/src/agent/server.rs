@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
+use redirect_common::Family;
 
 use super::sys;
 use crate::protocol::{Seen, Service, Transport};
@@ -47,9 +48,9 @@ impl Server {
 /// A listening socket that several workers can open; an IPv6 one takes IPv6 only, unless `dual_stack`, so
 /// that the same port can be opened for both families.
 fn listening(address: SocketAddr, dual_stack: bool, transparent: bool) -> Result<OwnedFd, Errno> {
-    let socket = sys::socket(address.is_ipv6(), Transport::Tcp, false)?;
+    let socket = sys::socket(Family::of(&address.ip()), Transport::Tcp, false)?;
     if transparent {
-        sys::make_transparent(&socket, address.is_ipv6())?;
+        sys::make_transparent(&socket, Family::of(&address.ip()))?;
     }
     setsockopt(&socket, sockopt::ReuseAddr, &true)?;
     setsockopt(&socket, sockopt::ReusePort, &true)?;
@@ -101,8 +102,8 @@ fn accept_forever(listener: &OwnedFd, port: u16, service: Service, log: &Log) {
 fn look(socket: &OwnedFd, listener: u16) -> Result<Seen, Errno> {
     let local = sys::sockname(socket)?;
     // A connection of an IPv4 client to an IPv6 socket counts as IPv4 for Envoy, too.
-    let v6 = local.ip().to_canonical().is_ipv6();
-    let original_dst = sys::original_dst(socket, v6).map_err(|errno| errno as i32);
+    let family = Family::of(&local.ip().to_canonical());
+    let original_dst = sys::original_dst(socket, family).map_err(|errno| errno as i32);
     Ok(Seen { listener, local, client: sys::peername(socket)?, original_dst })
 }
 
@@ -121,7 +122,7 @@ fn forward(client: &TcpStream, seen: &Seen, service: Service) {
 
 fn dial(seen: &Seen) -> Result<TcpStream, Errno> {
     let to = seen.original_dst.map_err(Errno::from_raw)?;
-    let socket = sys::socket(to.is_ipv6(), Transport::Tcp, false)?;
+    let socket = sys::socket(Family::of(&to.ip()), Transport::Tcp, false)?;
     if seen.listener == INBOUND_PORT {
         let source: IpAddr = match to {
             SocketAddr::V4(_) => Ipv4Addr::new(127, 0, 0, 6).into(),
@@ -158,8 +159,8 @@ fn dial_as_client(seen: &Seen) -> Result<TcpStream, Errno> {
         return dial(seen);
     }
     let to = seen.original_dst.map_err(Errno::from_raw)?;
-    let socket = sys::socket(to.is_ipv6(), Transport::Tcp, false)?;
-    sys::make_transparent(&socket, to.is_ipv6())?;
+    let socket = sys::socket(Family::of(&to.ip()), Transport::Tcp, false)?;
+    sys::make_transparent(&socket, Family::of(&to.ip()))?;
     // The mark by which Istio's rules know the sidecar's way to the application.
     sys::set_option(&socket, libc::SOL_SOCKET, libc::SO_MARK, &1337_i32.to_ne_bytes())?;
     sys::bind(&socket, SocketAddr::new(seen.client.ip().to_canonical(), 0))?;

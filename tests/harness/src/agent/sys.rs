@@ -9,6 +9,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     self, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockaddrLike, SockaddrStorage,
 };
+use redirect_common::Family;
 
 use crate::protocol::{Datagram, Fd, OptionBytes, Transport, UNTOUCHED, decode_sockaddr};
 
@@ -16,8 +17,8 @@ pub(super) fn number(socket: &OwnedFd) -> Fd {
     socket.as_raw_fd()
 }
 
-pub(super) fn socket(v6: bool, transport: Transport, nonblocking: bool) -> Result<OwnedFd, Errno> {
-    let family = if v6 { libc::AF_INET6 } else { libc::AF_INET };
+pub(super) fn socket(family: Family, transport: Transport, nonblocking: bool) -> Result<OwnedFd, Errno> {
+    let family = if family == Family::V6 { libc::AF_INET6 } else { libc::AF_INET };
     let (kind, protocol) = match transport {
         Transport::Tcp => (libc::SOCK_STREAM, 0),
         Transport::Mptcp => (libc::SOCK_STREAM, libc::IPPROTO_MPTCP),
@@ -87,9 +88,12 @@ pub(super) fn get_option(
 }
 
 /// SO_ORIGINAL_DST as Envoy asks for it.
-pub(super) fn original_dst(socket: &OwnedFd, v6: bool) -> Result<SocketAddr, Errno> {
-    let (level, name) =
-        if v6 { (libc::SOL_IPV6, libc::IP6T_SO_ORIGINAL_DST) } else { (libc::SOL_IP, libc::SO_ORIGINAL_DST) };
+pub(super) fn original_dst(socket: &OwnedFd, family: Family) -> Result<SocketAddr, Errno> {
+    let (level, name) = if family == Family::V6 {
+        (libc::SOL_IPV6, libc::IP6T_SO_ORIGINAL_DST)
+    } else {
+        (libc::SOL_IP, libc::SO_ORIGINAL_DST)
+    };
     let answer = get_option(socket, level, name, vec![UNTOUCHED; size_of::<libc::sockaddr_storage>()])?;
     decode_sockaddr(&answer.buffer).ok_or(Errno::EAFNOSUPPORT)
 }
@@ -171,9 +175,12 @@ pub(super) fn keep_capabilities(kept: u32) -> Result<(), Errno> {
 }
 
 /// Makes a socket transparent, as Envoy does.
-pub(super) fn make_transparent(socket: &OwnedFd, v6: bool) -> Result<(), Errno> {
-    let (level, name) =
-        if v6 { (libc::SOL_IPV6, libc::IPV6_TRANSPARENT) } else { (libc::SOL_IP, libc::IP_TRANSPARENT) };
+pub(super) fn make_transparent(socket: &OwnedFd, family: Family) -> Result<(), Errno> {
+    let (level, name) = if family == Family::V6 {
+        (libc::SOL_IPV6, libc::IPV6_TRANSPARENT)
+    } else {
+        (libc::SOL_IP, libc::IP_TRANSPARENT)
+    };
     set_option(socket, level, name, &1_i32.to_ne_bytes())
 }
 
