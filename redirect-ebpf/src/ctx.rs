@@ -9,7 +9,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
 use aya_ebpf::helpers::generated::{
-    bpf_get_current_uid_gid, bpf_map_lookup_elem, bpf_sk_release, bpf_sk_storage_get,
+    bpf_get_current_uid_gid, bpf_map_lookup_elem, bpf_set_retval, bpf_sk_release, bpf_sk_storage_get,
 };
 use redirect_common::{Caller, Ip, ListenerKey, Origin, role};
 
@@ -27,6 +27,16 @@ macro_rules! set_field {
         // SAFETY: as for reading; the verifier also checks that this program type may write the field.
         unsafe { core::ptr::write_volatile(&raw mut (*$ptr).$field, $value) }
     };
+}
+
+/// Makes the call fail with this error, an errno. The verifier of newer kernels wants to see that it is one
+/// (7.3: "should have been in [-4095, 0]"); a number that another function returned may be any.
+#[inline(always)]
+fn fail_with(errno: i32) {
+    const MAX_ERRNO: i32 = 4095;
+    // SAFETY: the helper takes a number. Programs of sockets' addresses have it since Linux 6.1, those of
+    // options since 5.18.
+    let _ = unsafe { bpf_set_retval(-(errno & MAX_ERRNO)) };
 }
 
 /// Four consecutive words of a context, one access each.

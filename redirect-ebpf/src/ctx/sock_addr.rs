@@ -4,7 +4,7 @@ use core::ptr::write_volatile;
 
 use aya_ebpf::bindings::{BPF_TCP_CLOSE, bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{
-    bpf_bind, bpf_get_netns_cookie, bpf_set_retval, bpf_setsockopt, bpf_sk_lookup_tcp, bpf_sk_release,
+    bpf_bind, bpf_get_netns_cookie, bpf_setsockopt, bpf_sk_lookup_tcp, bpf_sk_release,
 };
 use aya_ebpf::programs::SockAddrContext;
 use redirect_common::{Caller, Endpoint, Family, Ip, Origin, Protocol, role};
@@ -228,8 +228,7 @@ impl SockAddr {
     /// Makes a refusing hook's call fail with this error.
     #[inline(always)]
     pub(crate) fn fail_with(&self, errno: i32) {
-        // SAFETY: allowed in these programs since Linux 5.18.
-        let _ = unsafe { bpf_set_retval(-errno) };
+        super::fail_with(errno);
     }
 
     /// In a bind hook: allows the address to be used while sockets that do not listen have it (SO_REUSEADDR).

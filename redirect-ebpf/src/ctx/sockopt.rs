@@ -1,7 +1,7 @@
 //! The context of getsockopt and setsockopt.
 
 use aya_ebpf::bindings::{BPF_TCP_CLOSE, BPF_TCP_LISTEN, bpf_sockopt};
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_set_retval};
+use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
 use aya_ebpf::programs::SockoptContext;
 use redirect_common::{Caller, Endpoint, Origin, Own, Peer};
 
@@ -168,7 +168,6 @@ impl Sockopt {
     /// Makes the call fail with this error.
     #[inline(always)]
     pub(crate) fn fail_with(&self, errno: i32) {
-        // SAFETY: allowed in these programs since Linux 5.18.
-        let _ = unsafe { bpf_set_retval(-errno) };
+        super::fail_with(errno);
     }
 }

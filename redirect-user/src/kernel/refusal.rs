@@ -41,10 +41,11 @@ fn useful_line(log: &str) -> Option<&str> {
 }
 
 fn is_noise(line: &str) -> bool {
-    const BEGINNINGS: [&str; 13] = [
+    const BEGINNINGS: [&str; 14] = [
         "processed ",
         "verification time",
         "stack depth",
+        "subprog ",
         "peak_states",
         ";",
         "from ",
@@ -85,6 +86,15 @@ mod tests {
         let log = "0: (61) r2 = *(u32 *)(r1 +400)\nR1=ctx() R10=fp0\ninvalid bpf_context access off=400 size=4\n\
             processed 1 insns (limit 1000000) max_states_per_insn 0\n";
         assert_eq!(useful_line(log), Some("invalid bpf_context access off=400 size=4"));
+        let log = "; fun(retval) @ helpers.rs:1890\nAt bpf_set_retval the register R1 has unknown scalar value should have been in [-4095, 0]\n\
+            verification time 571034 usec\nstack depth max 0\n\
+            subprog 0 (connect4) main insns_self 153 insns_total 256 stack 128\n\
+            subprog 9 (trace_call) global insns_self 0 insns_total 0 stack 0\n\
+            processed 256 insns (limit 1000000) max_states_per_insn 1 total_states 16 peak_states 16\n";
+        assert_eq!(
+            useful_line(log),
+            Some("At bpf_set_retval the register R1 has unknown scalar value should have been in [-4095, 0]")
+        );
         assert_eq!(useful_line("processed 3 insns\n"), None);
     }
 }
