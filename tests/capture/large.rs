@@ -38,6 +38,10 @@ fn ten_thousand_excluded_ranges() {
         attach(&ours, &NodeLock::acquire(&ours).unwrap(), &request).unwrap();
         let _sidecar = pod.sidecar();
         let app = pod.app();
+        // What an operator reads of it fits a screen, and says how much there is.
+        let shown = output(node.redirect().args(["show", pod.name()]));
+        assert!(shown.contains("(10000 in all; `--output json` shows them)"), "{shown}");
+        assert!(shown.lines().count() < 80 && shown.lines().all(|line| line.len() < 300), "{shown}");
         for inside in ["100.0.0.1:80", "100.31.63.62:80", "[2001:db8:7cf::1]:80", "192.0.2.1:20999"] {
             let explained = output(node.redirect().args(["explain", pod.name(), "--dst", inside]));
             assert!(explained.starts_with("direct"), "{inside}: {explained}");

@@ -5,8 +5,9 @@
 //! without the fault succeeds and traffic flows again, and pods that were deleted leave nothing.
 //!
 //! The short form tries some combinations of each situation, evenly spread; `CAMPAIGN=all` tries every one.
-//! The number of those tried is printed. `CAMPAIGN_ONLY=gc` tries one situation, by its name here. [`scene`]
-//! has the pods, [`situations`] the verbs, [`fault`] what goes wrong.
+//! `CAMPAIGN_PART=1/240` to `240/240` try all of them in pieces. The number of those tried is printed.
+//! `CAMPAIGN_ONLY=gc` tries one situation, by its name here. [`scene`] has the pods, [`situations`] the
+//! verbs, [`fault`] what goes wrong.
 
 mod fault;
 mod scene;
@@ -48,8 +49,13 @@ fn faults(scene: &Scene<'_>, situation: &Situation) -> Vec<Fault> {
     faults
 }
 
-/// Some of them, evenly spread, or all.
+/// Some of them, evenly spread, or all; or one part of many, where `CAMPAIGN_PART=3/40` asks for it.
 fn chosen(faults: Vec<Fault>) -> Vec<Fault> {
+    if let Ok(part) = std::env::var("CAMPAIGN_PART") {
+        let numbers = part.split_once('/').map(|(part, of)| (part.parse(), of.parse()));
+        let Some((Ok(part @ 1..), Ok(of @ 1..))) = numbers else { panic!("CAMPAIGN_PART={part} is not N/M") };
+        return faults.into_iter().skip(part - 1).step_by(of).collect();
+    }
     let count = match std::env::var("CAMPAIGN") {
         Err(_) => SHORT,
         Ok(all) if all == "all" => faults.len(),

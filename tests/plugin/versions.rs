@@ -10,9 +10,11 @@ use std::process::Command;
 
 use harness::cli::Outcome;
 use harness::{Family, Node, Pod, kernel_test};
+use redirect_user::attach::replan;
 use redirect_user::kernel::hook::Hook;
 use redirect_user::kernel::pins::{self, ABI_VARIABLE};
 use redirect_user::kernel::sys;
+use redirect_user::node::lock::NodeLock;
 
 use crate::call::{Call, Reply};
 use crate::collect::{gc, status};
@@ -141,6 +143,38 @@ fn an_add_of_the_next_version_brings_the_nodes_pods_over_and_this_ones_leaves_th
         for sandbox in [first, second] {
             sandbox.del();
         }
+        assert_nothing_attached(node);
+    });
+}
+
+/// What comes after ADD is planned again by the version that has the pod: a filter of another one would not
+/// find the pod in its own maps, and would refuse all that goes through.
+#[test]
+fn a_pod_of_another_version_is_not_cut_off_when_its_network_changes() {
+    kernel_test(|node| {
+        let pod = node.pod("web");
+        let sandbox = Sandbox::new(node, &pod, "c0ffee");
+        next(sandbox.call("ADD")).success();
+        let (_sidecar, app) = (pod.sidecar(), pod.app());
+        pod.netns().ip("link add net1 type veth peer name far1\n\
+             link set far1 up\n\
+             link set net1 up\n\
+             addr add 10.99.0.2/24 dev net1");
+        let ours = redirect_user::node::Node::new(node.bpffs(), node.state_dir());
+        let attachment = redirect_user::inspect::list(&ours).unwrap().pop().unwrap();
+        assert!(!replan::look(&attachment).unwrap().stale.is_empty(), "nothing came");
+        let lock = NodeLock::acquire(&ours).unwrap();
+        assert_eq!(replan::replan(&ours, &lock, &attachment).unwrap().stale, [], "told, and not done");
+        drop(lock);
+        assert_captured(node, &pod, &app, "client");
+        // CHECK of this version brings the pod over, and it is planned with what came.
+        let details = sandbox.call("CHECK").run().refused(106);
+        assert!(details.contains("repaired now"), "{details}");
+        assert_captured(node, &pod, &app, "client2");
+        assert_eq!(sandbox.check().success(), "");
+        assert!(node.json(&["show", "c0ffee"]).to_string().contains("10.99.0.2"));
+        assert_captured(node, &pod, &app, "client3");
+        sandbox.del();
         assert_nothing_attached(node);
     });
 }

@@ -161,6 +161,12 @@ pub(crate) const GROUPS: &[Group] = &[
         steps: &[],
     },
     Group {
+        name: "bpftrace",
+        about: "load the scripts of contrib/bpftrace",
+        packages: &[deb("bpftrace", "/usr/bin/bpftrace")],
+        steps: &[],
+    },
+    Group {
         name: "vm",
         about: "boot other kernels",
         packages: &[

@@ -110,7 +110,7 @@ pub(crate) const TIERS: &[Tier] = &[
             "tool",
             "the operator's tool, as an operator runs it",
             // iptables comes with the oracle's group, strace with the faults'.
-            &["toolchain", "mesh", "oracle", "faults", "browser"],
+            &["toolchain", "mesh", "oracle", "faults", "bpftrace", "browser"],
             &[Job::Tests(&["--test", "tool", "--", ONE_BY_ONE])],
         )
     },

@@ -161,10 +161,13 @@ pub fn look(attachment: &Attachment) -> Result<Coverage, Error> {
 /// newer state, and a second call goes on from there.
 pub fn replan(node: &Node, _lock: &NodeLock, attachment: &Attachment) -> Result<Coverage, Error> {
     let Some(mut netns) = open(attachment)? else { return Ok(Coverage::default()) };
-    let (coverage, found) = compare(attachment, &mut netns)?;
+    let (mut coverage, found) = compare(attachment, &mut netns)?;
     // A pod of another version is not in this one's maps, where a filter of this one would look for it, and
-    // refuse everything. It is brought over first, which plans it again.
-    if !coverage.stale.is_empty() && pins::current(node).has(&attachment.id) {
+    // refuse everything. It is brought over first, which plans it again; nothing is mended until then.
+    if !pins::current(node).has(&attachment.id) {
+        coverage.stale.clear();
+    }
+    if !coverage.stale.is_empty() {
         let mut updated = updated(attachment, found);
         guard::replan(node, &mut updated, &mut netns)?;
         carry_out(node, &mut netns, attachment, updated)?;

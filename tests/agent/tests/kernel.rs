@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use apiserver::{ApiServer, Kind};
+use harness::cli::Outcome;
 use harness::{Family, Node, Pod, Process, Service, kernel_test};
 use serde_json::{Value, json};
 
@@ -249,6 +250,45 @@ fn addresses_that_come_later_are_followed() {
         };
         until("the address is the pod's own", known);
         assert!(since.elapsed() < Duration::from_secs(2), "{:?}: {}", since.elapsed(), world.log());
+    });
+}
+
+/// Another version's plugin has attached the pod, as in the midst of an upgrade of the node. A filter of this
+/// version would not find the pod in its own maps, and would refuse all that goes through.
+#[test]
+fn a_pod_of_another_version_is_not_cut_off_when_an_address_comes() {
+    kernel_test(|node| {
+        let world = World::new(node);
+        let (pod, other) = (node.pod("web"), Other::new(node));
+        let (_sidecar, app) = (pod.sidecar(), pod.app());
+        let _agent = world.agent(&[]);
+        until("the agent is ready", || get(world.address, "/readyz").0 == 200);
+        let next = (redirect_common::ABI_VERSION + 1).to_string();
+        let attached =
+            node.attach_command(&pod).env(redirect_user::kernel::pins::ABI_VARIABLE, next).status();
+        assert!(attached.unwrap().success());
+        // The agent has seen the pod when the first address is told; all that follows must go on.
+        std::thread::sleep(Duration::from_secs(3));
+        pod.netns().ip("link add net1 type veth peer name far1\nlink set far1 up\nlink set net1 up");
+        let mut tried = 0;
+        let since = Instant::now();
+        while since.elapsed() < Duration::from_secs(3) {
+            pod.netns().ip(&format!("addr add 10.99.0.{}/32 dev net1", 7 + tried));
+            for family in Family::ALL {
+                assert!(other.captures(&app, family, 8080), "{family:?} after {tried}: {}", world.log());
+                let seen = other.app.connect(pod.at(family, 8080)).unwrap().seen();
+                assert_eq!(seen.listener, 15006, "{family:?} after {tried}: {}", world.log());
+            }
+            tried += 1;
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        // Brought over, it is planned with what came.
+        let upgraded = Outcome::of(node.redirect().arg("upgrade"));
+        assert_eq!(upgraded.code, Some(0), "{upgraded:?}");
+        until("its addresses are known", || {
+            node.json(&["show", pod.name()]).to_string().contains("10.99.0.7")
+        });
+        assert!(other.captures(&app, Family::V4, 8080));
     });
 }
 
