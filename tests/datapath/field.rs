@@ -169,6 +169,38 @@ fn what_listens_on_the_sidecars_ports_before_attach_and_is_not_the_proxys_gets_n
 }
 
 #[test]
+fn what_listens_on_the_dns_proxys_port_before_attach_and_is_not_the_proxys_gets_nothing() {
+    kernel_test(|node| {
+        let pod = node.pod("pod");
+        let (thief, app) = (pod.process("thief", User::APP), pod.app());
+        let stolen = thief.listen(any(Family::V6, 15053)).unwrap();
+        for repeated in [false, true] {
+            node.attach(&pod, &["--dns-capture"]);
+            for family in Family::ALL {
+                let asked = app.connect(far_away(family, 53)).map(drop);
+                assert_eq!(asked, Err(Errno::ECONNREFUSED), "{family:?} {repeated}");
+            }
+        }
+        drop(stolen);
+        let _dns = harness::DnsProxy::start(&pod);
+        app.connect(far_away(Family::V4, 53)).unwrap();
+    });
+}
+
+#[test]
+fn the_dns_proxys_listener_from_before_attach_needs_no_detour() {
+    kernel_test(|node| {
+        let pod = node.pod("pod");
+        let (_dns, app) = (harness::DnsProxy::start(&pod), pod.app());
+        node.attach(&pod, &["--dns-capture"]);
+        for family in Family::ALL {
+            app.connect(far_away(family, 53)).unwrap();
+        }
+        assert_eq!((node.count(&pod, Event::DnsRedirected), node.count(&pod, Event::HandoffTaken)), (2, 0));
+    });
+}
+
+#[test]
 fn a_family_that_the_pod_does_not_have_is_unreachable() {
     kernel_test(|node| {
         let pod = node.pod("pod");

@@ -29,9 +29,8 @@ mod realtime;
 mod tproxy;
 
 use std::net::SocketAddr;
-use std::sync::OnceLock;
 
-use harness::{Family, Node, Pod};
+use harness::{Family, Node, Pod, crowded};
 
 /// An address without an owner (RFC 5737, RFC 3849): only a redirected connection gets an answer.
 fn far_away(family: Family, port: u16) -> SocketAddr {
@@ -63,32 +62,6 @@ fn mapped(address: SocketAddr) -> SocketAddr {
         SocketAddr::V4(v4) => SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()),
         v6 => v6,
     }
-}
-
-/// Destinations of which the last finds no slot when they are dialled in this order: the others have all the
-/// slots of the pod's private prefix that are tried for it. Connections to it take the detour.
-fn crowded(family: Family) -> Vec<SocketAddr> {
-    static FOUND: [OnceLock<Vec<SocketAddr>>; 2] = [const { OnceLock::new() }; 2];
-    FOUND[usize::from(family == Family::V6)].get_or_init(|| find_crowded(family)).clone()
-}
-
-/// Searches for them, which takes seconds without optimisation.
-fn find_crowded(family: Family) -> Vec<SocketAddr> {
-    use redirect_common::{TRIES, slot_of};
-    let last = far_away(family, 8080);
-    let destination = |n: u32| {
-        let ip = match family {
-            Family::V4 => std::net::IpAddr::from((0x0b00_0000 + n).to_be_bytes()),
-            Family::V6 => std::net::IpAddr::from((0x2001_0db8_u128 << 96 | u128::from(n)).to_be_bytes()),
-        };
-        SocketAddr::new(ip, 443)
-    };
-    let owner = |attempt: u32| {
-        let wanted = slot_of(&last.into(), attempt);
-        let mut all = (1..1 << 26).map(destination);
-        all.find(|to| slot_of(&(*to).into(), 0) == wanted).expect("2 million slots, 64 million destinations")
-    };
-    (0..TRIES).map(owner).chain([last]).collect()
 }
 
 /// A pod that is enrolled with the default policy.

@@ -20,6 +20,7 @@ mod groups;
 mod kubectl;
 mod lint;
 mod setup;
+mod soak;
 mod suites;
 mod tally;
 mod test;

@@ -8,13 +8,13 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::cmd;
 use crate::tally::Tally;
 use crate::tiers::{Job, TIERS, Tier};
 use crate::workspace::{Workspace, is_root};
-use crate::{build, setup, vm};
+use crate::{build, setup, soak, vm};
 
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -27,6 +27,12 @@ pub(crate) struct Options {
     /// For `vm`: only the few tests of a plain run
     #[arg(long)]
     short: bool,
+    /// For `soak`: how long it goes on, in minutes
+    #[arg(long)]
+    minutes: Option<u32>,
+    /// For `soak`: in a virtual machine with this kernel; see `vm`
+    #[arg(long, value_name = "KERNEL")]
+    within: Option<String>,
     /// Show the tiers and run nothing
     #[arg(long)]
     list: bool,
@@ -53,6 +59,10 @@ pub(crate) fn main(workspace: &Workspace, options: &Options) -> Result<ExitCode>
     {
         return vm::main(workspace, kernels, options.short);
     }
+    if let Some(kernel) = &options.within {
+        ensure!(options.tiers == ["soak"], "--within is for the tier soak alone");
+        return vm::soak(workspace, kernel, options.minutes.unwrap_or(3));
+    }
     let tiers = chosen(&options.tiers)?;
     let groups: Vec<&str> = groups_of(tiers.iter().copied());
     setup::ensure(workspace, &groups)?;
@@ -61,8 +71,7 @@ pub(crate) fn main(workspace: &Workspace, options: &Options) -> Result<ExitCode>
         true => build::build_all(workspace)?,
         false => workspace.target.join("debug"),
     };
-    let outcomes: Vec<_> =
-        tiers.into_iter().map(|tier| run(workspace, tier, &binaries, &options.arguments)).collect();
+    let outcomes: Vec<_> = tiers.into_iter().map(|tier| run(workspace, tier, &binaries, options)).collect();
     Ok(report(&outcomes))
 }
 
@@ -93,7 +102,7 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Tier>> {
     names.iter().map(find).collect()
 }
 
-fn run(workspace: &Workspace, tier: &'static Tier, binaries: &Path, arguments: &[OsString]) -> Outcome {
+fn run(workspace: &Workspace, tier: &'static Tier, binaries: &Path, options: &Options) -> Outcome {
     println!("\n==> {}: {}", tier.name, tier.about);
     let started = Instant::now();
     let mut tally = Tally::default();
@@ -106,7 +115,7 @@ fn run(workspace: &Workspace, tier: &'static Tier, binaries: &Path, arguments: &
             tally.add_failure();
         }
         false => {
-            tier.jobs.iter().for_each(|job| tally.add(&run_job(workspace, tier, job, binaries, arguments)))
+            tier.jobs.iter().for_each(|job| tally.add(&run_job(workspace, tier, job, binaries, options)))
         }
     }
     if tally.is_empty() {
@@ -116,12 +125,12 @@ fn run(workspace: &Workspace, tier: &'static Tier, binaries: &Path, arguments: &
     Outcome { name: tier.name, tally, time: started.elapsed() }
 }
 
-fn run_job(workspace: &Workspace, tier: &Tier, job: &Job, binaries: &Path, arguments: &[OsString]) -> Tally {
+fn run_job(workspace: &Workspace, tier: &Tier, job: &Job, binaries: &Path, options: &Options) -> Tally {
     let mut tally = Tally::default();
     let outcome = match job {
         Job::Check(check) => check(workspace).map(|()| tally.add_pass()),
         Job::Tests(selection) => {
-            let mut command = cargo_test(workspace, tier, selection, arguments);
+            let mut command = cargo_test(workspace, tier, selection, options);
             stream(command.env("REDIRECT_BIN_DIR", binaries), &mut tally, &mut io::stdout())
         }
     };
@@ -135,14 +144,18 @@ fn run_job(workspace: &Workspace, tier: &Tier, job: &Job, binaries: &Path, argum
     tally
 }
 
-fn cargo_test(workspace: &Workspace, tier: &Tier, selection: &[&str], arguments: &[OsString]) -> Command {
+fn cargo_test(workspace: &Workspace, tier: &Tier, selection: &[&str], options: &Options) -> Command {
+    let Options { arguments, minutes, .. } = options;
     let cargo = workspace.cargo();
     let mut command = match env::var_os("CI") {
         // Without a terminal there is no Ctrl-C, so the tests may have a process group of their own, which
         // timeout(1) ends as a whole.
         Some(_) => {
             let mut timeout = workspace.command("timeout");
-            timeout.arg("--kill-after=20").arg(format!("{}m", tier.minutes)).arg(cargo.get_program());
+            timeout
+                .arg("--kill-after=20")
+                .arg(format!("{}m", tier.minutes + minutes.unwrap_or(0)))
+                .arg(cargo.get_program());
             timeout
         }
         None => cargo,
@@ -152,6 +165,9 @@ fn cargo_test(workspace: &Workspace, tier: &Tier, selection: &[&str], arguments:
         command.arg("--");
     }
     command.args(arguments);
+    if let Some(minutes) = minutes {
+        command.env(soak::MINUTES, minutes.to_string());
+    }
     command
 }
 

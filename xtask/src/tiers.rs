@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use crate::soak::SOAK;
 use crate::workspace::Workspace;
 use crate::{chroot, dist, lint, tidy, vm};
 
@@ -119,9 +120,15 @@ pub(crate) const TIERS: &[Tier] = &[
         "the node's agent against an API server, and kubectl beside it",
         &["toolchain", "mesh", "kubectl"],
         &[
-            Job::Tests(&["--test", "agent", "--", "--test-threads=4", "--skip", "kernel::"]),
+            Job::Tests(&["--test", "agent", "--", "--test-threads=4", "--skip", "kernel::", "--skip", SOAK]),
             Job::Tests(&["--test", "agent", "--", ONE_BY_ONE, "kernel::"]),
         ],
+    ),
+    tier(
+        "soak",
+        "a node under use for three minutes, or as many as `--minutes` says: nothing grows, counters add up",
+        &["toolchain", "mesh"],
+        &[Job::Tests(&["--test", "agent", "--", ONE_BY_ONE, "--nocapture", SOAK])],
     ),
     tier(
         "deploy",

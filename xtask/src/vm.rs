@@ -64,6 +64,19 @@ pub(crate) fn main(workspace: &Workspace, names: &[String], short: bool) -> Resu
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// The soak in a guest with this kernel.
+pub(crate) fn soak(workspace: &Workspace, name: &str, minutes: u32) -> Result<ExitCode> {
+    ensure!(is_root(), "only root can run the tests in a guest, which reads this machine's files");
+    let kernel = KERNELS.iter().find(|kernel| kernel.name == name);
+    let kernel = kernel.with_context(|| format!("there is no kernel {name:?}: see `cargo xtask test vm`"))?;
+    setup::ensure(workspace, &["toolchain", "mesh", "vm"])?;
+    build::build_all(workspace)?;
+    let job = jobs::soak(workspace, minutes)?;
+    println!("\n==> Linux {}: a soak of {minutes} minutes", kernel.name);
+    let report = guest::run(kernel, &kernel.files(workspace)?, &[job])?;
+    Ok(if failed(&report) == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 fn boot(workspace: &Workspace, kernel: &Kernel, all: bool) -> Result<Report> {
     let files = kernel.files(workspace)?;
     let jobs = jobs::plan(workspace, kernel, &workspace.target.join("debug"), all)?;

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use nix::sys::socket::{SockaddrStorage, getsockname};
 use redirect_common::addr::Family;
-use redirect_common::{Caller, Endpoint, LISTENER_PLACES, ListenerKey, Origin, role};
+use redirect_common::{Caller, Endpoint, LISTENER_PLACES, ListenerKey, Origin, PodConfig, role};
 
 use crate::attach::entries;
 use crate::attach::record::Attachment;
@@ -27,7 +27,7 @@ pub(crate) fn register(node: &Node, attachment: &Attachment) -> Result<usize, Sy
     let (config, _) = entries::of(attachment);
     let mut places: BTreeMap<(u16, i32), u32> = BTreeMap::new();
     let mut count = 0;
-    for listener in find(attachment) {
+    for listener in find(attachment, &config) {
         if !config.is_proxy(&listener.maker) {
             let (port, uid) = (listener.port, listener.maker.uid);
             tracing::warn!(port, uid, "a socket of another user than the proxy listens on the proxy's port");
@@ -57,16 +57,16 @@ struct Listener {
     maker: Caller,
 }
 
-fn find(attachment: &Attachment) -> Vec<Listener> {
-    let proxy = &attachment.policy.proxy;
+fn find(attachment: &Attachment, config: &PodConfig) -> Vec<Listener> {
     let mut seen = BTreeSet::new();
     let mut found = Vec::new();
     for pid in cgroup::pids(&attachment.cgroup).unwrap_or_default() {
         // A process that ends while it is looked at has no sockets.
         for fd in sockets_of(pid).unwrap_or_default() {
             let Some(listener) = listener(fd, attachment.cookie) else { continue };
-            let ours = listener.port == proxy.outbound_port || listener.port == proxy.inbound_port;
-            if ours && sys::socket_cookie(&listener.fd).is_ok_and(|cookie| seen.insert(cookie)) {
+            if config.is_listener(listener.port.into())
+                && sys::socket_cookie(&listener.fd).is_ok_and(|cookie| seen.insert(cookie))
+            {
                 found.push(listener);
             }
         }

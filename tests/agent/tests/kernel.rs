@@ -4,7 +4,7 @@ mod day;
 mod disorder;
 mod endurance;
 mod leaving;
-mod place;
+pub(crate) mod place;
 mod privileges;
 mod resetting;
 mod starting;
@@ -22,18 +22,18 @@ use crate::driver::{Agent, CAPABILITIES, injected, until, with_capabilities};
 use crate::shown::{free_port, get, value};
 
 /// A cluster whose agent works on the test's node.
-struct World<'a> {
-    node: &'a Node,
-    api: ApiServer,
-    address: SocketAddr,
+pub(crate) struct World<'a> {
+    pub(crate) node: &'a Node,
+    pub(crate) api: ApiServer,
+    pub(crate) address: SocketAddr,
 }
 
 impl<'a> World<'a> {
-    fn new(node: &'a Node) -> World<'a> {
+    pub(crate) fn new(node: &'a Node) -> World<'a> {
         World { node, api: ApiServer::start(), address: free_port() }
     }
 
-    fn agent(&self, arguments: &[&str]) -> Agent {
+    pub(crate) fn agent(&self, arguments: &[&str]) -> Agent {
         let listen = self.address.to_string();
         let arguments = [&["--listen", listen.as_str()], arguments].concat();
         let kubeconfig = self.api.kubeconfig(self.node.dir());
@@ -41,7 +41,7 @@ impl<'a> World<'a> {
     }
 
     /// Tells the API server of a pod that runs.
-    fn tell(&self, pod: &Pod, change: impl FnOnce(&mut Value)) {
+    pub(crate) fn tell(&self, pod: &Pod, change: impl FnOnce(&mut Value)) {
         let mut object = injected(pod.name());
         object["metadata"]["uid"] = json!(uid(pod));
         object["status"] =
@@ -54,7 +54,7 @@ impl<'a> World<'a> {
         self.api.events_about(pod.name()).into_iter().map(|(reason, _)| reason).collect()
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.node.dir().join("agent.log")).unwrap_or_default()
     }
 }
@@ -320,9 +320,9 @@ fn what_belongs_to_a_pod_that_is_gone_is_collected() {
 }
 
 /// The stamp of the installed programs becomes that of another build, which is of this version.
-fn stamp(node: &Node, other: &str) {
-    let version = fs::read_dir(node.bpffs().join("redirect-cni")).unwrap().next().unwrap().unwrap().path();
-    let stamp = version.join("object");
+pub(crate) fn stamp(node: &Node, other: &str) {
+    let version = format!("redirect-cni/v{}", redirect_common::ABI_VERSION);
+    let stamp = node.bpffs().join(version).join("object");
     let maps = fs::read_link(&stamp).unwrap();
     let maps = maps.to_str().unwrap().split(' ').nth(2).unwrap().to_owned();
     fs::remove_file(&stamp).unwrap();

@@ -6,3 +6,4 @@ mod kernel;
 mod kubectl;
 mod pods;
 mod shown;
+mod soak;

@@ -17,6 +17,7 @@ pub mod browser;
 pub mod cgroup;
 pub mod chain;
 pub mod cli;
+mod crowded;
 pub mod dns;
 pub mod envoy;
 pub mod istio;
@@ -41,6 +42,7 @@ mod wire;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 pub use binaries::binary;
+pub use crowded::crowded;
 pub use dns::DnsProxy;
 pub use maps::guarded;
 pub use nix::errno::Errno;

@@ -7,42 +7,41 @@ use std::time::{Duration, Instant};
 
 use aya::maps::loaded_maps;
 use aya::programs::{loaded_links, loaded_programs};
+use redirect_user::kernel::filter::Filter;
+use redirect_user::kernel::hook::Hook;
 
 use crate::cgroup::Cgroup;
 use crate::node::{PREFIX, entries_with_prefix};
 
-/// The programs and maps of redirect-cni, as the kernel names them.
-const PROGRAMS: [&str; 15] = [
-    "bind4",
-    "bind6",
-    "connect4",
-    "connect6",
-    "peername4",
-    "peername6",
-    "sendmsg4",
-    "sendmsg6",
-    "recvmsg4",
-    "recvmsg6",
-    "sock_ops",
-    "original_dst",
-    "inbound",
-    "guard_egress",
-    "guard_ingress",
-];
-const MAPS: [&str; 12] = [
+/// The maps of redirect-cni, as the kernel names them.
+const MAPS: [&str; 21] = [
     "PODS",
     "RANGES",
+    "PORTS",
     "SETS",
     "OWN",
-    "ORIGIN",
+    "DESTINATIONS",
+    "CLAIMS",
     "HANDOFF",
     "CLIENTS",
     "LISTENERS",
-    "STATS",
+    "LISTENING",
     "GUARD",
+    "INBOUND",
+    "STATS",
+    "TRACED",
+    "TRACES",
+    "ORIGIN",
     "DNS_PROXIES",
     "DNS_ASKED",
+    "ENTERED",
+    "ASKING",
 ];
+
+/// Whether the kernel names one of our programs so.
+fn is_ours(program: &str) -> bool {
+    Hook::from_name(program).is_some() || Filter::ALL.iter().any(|filter| filter.name() == program)
+}
 
 /// What of ours is on the machine, each thing with a name that a person can look for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -97,7 +96,7 @@ impl Residue {
 fn our_programs() -> BTreeMap<u32, String> {
     let all = loaded_programs().flatten();
     all.filter_map(|info| Some((info.id(), info.name_as_str()?.to_owned())))
-        .filter(|(_, name)| PROGRAMS.contains(&name.as_str()))
+        .filter(|(_, name)| is_ours(name))
         .collect()
 }
 

@@ -72,6 +72,8 @@ fn listen(console: impl std::io::BufRead) -> (Option<Report>, String) {
         let line = String::from_utf8_lossy(&line).trim_end().to_owned();
         if let Some(text) = line.strip_prefix("@| ") {
             output += &format!("    {text}\n");
+        } else if let Some(shown) = line.strip_prefix("@= ") {
+            println!("    {shown}");
         } else if let Some(said) = line.strip_prefix("@@ ") {
             hear(said, &mut report, &mut output);
         }

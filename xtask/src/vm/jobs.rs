@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::kernels::Kernel;
-use crate::cmd;
 use crate::workspace::Workspace;
+use crate::{cmd, soak};
 
 /// Something that the guest runs.
 pub(crate) struct Job {
@@ -82,6 +82,30 @@ pub(crate) fn plan(workspace: &Workspace, kernel: &Kernel, binaries: &Path, all:
         jobs.extend(tests(workspace, selection, binaries, all)?);
     }
     Ok(jobs)
+}
+
+/// The soak for so many minutes, whose figures come on the console while it goes on. It has copies of the
+/// binaries, so that a build meanwhile does not change what the guest runs.
+pub(super) fn soak(workspace: &Workspace, minutes: u32) -> Result<Job> {
+    let copies = workspace.target.join("soak");
+    std::fs::create_dir_all(&copies).with_context(|| format!("cannot create {}", copies.display()))?;
+    let built = ["redirect", "redirect-cni", "pod-agent", "pod-dns"]
+        .map(|name| workspace.target.join("debug").join(name));
+    let test = executable(workspace, "agent")?;
+    for from in built.iter().chain([&test]) {
+        let to = copies.join(from.file_name().context("a binary has a name")?);
+        std::fs::copy(from, &to)
+            .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
+    }
+    let command = format!(
+        "set -o pipefail; REDIRECT_BIN_DIR={} {}={minutes} {} --exact --nocapture {} 2>&1 | \
+         sed -u 's/^.*figures:/@= figures:/' | tee >(grep --line-buffered '^@= ' >/dev/console)",
+        copies.display(),
+        soak::MINUTES,
+        copies.join(test.file_name().context("a test has a name")?).display(),
+        soak::SOAK,
+    );
+    Ok(Job::new("agent::soak", u64::from(minutes) * 60 + 1200, command))
 }
 
 /// One job for each test of a selection.

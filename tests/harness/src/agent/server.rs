@@ -63,7 +63,7 @@ fn listening(address: SocketAddr, dual_stack: bool, transparent: bool) -> Result
 }
 
 fn accept_forever(listener: &OwnedFd, port: u16, service: Service, log: &Log) {
-    let mut told = Vec::new();
+    let mut told = Told::default();
     loop {
         let socket = match sys::accept(listener) {
             Ok(socket) => socket,
@@ -88,7 +88,7 @@ fn accept_forever(listener: &OwnedFd, port: u16, service: Service, log: &Log) {
             Service::Tell => {
                 let line = serde_json::to_string(&seen).expect("plain data") + "\n";
                 let _ = stream.write_all(line.as_bytes());
-                told.push(stream);
+                told.keep(stream);
             }
             Service::Echo => drop(std::thread::spawn(move || copy_until_closed(&stream, &stream))),
             Service::Http => drop(std::thread::spawn(move || answer_requests(&stream))),
@@ -96,6 +96,32 @@ fn accept_forever(listener: &OwnedFd, port: u16, service: Service, log: &Log) {
                 drop(std::thread::spawn(move || forward(&stream, &seen, service)));
             }
         }
+    }
+}
+
+/// Connections that stay open until their clients are gone.
+#[derive(Default)]
+struct Told {
+    open: Vec<TcpStream>,
+    /// So many there may be before the closed ones are looked for.
+    patience: usize,
+}
+
+impl Told {
+    fn keep(&mut self, stream: TcpStream) {
+        let _ = stream.set_nonblocking(true);
+        self.open.push(stream);
+        if self.open.len() > self.patience {
+            self.open.retain(is_open);
+            self.patience = 64.max(2 * self.open.len());
+        }
+    }
+}
+
+fn is_open(stream: &TcpStream) -> bool {
+    match stream.peek(&mut [0]) {
+        Ok(length) => length > 0,
+        Err(error) => error.kind() == std::io::ErrorKind::WouldBlock,
     }
 }
 
