@@ -124,7 +124,8 @@ impl Traffic {
             seen.extend(self.sidecar.take_seen());
             seen.extend(self.app.take_seen());
             // Pods whose policy changes dial the server as well.
-            let own = |seen: &Seen| [self.pod.ip(Family::V4), self.pod.ip(Family::V6)].contains(&seen.client.ip());
+            let own =
+                |seen: &Seen| [self.pod.ip(Family::V4), self.pod.ip(Family::V6)].contains(&seen.client.ip());
             seen.extend(self.peer.take_seen().into_iter().filter(own));
             seen.len() >= AT_ONCE
         });
