@@ -20,6 +20,14 @@ struct Feature {
     probe: fn(&Node) -> bool,
 }
 
+impl Feature {
+    /// What is wrong with the claim where a kernel of this version has the feature, or has not.
+    fn wrong(&self, running: (u32, u32), there: bool) -> Option<String> {
+        let claim = running >= self.since;
+        (there != claim).then(|| format!("{}, since {:?}: is there: {there}", self.name, self.since))
+    }
+}
+
 /// Types of programs and of their attachments, by the numbers of `linux/bpf.h`.
 const SK_LOOKUP: (u32, u32) = (30, 36);
 const CONNECT4: (u32, u32) = (18, 10);
@@ -117,12 +125,7 @@ fn each_feature_is_there_since_its_version() {
             sys::load(kind, &end(), "probe").unwrap_or_else(|error| panic!("{kind:?}: {error}"));
         }
         let running = running();
-        let wrong = FEATURES.iter().filter_map(|feature| {
-            let there = (feature.probe)(node);
-            let claim = running >= feature.since;
-            (there != claim)
-                .then(|| format!("{}, since {:?}: is there: {there}", feature.name, feature.since))
-        });
+        let wrong = FEATURES.iter().filter_map(|feature| feature.wrong(running, (feature.probe)(node)));
         let wrong: Vec<_> = wrong.collect();
         assert!(
             wrong.is_empty(),
@@ -130,6 +133,16 @@ fn each_feature_is_there_since_its_version() {
             wrong.join("\n")
         );
     });
+}
+
+#[test]
+fn a_wrong_version_fails_in_both_directions() {
+    let feature = Feature { name: "a feature", since: (6, 1), probe: |_| true };
+    let said = |running, there| feature.wrong(running, there);
+    assert_eq!(said((6, 1), true), None);
+    assert_eq!(said((5, 19), false), None);
+    assert_eq!(said((6, 12), false).as_deref(), Some("a feature, since (6, 1): is there: false"));
+    assert_eq!(said((5, 15), true).as_deref(), Some("a feature, since (6, 1): is there: true"));
 }
 
 #[test]

@@ -30,15 +30,20 @@ pub(crate) struct Candidate {
 impl PrivateApt {
     /// Prepares it in a directory and reads what the suites have.
     pub(crate) fn new(dir: &Path, suites: &[&str]) -> Result<PrivateApt> {
-        let server = server()?;
+        Self::of(dir, suites, None)
+    }
+
+    /// The same for packages of an architecture, as Debian names it; `None`: this machine's own. A suite
+    /// whose name ends in `-security` is looked for on the server of that archive.
+    pub(crate) fn of(dir: &Path, suites: &[&str], architecture: Option<&str>) -> Result<PrivateApt> {
+        let sources = sources(suites, &server("Debian")?, || server("Debian-Security"))?;
         for sub in ["lists/partial", "cache/archives/partial", "debs"] {
             fs::create_dir_all(dir.join(sub))?;
         }
-        let line = |suite: &&str| format!("deb [signed-by={KEYRING}] {server} {suite} main\n");
-        fs::write(dir.join("sources.list"), suites.iter().map(line).collect::<String>())?;
+        fs::write(dir.join("sources.list"), sources)?;
         let debs = dir.join("debs");
         let dir = dir.display();
-        let options = vec![
+        let mut options = vec![
             format!("Dir::Etc::sourcelist={dir}/sources.list"),
             "Dir::Etc::sourceparts=/dev/null".into(),
             format!("Dir::State::Lists={dir}/lists"),
@@ -49,6 +54,9 @@ impl PrivateApt {
             // The unprivileged user of apt cannot write below root's home.
             "APT::Sandbox::User=root".into(),
         ];
+        if let Some(name) = architecture {
+            options.extend([format!("APT::Architecture={name}"), format!("APT::Architectures={name}")]);
+        }
         let apt = PrivateApt { options, debs };
         let label = format!("reading what Debian's {} have", suites.join(", "));
         cmd::progress(&label, apt.command("apt-get", &["update"]).arg("--yes"))?;
@@ -83,17 +91,28 @@ impl PrivateApt {
     }
 }
 
-/// The server of the machine's own Debian sources.
-pub(crate) fn server() -> Result<String> {
-    let mut command = Command::new("apt-get");
-    command.args(["indextargets", "--format", "$(ORIGIN) $(LABEL) $(REPO_URI)", "Created-By: Packages"]);
-    first_debian(&cmd::output(&mut command)?)
-        .context("apt's sources name no server of Debian, where other suites would be found")
+/// The lines for apt. The server of the security archive is asked for where a suite is there.
+fn sources(suites: &[&str], server: &str, security: impl Fn() -> Result<String>) -> Result<String> {
+    let line = |suite: &&str| {
+        let server = if suite.ends_with("-security") { security()? } else { server.to_owned() };
+        Ok(format!("deb [signed-by={KEYRING}] {server} {suite} main\n"))
+    };
+    suites.iter().map(line).collect()
 }
 
-/// The address of the first line that is Debian's main archive.
-fn first_debian(lines: &str) -> Option<String> {
-    lines.lines().find_map(|line| line.strip_prefix("Debian Debian ")).map(str::to_owned)
+/// The server that the machine's own Debian sources name for an archive: `Debian`, or `Debian-Security`.
+pub(crate) fn server(archive: &str) -> Result<String> {
+    let mut command = Command::new("apt-get");
+    command.args(["indextargets", "--format", "$(ORIGIN) $(LABEL) $(REPO_URI)", "Created-By: Packages"]);
+    first_debian(&cmd::output(&mut command)?, archive).with_context(|| {
+        format!("apt's sources name no server of the archive {archive}, where other suites would be found")
+    })
+}
+
+/// The address of the first line that is Debian's archive of this name.
+fn first_debian(lines: &str, archive: &str) -> Option<String> {
+    let begin = format!("Debian {archive} ");
+    lines.lines().find_map(|line| line.strip_prefix(&begin)).map(str::to_owned)
 }
 
 /// A line `PACKAGE | VERSION | SERVER SUITE/main amd64 Packages`.
@@ -134,7 +153,12 @@ mod tests {
     #[test]
     fn debians_own_archive_is_told_from_others() {
         let lines = "Debian Debian-Security http://a/debian-security/\n. . http://b/\nDebian Debian http://a/debian/\n";
-        assert_eq!(first_debian(lines).as_deref(), Some("http://a/debian/"));
-        assert_eq!(first_debian("Ubuntu Ubuntu http://a/ubuntu/\n"), None);
+        assert_eq!(first_debian(lines, "Debian").as_deref(), Some("http://a/debian/"));
+        assert_eq!(first_debian(lines, "Debian-Security").as_deref(), Some("http://a/debian-security/"));
+        assert_eq!(first_debian("Ubuntu Ubuntu http://a/ubuntu/\n", "Debian"), None);
+        let lines = sources(&["a", "a-security"], "main:", || Ok("security:".into())).unwrap();
+        let brief: Vec<_> =
+            lines.lines().filter_map(|line| line.split_once("] ")).map(|(_, end)| end).collect();
+        assert_eq!(brief, ["main: a main", "security: a-security main"]);
     }
 }

@@ -55,7 +55,7 @@ pub(crate) fn has_debian(workspace: &Workspace) -> bool {
 
 /// Makes it in the cache with debootstrap, from the server of the machine's own sources.
 pub(crate) fn make_debian(workspace: &Workspace) -> Result<()> {
-    let server = crate::debian::server()?;
+    let server = crate::debian::server("Debian")?;
     let target = debian(workspace);
     in_place(target.parent().context("the cache has a path")?, &target, |scratch| {
         let mut debootstrap = workspace.command("/usr/sbin/debootstrap");

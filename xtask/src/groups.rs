@@ -180,6 +180,18 @@ pub(crate) const GROUPS: &[Group] = &[
         steps: &[],
     },
     Group {
+        name: "arm64",
+        about: "compile for arm64, and boot it",
+        packages: &[
+            deb("qemu-system-arm", "/usr/bin/qemu-system-aarch64"),
+            deb("gcc-aarch64-linux-gnu", "/usr/bin/aarch64-linux-gnu-gcc"),
+            deb("libc6-dev-arm64-cross", "/usr/aarch64-linux-gnu/lib/libc.a"),
+            // Its standard library is a package for arm64, too.
+            deb("rustc-web", "/usr/bin/rustc"),
+        ],
+        steps: &[],
+    },
+    Group {
         name: "bench",
         about: "load generators and a server to put load on",
         packages: &[

@@ -146,17 +146,13 @@ pub(crate) const TIERS: &[Tier] = &[
         &["toolchain", "mesh", "oracle"],
         &[Job::Tests(&["--test", "oracle", "--", ONE_BY_ONE])],
     ),
-    Tier {
-        // Emulation makes its time depend on the machine: five minutes where nothing else runs.
-        plain: false,
-        ..tier(
-            "vm",
-            "the oldest kernel that works, in a virtual machine; `vm --all` boots all",
-            // The tests that the guest runs want what they want here.
-            &["toolchain", "mesh", "oracle", "vm"],
-            &[Job::Check(vm::check)],
-        )
-    },
+    tier(
+        "vm",
+        "the oldest kernel that works, in a virtual machine; `vm --all` boots all",
+        // The tests that the guest runs want what they want here.
+        &["toolchain", "mesh", "oracle", "vm"],
+        &[Job::Check(vm::check)],
+    ),
     tier(
         "envoy",
         "real Envoys as sidecars, and the demo",

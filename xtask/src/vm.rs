@@ -1,11 +1,13 @@
 //! `cargo xtask test vm [KERNEL..]`: boots other kernels and runs the tool and tests in them.
 //!
 //! A plain `cargo xtask test` boots the oldest kernel that works and runs a few tests there. With names, or
-//! `--all`, each kernel gets all that fits; with `--all` the table of results goes into docs/kernels.md.
+//! `--all`, each kernel gets all that fits, and its row in the table of docs/kernels.md.
 
+mod arm64;
 mod guest;
 mod jobs;
 mod kernels;
+mod root;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -15,6 +17,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 
 use self::guest::Report;
+use self::jobs::Extent;
 use self::kernels::{KERNELS, Kernel};
 use crate::workspace::{Workspace, is_root};
 use crate::{build, setup};
@@ -30,7 +33,7 @@ const DOCUMENT: &str = "docs/kernels.md";
 pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     let kernel =
         KERNELS.iter().find(|kernel| kernel.name == OLDEST).context("the list has the oldest one")?;
-    let report = boot(workspace, kernel, false)?;
+    let report = boot(workspace, kernel, Extent::Least)?;
     ensure!(failed(&report) == 0, "{} of the tests failed on Linux {}", failed(&report), report.release);
     Ok(())
 }
@@ -49,15 +52,14 @@ pub(crate) fn main(workspace: &Workspace, names: &[String], short: bool) -> Resu
     setup::ensure(workspace, &["toolchain", "mesh", "oracle", "vm"])?;
     build::build_all(workspace)?;
     let wanted = |kernel: &&Kernel| names.is_empty() || names.iter().any(|name| name == kernel.name);
+    let extent = if short { Extent::Few } else { Extent::All };
     let mut reports = Vec::new();
     for kernel in KERNELS.iter().filter(wanted) {
-        reports.push((kernel, boot(workspace, kernel, !short)?));
-        if names.is_empty() {
-            // After each: what was found stays, also when somebody ends the command.
-            publish(workspace, &table(&reports))?;
-        }
+        reports.push((kernel, boot(workspace, kernel, extent)?));
+        // After each: what was found stays, also when somebody ends the command.
+        publish(workspace, &table(&reports[reports.len() - 1..], extent))?;
     }
-    print!("\n{}", table(&reports));
+    print!("\n{}", table(&reports, extent));
     let failed: usize = reports.iter().map(|(_, report)| failed(report)).sum();
     let passed: usize = reports.iter().map(|(_, report)| report.outcomes.len()).sum::<usize>() - failed;
     println!("\n{passed} passed, {failed} failed");
@@ -67,7 +69,8 @@ pub(crate) fn main(workspace: &Workspace, names: &[String], short: bool) -> Resu
 /// The soak in a guest with this kernel.
 pub(crate) fn soak(workspace: &Workspace, name: &str, minutes: u32) -> Result<ExitCode> {
     ensure!(is_root(), "only root can run the tests in a guest, which reads this machine's files");
-    let kernel = KERNELS.iter().find(|kernel| kernel.name == name);
+    // The guest runs this machine's binaries.
+    let kernel = KERNELS.iter().find(|kernel| kernel.name == name && kernel.foreign.is_none());
     let kernel = kernel.with_context(|| format!("there is no kernel {name:?}: see `cargo xtask test vm`"))?;
     setup::ensure(workspace, &["toolchain", "mesh", "vm"])?;
     build::build_all(workspace)?;
@@ -77,9 +80,12 @@ pub(crate) fn soak(workspace: &Workspace, name: &str, minutes: u32) -> Result<Ex
     Ok(if failed(&report) == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn boot(workspace: &Workspace, kernel: &Kernel, all: bool) -> Result<Report> {
+fn boot(workspace: &Workspace, kernel: &Kernel, extent: Extent) -> Result<Report> {
+    if kernel.foreign.is_some() {
+        return arm64::boot(workspace, kernel);
+    }
     let files = kernel.files(workspace)?;
-    let jobs = jobs::plan(workspace, kernel, &workspace.target.join("debug"), all)?;
+    let jobs = jobs::plan(workspace, kernel, &workspace.target.join("debug"), extent)?;
     println!("\n==> Linux {}: {} jobs", kernel.name, jobs.len());
     guest::run(kernel, &files, &jobs)
 }
@@ -101,10 +107,11 @@ fn by_tier(report: &Report) -> BTreeMap<&str, (usize, usize)> {
 }
 
 /// Kernel by tier.
-fn table(reports: &[(&Kernel, Report)]) -> String {
+fn table(reports: &[(&Kernel, Report)], extent: Extent) -> String {
     const TIERS: [&str; 6] = ["tool", "features", "datapath", "capture", "guard", "oracle"];
-    let mut text = format!("| kernel | release | CPUs | {} | up after, s | jobs, s |\n", TIERS.join(" | "));
-    text += &format!("|---|---|---:|{}---:|---:|\n", "---|".repeat(TIERS.len()));
+    let mut text =
+        format!("| kernel | release | CPUs | run | {} | up after, s | jobs, s |\n", TIERS.join(" | "));
+    text += &format!("|---|---|---:|---|{}---:|---:|\n", "---|".repeat(TIERS.len()));
     for (kernel, report) in reports {
         let tiers = by_tier(report);
         let cell = |tier: &&str| match tiers.get(*tier) {
@@ -118,12 +125,13 @@ fn table(reports: &[(&Kernel, Report)]) -> String {
         let cells = TIERS.iter().map(cell).collect::<Vec<_>>().join(" | ");
         let jobs: f64 = report.outcomes.iter().map(|outcome| outcome.took.as_secs_f64()).sum();
         let (name, release, cpus, boot) = (kernel.name, &report.release, kernel.cpus, report.boot);
-        let _ = writeln!(text, "| {name} | {release} | {cpus} | {cells} | {boot:.0} | {jobs:.0} |");
+        let run = if extent == Extent::All { "all" } else { "short" };
+        let _ = writeln!(text, "| {name} | {release} | {cpus} | {run} | {cells} | {boot:.0} | {jobs:.0} |");
     }
     text
 }
 
-/// Puts the table into the document.
+/// Puts the rows of a table into the document's.
 fn publish(workspace: &Workspace, table: &str) -> Result<()> {
     let path = workspace.root.join(DOCUMENT);
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -134,8 +142,19 @@ fn publish(workspace: &Workspace, table: &str) -> Result<()> {
 fn with_results(text: &str, table: &str) -> Option<String> {
     let [begin, end] = MARKS;
     let (head, rest) = text.split_once(begin)?;
-    let (_, tail) = rest.split_once(end)?;
-    Some(format!("{head}{begin}\n\n{table}\n{end}{tail}"))
+    let (old, tail) = rest.split_once(end)?;
+    Some(format!("{head}{begin}\n\n{}\n{end}{tail}", merged(old.trim(), table)))
+}
+
+/// A table with the rows of another in place of its own about the same kernels, in the kernels' order.
+fn merged(old: &str, new: &str) -> String {
+    let find = |table: &str, name: &str| {
+        let begin = format!("| {name} |");
+        table.lines().find(|line| line.starts_with(&begin)).map(|line| format!("{line}\n"))
+    };
+    let heading: String = new.lines().take(2).map(|line| format!("{line}\n")).collect();
+    let rows = KERNELS.iter().filter_map(|kernel| find(new, kernel.name).or_else(|| find(old, kernel.name)));
+    heading + &rows.collect::<String>()
 }
 
 #[cfg(test)]
@@ -146,9 +165,11 @@ mod tests {
     fn the_document_takes_the_results() {
         let root = Workspace::find().unwrap().root;
         let text = fs::read_to_string(root.join(DOCUMENT)).unwrap();
-        let once = with_results(&text, "| a |\n").unwrap();
-        assert_eq!(with_results(&once, "| a |\n").as_ref(), Some(&once));
-        assert!(once.contains("| a |"), "{once}");
+        let table = |row: &str| format!("| kernel | release |\n|---|---|\n{row}\n");
+        let once = with_results(&text, &table("| 6.1 | a |")).unwrap();
+        assert_eq!(with_results(&once, &table("| 6.1 | a |")).as_ref(), Some(&once));
+        let twice = with_results(&once, &table("| 5.10 | b |")).unwrap();
+        assert!(twice.contains("|---|---|\n| 5.10 | b |\n| 6.1 | a |\n"), "{twice}");
     }
 
     #[test]

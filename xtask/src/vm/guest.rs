@@ -4,7 +4,7 @@
 //! binaries that were built here. It has no network but what the tests make.
 
 use std::fs;
-use std::io::{BufReader, Write as _};
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 
 use super::jobs::Job;
 use super::kernels::{Files, Kernel};
+use super::root;
 use crate::cmd;
 
 /// What the host's files need before the guest has them.
@@ -51,6 +52,11 @@ pub(crate) fn run(kernel: &Kernel, files: &Files, jobs: &[Job]) -> Result<Report
     qemu.args(["-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"]);
     qemu.args(["-append", "console=ttyS0 panic=-1 loglevel=1"]);
     qemu.arg("-kernel").arg(&files.image).arg("-initrd").arg(initrd);
+    watch(kernel, qemu, jobs.len())
+}
+
+/// Starts a guest and reads its console to the end; as many jobs as are expected must have come to an end.
+pub(super) fn watch(kernel: &Kernel, mut qemu: Command, expected: usize) -> Result<Report> {
     let mut child = qemu
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -60,7 +66,7 @@ pub(crate) fn run(kernel: &Kernel, files: &Files, jobs: &[Job]) -> Result<Report
     let (report, whole) = listen(BufReader::new(console));
     child.wait().context("cannot wait for qemu")?;
     match report {
-        Some(report) if report.outcomes.len() == jobs.len() => Ok(report),
+        Some(report) if report.outcomes.len() == expected => Ok(report),
         _ => bail!("the guest with Linux {} did not come to its end; its console:\n{whole}", kernel.name),
     }
 }
@@ -116,56 +122,13 @@ fn initial_root(scratch: &Path, files: &Files, jobs: &[Job]) -> Result<PathBuf> 
     }
     fs::copy("/bin/busybox", root.join("bin/busybox")).context("cannot copy busybox")?;
     std::os::unix::fs::symlink("busybox", root.join("bin/sh"))?;
-    fs::write(root.join("modules/order"), modules(files, &root.join("modules"))?)?;
-    write_script(&root.join("init"), include_str!("init.sh"))?;
-    write_script(&root.join("guest/guest.sh"), include_str!("guest.sh"))?;
+    fs::write(root.join("modules/order"), root::modules(files, &MODULES, &root.join("modules"))?)?;
+    root::write_script(&root.join("init"), include_str!("init.sh"))?;
+    root::write_script(&root.join("guest/guest.sh"), include_str!("guest.sh"))?;
     fs::write(root.join("guest/harmless"), include_str!("harmless"))?;
     fs::write(root.join("guest/modules"), files.modules.display().to_string())?;
     fs::write(root.join("guest/jobs"), jobs.iter().map(Job::line).collect::<String>())?;
-    let archive = scratch.join("initrd");
-    let pack = "find . | cpio --create --format=newc --quiet";
-    let packed =
-        Command::new("sh").args(["-c", pack]).current_dir(&root).output().context("cannot run cpio")?;
-    fs::File::create(&archive)?.write_all(&packed.stdout)?;
-    Ok(archive)
-}
-
-fn write_script(path: &Path, text: &str) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
-    fs::write(path, text)?;
-    Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o755))?)
-}
-
-/// Unpacks the modules that are needed, with those that they need; their names in order.
-fn modules(files: &Files, to: &Path) -> Result<String> {
-    let base = files.modules.ancestors().nth(3).context("modules are below a directory")?;
-    let mut order = Vec::new();
-    for module in MODULES {
-        let mut modprobe = Command::new("modprobe");
-        modprobe.arg("--set-version").arg(files.release()).arg("--dirname").arg(base);
-        let shown = cmd::output(modprobe.args(["--show-depends", module]))?;
-        for path in shown.lines().filter_map(|line| line.strip_prefix("insmod ")) {
-            let path = Path::new(path.trim());
-            let (name, unpack) = match path.extension().and_then(|end| end.to_str()) {
-                Some("xz") => (path.file_stem(), Some("xz")),
-                Some("zst") => (path.file_stem(), Some("zstd")),
-                _ => (path.file_name(), None),
-            };
-            let name = name.context("a module has a name")?.to_string_lossy().into_owned();
-            if order.contains(&name) {
-                continue;
-            }
-            match unpack {
-                None => fs::copy(path, to.join(&name)).map(drop)?,
-                Some(program) => {
-                    let out = fs::File::create(to.join(&name))?;
-                    cmd::run(Command::new(program).arg("-dc").arg(path).stdout(out))?;
-                }
-            }
-            order.push(name);
-        }
-    }
-    Ok(order.iter().map(|name| format!("{name}\n")).collect())
+    root::pack(&root, scratch)
 }
 
 #[cfg(test)]

@@ -29,21 +29,34 @@ impl Job {
     }
 }
 
+/// How much is run.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Extent {
+    /// What a plain `cargo xtask test` has time for.
+    Least,
+    /// `--short`
+    Few,
+    All,
+}
+
 /// Tests of one target.
 struct Selection {
     target: &'static str,
-    /// What a plain run takes: whole names.
+    /// What a short run takes: whole names.
     few: &'static [&'static str],
+    /// How many of these a plain run takes, from the first.
+    least: usize,
     /// What `--all` leaves out, by the beginning of the name: it counts in thousands, or compares documents,
     /// and a guest is ten times slower.
     not: &'static [&'static str],
 }
 
 const SELECTIONS: &[Selection] = &[
-    Selection { target: "features", few: &["each_feature_is_there_since_its_version"], not: &[] },
+    Selection { target: "features", few: &["each_feature_is_there_since_its_version"], least: 1, not: &[] },
     Selection {
         target: "datapath",
-        few: &["outbound::ipv4", "outbound::ipv6", "inbound::ipv4", "outbound::with_syn_cookies"],
+        few: &["outbound::ipv4", "inbound::ipv4", "outbound::ipv6", "outbound::with_syn_cookies"],
+        least: 2,
         not: &[
             "load::",
             "cycles::",
@@ -56,14 +69,20 @@ const SELECTIONS: &[Selection] = &[
     Selection {
         target: "capture",
         few: &["dns::dig_resolves_over_udp_and_tcp_in_both_families"],
+        least: 0,
         not: &["large::", "shown::"],
     },
-    Selection { target: "guard", few: &["faults::all_pins_removed"], not: &[] },
-    Selection { target: "oracle", few: &[], not: &["random_", "differences::"] },
+    Selection { target: "guard", few: &["faults::all_pins_removed"], least: 1, not: &[] },
+    Selection { target: "oracle", few: &[], least: 0, not: &["random_", "differences::"] },
 ];
 
 /// The jobs for a kernel.
-pub(crate) fn plan(workspace: &Workspace, kernel: &Kernel, binaries: &Path, all: bool) -> Result<Vec<Job>> {
+pub(crate) fn plan(
+    workspace: &Workspace,
+    kernel: &Kernel,
+    binaries: &Path,
+    extent: Extent,
+) -> Result<Vec<Job>> {
     let tool = format!("{} --state-dir /tmp/state", binaries.join("redirect").display());
     if !kernel.works {
         // Refused by name: what is missing, and since when it is there; and nothing is left.
@@ -73,13 +92,16 @@ pub(crate) fn plan(workspace: &Workspace, kernel: &Kernel, binaries: &Path, all:
              [ $(wc -l </tmp/error) = 1 ] && [ -z \"$(ls /sys/fs/bpf)\" ] && ! {tool} doctor"
         );
         let mut jobs = vec![Job::new("tool::refused", 300, refused)];
-        jobs.extend(tests(workspace, &SELECTIONS[0], binaries, false)?);
+        jobs.extend(tests(workspace, &SELECTIONS[0], binaries, Extent::Least)?);
         return Ok(jobs);
     }
     let installed = format!("{tool} install && {tool} doctor && {tool} uninstall");
-    let mut jobs = vec![Job::new("tool::install_and_doctor", 300, installed)];
+    let mut jobs = Vec::new();
+    if extent != Extent::Least {
+        jobs.push(Job::new("tool::install_and_doctor", 300, installed));
+    }
     for selection in SELECTIONS {
-        jobs.extend(tests(workspace, selection, binaries, all)?);
+        jobs.extend(tests(workspace, selection, binaries, extent)?);
     }
     Ok(jobs)
 }
@@ -109,7 +131,7 @@ pub(super) fn soak(workspace: &Workspace, minutes: u32) -> Result<Job> {
 }
 
 /// One job for each test of a selection.
-fn tests(workspace: &Workspace, selection: &Selection, binaries: &Path, all: bool) -> Result<Vec<Job>> {
+fn tests(workspace: &Workspace, selection: &Selection, binaries: &Path, extent: Extent) -> Result<Vec<Job>> {
     let executable = executable(workspace, selection.target)?;
     let variable = format!("REDIRECT_BIN_DIR={}", binaries.display());
     let job = |test: &String| {
@@ -118,11 +140,11 @@ fn tests(workspace: &Workspace, selection: &Selection, binaries: &Path, all: boo
             format!("{variable} {} --exact --test-threads=1 --nocapture {test}", executable.display());
         Job::new(&label, 300, command)
     };
-    Ok(chosen(&executable, selection, all)?.iter().map(job).collect())
+    Ok(chosen(&executable, selection, extent)?.iter().map(job).collect())
 }
 
 /// The tests that are selected of those that there are.
-fn chosen(executable: &Path, selection: &Selection, all: bool) -> Result<Vec<String>> {
+fn chosen(executable: &Path, selection: &Selection, extent: Extent) -> Result<Vec<String>> {
     let list = cmd::output(std::process::Command::new(executable).arg("--list"))?;
     let there: Vec<&str> = list.lines().filter_map(|line| line.strip_suffix(": test")).collect();
     if let Some(gone) = selection.few.iter().find(|name| !there.contains(*name)) {
@@ -131,9 +153,10 @@ fn chosen(executable: &Path, selection: &Selection, all: bool) -> Result<Vec<Str
             selection.target
         );
     }
-    let wanted = |name: &&str| match all {
-        true => !selection.not.iter().any(|begin| name.starts_with(begin)),
-        false => selection.few.contains(name),
+    let wanted = |name: &&str| match extent {
+        Extent::All => !selection.not.iter().any(|begin| name.starts_with(begin)),
+        Extent::Few => selection.few.contains(name),
+        Extent::Least => selection.few[..selection.least].contains(name),
     };
     Ok(there.into_iter().filter(wanted).map(str::to_owned).collect())
 }

@@ -22,6 +22,8 @@ pub(crate) struct Kernel {
     package: &'static str,
     /// How many processors the guest has.
     pub(crate) cpus: u32,
+    /// Its architecture, as Debian names it, where it is not this machine's.
+    pub(crate) foreign: Option<&'static str>,
     /// Whether it has what we need. What has not must be refused, and say why.
     pub(crate) works: bool,
 }
@@ -30,15 +32,25 @@ const PLAIN: &str = "linux-image-amd64";
 const REALTIME: &str = "linux-image-rt-amd64";
 const NEWEST: &[&str] = &["trixie-backports", "forky", "sid"];
 
+const fn kernel(
+    name: &'static str,
+    suites: &'static [&'static str],
+    package: &'static str,
+    cpus: u32,
+) -> Kernel {
+    Kernel { name, suites, package, cpus, foreign: None, works: true }
+}
+
 /// Every kernel, the oldest first.
 pub(crate) const KERNELS: &[Kernel] = &[
-    Kernel { name: "5.10", suites: &["bullseye"], package: PLAIN, cpus: 1, works: false },
-    Kernel { name: "6.1", suites: &["bookworm"], package: PLAIN, cpus: 1, works: true },
-    Kernel { name: "6.1-rt", suites: &["bookworm"], package: REALTIME, cpus: 1, works: true },
-    Kernel { name: "6.12", suites: &["trixie"], package: PLAIN, cpus: 2, works: true },
-    Kernel { name: "6.12-rt", suites: &["trixie"], package: REALTIME, cpus: 1, works: true },
-    Kernel { name: "newest", suites: NEWEST, package: PLAIN, cpus: 2, works: true },
-    Kernel { name: "newest-rt", suites: NEWEST, package: REALTIME, cpus: 1, works: true },
+    Kernel { works: false, ..kernel("5.10", &["bullseye"], PLAIN, 1) },
+    kernel("6.1", &["bookworm"], PLAIN, 1),
+    kernel("6.1-rt", &["bookworm"], REALTIME, 1),
+    kernel("6.12", &["trixie"], PLAIN, 2),
+    kernel("6.12-rt", &["trixie"], REALTIME, 1),
+    kernel("newest", NEWEST, PLAIN, 2),
+    kernel("newest-rt", NEWEST, REALTIME, 1),
+    Kernel { foreign: Some("arm64"), ..kernel("arm64", &["trixie"], "linux-image-arm64", 2) },
 ];
 
 /// A kernel that was unpacked.
@@ -69,7 +81,7 @@ impl Kernel {
     fn fetch(&self, parent: &Path, root: &Path) -> Result<()> {
         let scratch =
             tempfile::tempdir_in(parent).context("cannot make a directory to unpack a kernel in")?;
-        let apt = PrivateApt::new(scratch.path(), self.suites)?;
+        let apt = PrivateApt::of(scratch.path(), self.suites, self.foreign)?;
         let candidates = apt.candidates(self.package)?;
         let newest = candidates.iter().max_by_key(|candidate| numbers(&candidate.version));
         let Candidate { version, suite } =
