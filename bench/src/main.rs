@@ -3,8 +3,8 @@
 //!
 //! A [`worker`] in each pod of the [`scene`] runs the loops of [`load`]. The sections, in the order of the
 //! report: [`setup`] of connections, [`steady`] ones, [`proxied`] by a real Envoy, [`inbound`] through one,
-//! [`add`] and delete of pods, [`growth`], and [`unrelated`] cost. [`goals`] says what was to be reached,
-//! [`report`] writes it all down.
+//! [`add`] and delete of pods, [`growth`], [`unrelated`] cost, and of being [`traced`]. [`goals`] says what
+//! was to be reached, [`report`] writes it all down.
 
 mod add;
 mod chart;
@@ -27,6 +27,7 @@ mod scale;
 mod scene;
 mod setup;
 mod steady;
+mod traced;
 mod unrelated;
 mod worker;
 
@@ -78,6 +79,8 @@ enum Section {
     Growth,
     /// What others pay
     Unrelated,
+    /// What `redirect trace` costs
+    Traced,
 }
 
 fn main() -> ExitCode {
@@ -136,6 +139,9 @@ fn sections(
     // First, because it also measures a node with nothing attached.
     if wanted(Section::Unrelated) {
         unrelated::run(node, scale, results)?;
+    }
+    if wanted(Section::Traced) {
+        traced::run(lock, scale, results)?;
     }
     let peer = node.pod("peer");
     let mut stages = scene::stages(node, &peer)?;

@@ -25,6 +25,7 @@ mod original_dst;
 mod outbound;
 mod plain;
 mod pretend;
+mod pretend_again;
 mod realtime;
 mod tproxy;
 

@@ -142,13 +142,13 @@ fn two_readers_each_see_everything_and_one_takes_the_others_place() {
     });
 }
 
-/// `lost + shown = made`, with a reader that cannot keep up for a while. `TRACE_COUNT=10000` makes as many,
+/// `lost + shown = made`, with a reader that cannot keep up for a while. `TRACE_COUNT` makes as many,
 /// as fast as they can be made.
 #[test]
 fn every_record_is_shown_or_counted_as_lost() {
     kernel_test(|node| {
         let made: usize =
-            std::env::var("TRACE_COUNT").ok().map_or(3000, |count| count.parse().expect("a number"));
+            std::env::var("TRACE_COUNT").ok().map_or(10_000, |count| count.parse().expect("a number"));
         let (pod, _sidecar, app) = scene(node);
         let to = "192.0.2.10:80".parse().expect("an address");
         let mut trace = Trace::start(node, &["-o", "json", "--port", "80"]);
