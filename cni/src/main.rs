@@ -25,5 +25,6 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     reply::catch_panics();
+    redirect_user::node::keep_others_from_writing();
     reply::send(run::run())
 }

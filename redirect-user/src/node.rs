@@ -9,7 +9,16 @@ pub mod timings;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::sys::stat::{Mode, umask};
+
 use crate::ids::AttachmentId;
+
+/// What this process makes from now on, others of the machine cannot write to. A runtime may start its
+/// plugins with any umask, and who could write to the folders of pins and records could open every pod.
+pub fn keep_others_from_writing() {
+    let before = umask(Mode::S_IWGRP | Mode::S_IWOTH);
+    umask(before | Mode::S_IWGRP | Mode::S_IWOTH);
+}
 
 /// The two places that hold state: a bpf file system for pins, and a folder for the attachments' records.
 #[derive(Clone, Debug, PartialEq, Eq)]

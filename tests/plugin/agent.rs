@@ -343,6 +343,27 @@ fn the_socket_is_roots_alone_and_has_one_owner() {
 }
 
 #[test]
+fn the_folder_of_the_socket_is_writable_for_root_alone_with_any_umask() {
+    let place = Place::new();
+    let socket = place.dir.join("made/by/agent.sock");
+    let mut command = Command::new("sh");
+    command.args(["-c", "umask 0; exec \"$0\" \"$@\""]).arg(binary("redirect"));
+    command.args(["agent", "--pods", "/nonexistent", "--socket"]).arg(&socket);
+    let mut child = command.spawn().expect("start the agent");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while UnixStream::connect(&socket).is_err() {
+        assert!(Instant::now() < deadline, "the agent does not listen");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();
+    child.wait().unwrap();
+    for folder in ["made", "made/by"] {
+        let mode = std::fs::metadata(place.dir.join(folder)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o022, 0, "{folder} can be changed by others: {mode:o}");
+    }
+}
+
+#[test]
 fn the_agent_survives_clients_that_misbehave() {
     let place = Place::new();
     let agent = Agent::start(&place.dir);

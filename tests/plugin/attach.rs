@@ -1,7 +1,8 @@
 //! ADD of a pod that is ours, and DEL: the pod's connections go to its sidecar, and afterwards nothing is
 //! left.
 
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 
 use harness::cgroup::Cgroup;
 use harness::kernel_test;
@@ -25,6 +26,44 @@ fn an_enrolled_pod_is_redirected_in_every_version_of_the_specification() {
         }
         assert_eq!(outcomes(&node.state_dir())["enrolled"], 4);
     });
+}
+
+#[test]
+fn records_and_pins_are_roots_alone_with_any_umask() {
+    let before = nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+    kernel_test(|node| {
+        let pod = node.pod("web");
+        let sandbox = Sandbox::new(node, &pod, "c0ffee");
+        sandbox.add();
+        let mut files = Vec::new();
+        modes(&node.state_dir(), &mut files);
+        modes(node.bpffs(), &mut files);
+        let (mut records, mut open) = (0, Vec::new());
+        for (path, mode) in files {
+            let record = path.to_string_lossy().contains("/attachments/");
+            records += usize::from(record);
+            let allowed = if record { 0o600 } else { 0o755 };
+            // The mode of a symbolic link means nothing.
+            if !path.is_symlink() && mode & 0o777 & !allowed != 0 {
+                open.push(format!("{} {mode:o}", path.display()));
+            }
+        }
+        assert!(records > 0);
+        assert_eq!(open, [""; 0]);
+        sandbox.del();
+    });
+    nix::sys::stat::umask(before);
+}
+
+/// What is below a folder, with its mode.
+fn modes(folder: &Path, found: &mut Vec<(PathBuf, u32)>) {
+    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+        let metadata = entry.metadata().unwrap();
+        found.push((entry.path(), metadata.permissions().mode()));
+        if metadata.is_dir() {
+            modes(&entry.path(), found);
+        }
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod explain;
 mod generate;
 mod help;
 mod pages;
+mod privileges;
 mod report;
 mod trace;
 mod verify;

@@ -38,6 +38,7 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         });
     }
+    redirect_user::node::keep_others_from_writing();
     let args = Args::parse();
     // A connection that the API server cuts is an error to the agent, not its end.
     if !matches!(args.command, Command::Agent(_)) {

@@ -4,6 +4,8 @@
 use aya::EbpfError;
 use aya::programs::ProgramError;
 
+use crate::kernel::sys;
+
 /// A program that was refused.
 pub(crate) fn of_program(error: &ProgramError, whole: bool) -> String {
     let ProgramError::LoadError { io_error, verifier_log } = error else {
@@ -25,7 +27,16 @@ pub(crate) fn of_program(error: &ProgramError, whole: bool) -> String {
 pub(crate) fn of_object(error: &EbpfError, whole: bool) -> String {
     match error {
         EbpfError::ProgramError(error) => of_program(error, whole),
-        error => first_line(&error.to_string()),
+        error => first_line(&error.to_string()) + forbidden(),
+    }
+}
+
+/// What is missing where the kernel did not permit a call. Not every error of the loader keeps the kernel's
+/// answer, so the kernel is asked once more.
+fn forbidden() -> &'static str {
+    match sys::may_use_bpf() {
+        true => "",
+        false => " (not permitted: CAP_BPF and CAP_NET_ADMIN are needed, or a security module forbids it)",
     }
 }
 

@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use self::look::{HEADING, Look, exact, grown};
 use self::pods::{Coming, Moody};
 use self::traffic::{PATIENCE, Traffic};
-use crate::driver::{Agent, until_within};
+use crate::driver::Agent;
 use crate::kernel::place::Place;
 use crate::kernel::{World, stamp};
 use crate::shown::get;
@@ -54,7 +54,15 @@ impl Soak<'_> {
         let arguments = self.place.arguments(&keys, &["--repair-pods", "--live-policy"]);
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         self.agent = Some(self.world.agent(&arguments));
-        until_within(PATIENCE, "the agent is ready", || get(self.world.address, "/readyz").0 == 200);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let (status, text) = get(self.world.address, "/readyz");
+            if status == 200 {
+                return;
+            }
+            assert!(Instant::now() < deadline, "the agent is not ready: {text}\n{}", self.world.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     fn pid(&self) -> u32 {

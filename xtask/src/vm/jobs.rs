@@ -121,7 +121,7 @@ pub(super) fn soak(workspace: &Workspace, minutes: u32) -> Result<Job> {
     }
     let command = format!(
         "set -o pipefail; REDIRECT_BIN_DIR={} {}={minutes} {} --exact --nocapture {} 2>&1 | \
-         sed -u 's/^.*figures:/@= figures:/' | tee >(grep --line-buffered '^@= ' >/dev/console)",
+         awk '{{ sub(/^.*figures:/, \"@= figures:\"); print; fflush() }} /^@= /{{ print >\"/dev/console\"; fflush(\"/dev/console\") }}'",
         copies.display(),
         soak::MINUTES,
         copies.join(test.file_name().context("a test has a name")?).display(),

@@ -15,7 +15,7 @@ use crate::driver::until_within;
 use crate::kernel::place::sandbox;
 
 /// For what takes a moment on an idle machine, and much longer in a guest that is emulated.
-pub(super) const PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const PATIENCE: Duration = Duration::from_secs(300);
 /// The port of applications.
 pub(super) const PORT: u16 = 8080;
 /// So many connections are open at once; a multiple of what `crowded` names.
