@@ -28,7 +28,8 @@ fn task() -> u64 {
 }
 
 /// The cookie of the pod that this look-up is for, which the pod's own program left. Asked once in a run.
-/// `None`: others came in between, and did not put it back; drop the packet.
+/// `None`: others came in between, and did not put it back; drop the packet. (No pod has cookie 0: it is that
+/// of an empty entry, written between the two words' being read.)
 #[inline(always)]
 pub(crate) fn take_entered() -> Option<u64> {
     let entered = ENTERED.get_ptr_mut(0)?;
@@ -42,7 +43,7 @@ pub(crate) fn take_entered() -> Option<u64> {
         // Of two that do not follow each other as they should, none may be found by a third.
         last.write_volatile(if own { below.read_volatile() } else { LookUp::NONE });
         below.write_volatile(LookUp::NONE);
-        own.then_some(cookie)
+        (own && cookie != 0).then_some(cookie)
     }
 }
 

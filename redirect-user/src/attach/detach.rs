@@ -15,7 +15,7 @@ use crate::kernel::pins::{self, AttachmentFolder, Generation};
 use crate::node::lock::NodeLock;
 use crate::node::{Node, fault, names};
 use crate::path_error::is_gone;
-use crate::pod::netns::Netns;
+use crate::pod::netns::{self, Netns};
 
 /// Ends the redirection of a container, or of one of its interfaces. `false` when there was nothing.
 ///
@@ -168,9 +168,11 @@ fn forget_pod(node: &Node, attachment: &Attachment, namespace_gone: bool) -> Res
     Ok(())
 }
 
-/// The attachment's namespace, if its path still leads to it.
+/// The attachment's namespace, if its path still leads to it. A call that fails once is made again: for what
+/// is in the namespace there is no later one.
 fn same_namespace(attachment: &Attachment) -> Option<Netns> {
-    Netns::open(&attachment.netns).ok().filter(|netns| netns.cookie() == attachment.cookie)
+    let open = || Netns::open(&attachment.netns);
+    open().or_else(|_| open()).ok().filter(|netns| netns.cookie() == attachment.cookie)
 }
 
 /// Takes back the changes in the pod's namespace, if it can be reached.
@@ -180,15 +182,27 @@ pub(crate) fn forget_namespace(attachment: &Attachment) {
     }
 }
 
-/// The namespace is about to vanish, so what cannot be taken back is logged only.
+/// The namespace is about to vanish, so what cannot be taken back, after a second try, is logged only.
 fn take_back(netns: &mut Netns, attachment: &Attachment) {
+    let mut failed = undo_changes(netns, attachment);
+    if !failed.is_empty()
+        && let Some(mut netns) = same_namespace(attachment)
+    {
+        failed = undo_changes(&mut netns, attachment);
+    }
+    for error in failed {
+        tracing::warn!(%error, "left as it is");
+    }
+}
+
+/// Undoes each change, and returns what could not be undone. What is gone already is no failure.
+fn undo_changes(netns: &mut Netns, attachment: &Attachment) -> Vec<netns::Error> {
     let changes = &attachment.changes;
     let passthrough = if changes.passthrough6 { netns.remove_passthrough6().map(drop) } else { Ok(()) };
     let dns = changes.dns.as_ref().map_or(Ok(()), |dns| netns.close_dns(dns));
-    let routes = changes.local_routes.iter().try_for_each(|route| netns.remove_local_route(route));
-    for error in [passthrough, dns, routes].into_iter().filter_map(Result::err) {
-        tracing::warn!(%error, "left as it is");
-    }
+    let mut done = vec![passthrough, dns];
+    done.extend(changes.local_routes.iter().map(|route| netns.remove_local_route(route)));
+    done.into_iter().filter_map(Result::err).collect()
 }
 
 /// Pins of a container without a record: the state directory was lost. The folder's name says which entries
