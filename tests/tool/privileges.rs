@@ -25,6 +25,7 @@ const VERBS: &[Verb] = &[
     Verb { name: "show", before: &[&["attach", "POD"]], arguments: &["show", "pod"] },
     Verb { name: "stats", before: &[&["attach", "POD"]], arguments: &["stats", "pod"] },
     Verb { name: "upgrade", before: &[&["attach", "POD"]], arguments: &["upgrade"] },
+    Verb { name: "detach", before: &[&["install"], &["attach", "POD"]], arguments: DETACH },
     Verb { name: "gc", before: &[&["attach", "POD"]], arguments: &["gc"] },
     Verb { name: "uninstall", before: &[&["install"], DETACH], arguments: UNINSTALL },
 ];

@@ -77,13 +77,16 @@ pub(crate) fn undo(node: &Node, _lock: &NodeLock, attachment: &Attachment) -> Re
     let folders: Vec<_> =
         folders::generations(node)?.iter().map(|generation| generation.attachment(&attachment.id)).collect();
     let namespace_gone = folders.iter().any(links::namespace_gone);
+    // Before anything is removed: who may not enter it could not take the filters away, and they would keep a
+    // pod closed that has no record any more.
+    let netns = if attachment.of_this_boot() { same_namespace(attachment)? } else { None };
     for folder in &folders {
         links::remove_links(folder)?;
     }
     fault::point("detach-links");
     if attachment.of_this_boot() {
         match namespace {
-            Namespace::Ours => forget_pod(node, attachment, namespace_gone)?,
+            Namespace::Ours => forget_pod(node, attachment, netns, namespace_gone)?,
             Namespace::Shared(Some(other)) => leave_to(node, &other)?,
             Namespace::Shared(None) => {}
         }
@@ -145,10 +148,14 @@ fn leave_to(node: &Node, other: &Attachment) -> Result<(), Error> {
 
 /// Removes the guard, the pod's map entries, and what was added to its namespace, if that is still the same
 /// namespace.
-fn forget_pod(node: &Node, attachment: &Attachment, namespace_gone: bool) -> Result<(), Error> {
+fn forget_pod(
+    node: &Node,
+    attachment: &Attachment,
+    mut netns: Option<Netns>,
+    namespace_gone: bool,
+) -> Result<(), Error> {
     // The filters go before the configuration: without one they let nothing pass. A pod that cannot be seen
     // from here may be alive, and its filters with it: they stay closed.
-    let mut netns = same_namespace(attachment);
     match &mut netns {
         Some(netns) => guard::withdraw(node, attachment, netns)?,
         None if namespace_gone => guard::free(node, attachment)?,
@@ -170,14 +177,21 @@ fn forget_pod(node: &Node, attachment: &Attachment, namespace_gone: bool) -> Res
 
 /// The attachment's namespace, if its path still leads to it. A call that fails once is made again: for what
 /// is in the namespace there is no later one.
-fn same_namespace(attachment: &Attachment) -> Option<Netns> {
+///
+/// # Errors
+/// It is there and may not be entered.
+fn same_namespace(attachment: &Attachment) -> Result<Option<Netns>, Error> {
     let open = || Netns::open(&attachment.netns);
-    open().or_else(|_| open()).ok().filter(|netns| netns.cookie() == attachment.cookie)
+    match open().or_else(|_| open()) {
+        Ok(netns) => Ok(Some(netns).filter(|netns| netns.cookie() == attachment.cookie)),
+        Err(error) if error.is_denied() => Err(error.into()),
+        Err(_) => Ok(None),
+    }
 }
 
 /// Takes back the changes in the pod's namespace, if it can be reached.
 pub(crate) fn forget_namespace(attachment: &Attachment) {
-    if let Some(mut netns) = same_namespace(attachment) {
+    if let Ok(Some(mut netns)) = same_namespace(attachment) {
         take_back(&mut netns, attachment);
     }
 }
@@ -186,7 +200,7 @@ pub(crate) fn forget_namespace(attachment: &Attachment) {
 fn take_back(netns: &mut Netns, attachment: &Attachment) {
     let mut failed = undo_changes(netns, attachment);
     if !failed.is_empty()
-        && let Some(mut netns) = same_namespace(attachment)
+        && let Ok(Some(mut netns)) = same_namespace(attachment)
     {
         failed = undo_changes(&mut netns, attachment);
     }

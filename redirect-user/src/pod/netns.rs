@@ -58,6 +58,13 @@ pub enum Error {
     Netlink { what: String, path: PathBuf, source: io::Error },
 }
 
+impl Error {
+    /// Whether the namespace is there, and the kernel does not let us in.
+    pub(crate) fn is_denied(&self) -> bool {
+        matches!(self, Error::Enter { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+    }
+}
+
 /// What is missing when the kernel does not let us in.
 fn root_hint(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
