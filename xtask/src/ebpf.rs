@@ -75,8 +75,6 @@ pub(crate) fn cargo_build(workspace: &Path, toolchain: &Toolchain) -> Result<Com
         format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH),
         "-Cdebuginfo=2".into(),
         "-Clink-arg=--btf".into(),
-        // A copy of some words is loads and stores, not a call of a loop over its bytes.
-        "-Clink-arg=--disable-expand-memcpy-in-order".into(),
         format!("-Clinker={}", linker.display()),
     ];
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
