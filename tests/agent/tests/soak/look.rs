@@ -149,7 +149,9 @@ fn growth(values: &[i64]) -> i64 {
         }
     }
     slopes.sort_by(f64::total_cmp);
-    let median = slopes.get(slopes.len() / 2).copied().unwrap_or(0.0);
+    let middle = |index: usize| slopes.get(index).copied().unwrap_or(0.0);
+    // Of an even number, what lies between the two in the middle.
+    let median = (middle(slopes.len().saturating_sub(1) / 2) + middle(slopes.len() / 2)) / 2.0;
     (median * values.len().saturating_sub(1) as f64).round() as i64
 }
 
