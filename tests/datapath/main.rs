@@ -31,23 +31,11 @@ mod tproxy;
 
 use std::net::SocketAddr;
 
-use harness::{Family, Node, Pod, crowded};
+use harness::{Family, Node, Pod, any, crowded, localhost};
 
 /// An address without an owner (RFC 5737, RFC 3849): only a redirected connection gets an answer.
 fn far_away(family: Family, port: u16) -> SocketAddr {
     let ip = if family == Family::V6 { "2001:db8::10" } else { "192.0.2.10" };
-    SocketAddr::new(ip.parse().expect("an address"), port)
-}
-
-/// `0.0.0.0:port` or `[::]:port`
-fn any(family: Family, port: u16) -> SocketAddr {
-    let ip = if family == Family::V6 { "::" } else { "0.0.0.0" };
-    SocketAddr::new(ip.parse().expect("an address"), port)
-}
-
-/// `127.0.0.1:port` or `[::1]:port`
-fn localhost(family: Family, port: u16) -> SocketAddr {
-    let ip = if family == Family::V6 { "::1" } else { "127.0.0.1" };
     SocketAddr::new(ip.parse().expect("an address"), port)
 }
 

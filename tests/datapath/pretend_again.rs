@@ -8,7 +8,7 @@ use harness::cli::Outcome;
 use harness::{Errno, Family, kernel_test};
 
 use crate::pretend::{of_one_family, pretender};
-use crate::tproxy::{client, tproxy, transparent};
+use crate::tproxy::{client, refused_at_first, tproxy};
 use crate::{any, passthrough};
 
 #[test]
@@ -17,14 +17,7 @@ fn a_second_connect_tells_the_same_client() {
         let pod = tproxy(node, "server");
         let (app, proxy) = (pod.app(), pod.proxy());
         for family in Family::ALL {
-            let socket = transparent(&proxy, family);
-            socket.bind(client(family)).unwrap();
-            // Nothing listens yet.
-            assert_eq!(socket.connect(pod.at(family, 8080)), Err(Errno::ECONNREFUSED));
-            assert_eq!(node.clients(), []);
-            let listener = app.listen(any(family, 8080)).unwrap();
-            socket.connect(pod.at(family, 8080)).unwrap();
-            assert_eq!(listener.accept().unwrap().peername(), Ok(client(family)), "after a refused one");
+            let (socket, listener) = refused_at_first(node, &pod, &app, &proxy, family);
             // Dissolved, the socket keeps the address that it was bound to.
             socket.dissolve().unwrap();
             socket.connect(pod.at(family, 8080)).unwrap();

@@ -283,21 +283,34 @@ fn a_client_is_told_with_tcp_fast_open() {
     });
 }
 
+/// A socket of the proxy that was refused at first, and again dialled with when the application was there;
+/// the application's listener with it. Nothing is kept of the client each time.
+pub(crate) fn refused_at_first(
+    node: &Node,
+    pod: &Pod,
+    app: &Process,
+    proxy: &Process,
+    family: Family,
+) -> (Socket, Socket) {
+    let socket = transparent(proxy, family);
+    socket.bind(client(family)).unwrap();
+    assert_eq!(socket.connect(pod.at(family, 8080)), Err(Errno::ECONNREFUSED));
+    assert_eq!(node.clients(), []);
+    // The same socket again, now that the application is there.
+    let listener = app.listen(any(family, 8080)).unwrap();
+    socket.connect(pod.at(family, 8080)).unwrap();
+    assert_eq!(listener.accept().unwrap().peername(), Ok(client(family)));
+    assert_eq!(node.clients(), []);
+    (socket, listener)
+}
+
 #[test]
 fn nothing_is_kept_of_a_client_that_was_refused() {
     kernel_test(|node| {
         let pod = tproxy(node, "server");
         let (app, proxy) = (pod.app(), pod.proxy());
         for family in Family::ALL {
-            let socket = transparent(&proxy, family);
-            socket.bind(client(family)).unwrap();
-            assert_eq!(socket.connect(pod.at(family, 8080)), Err(Errno::ECONNREFUSED));
-            assert_eq!(node.clients(), []);
-            // The same socket again, now that the application is there.
-            let listener = app.listen(any(family, 8080)).unwrap();
-            socket.connect(pod.at(family, 8080)).unwrap();
-            assert_eq!(listener.accept().unwrap().peername(), Ok(client(family)));
-            assert_eq!(node.clients(), []);
+            refused_at_first(node, &pod, &app, &proxy, family);
         }
     });
 }

@@ -25,16 +25,10 @@ mod tproxy;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use harness::{Captured, Errno, Event, Family, Node, Pod, Process, Seen, Service, Sidecar, Tap};
+use harness::{Captured, Errno, Event, Family, Node, Pod, Process, Seen, Service, Sidecar, Tap, any};
 
 /// The port of the application's server and of the peer's.
 const PORT: u16 = 8080;
-
-/// `0.0.0.0:port` or `[::]:port`
-fn any(family: Family, port: u16) -> SocketAddr {
-    let ip = if family == Family::V6 { "::" } else { "0.0.0.0" };
-    SocketAddr::new(ip.parse().expect("an address"), port)
-}
 
 /// Dials and tells who answered. The call does not wait longer than five seconds.
 fn dial(from: &Process, to: SocketAddr) -> Result<Seen, Errno> {

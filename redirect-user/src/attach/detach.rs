@@ -79,7 +79,10 @@ pub(crate) fn undo(node: &Node, _lock: &NodeLock, attachment: &Attachment) -> Re
     let namespace_gone = folders.iter().any(links::namespace_gone);
     // Before anything is removed: who may not enter it could not take the filters away, and they would keep a
     // pod closed that has no record any more.
-    let netns = if attachment.of_this_boot() { same_namespace(attachment)? } else { None };
+    let netns = match namespace {
+        Namespace::Ours if attachment.of_this_boot() => same_namespace(attachment)?,
+        _ => None,
+    };
     for folder in &folders {
         links::remove_links(folder)?;
     }

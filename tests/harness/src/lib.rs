@@ -8,9 +8,10 @@
 //! `redirect` is driven by [`cli`], chained CNI plugins by [`chain`];
 //! [`Residue`] is what must be gone afterwards. [`istio`] writes the rules that redirection is compared with.
 //! Demonstrations run on a [`stage`] and show their [`progress`]; those with containers have a [`runtime`]. A
-//! [`Tap`] records what goes over a wire. Below them: [`netns`], [`cgroup`], [`unprivileged`] programs, and
-//! the [`protocol`] between a test and its [`agent`].
+//! [`Tap`] records what goes over a wire; [`any`] and [`localhost`] are in every pod. Below them: [`netns`],
+//! [`cgroup`], [`unprivileged`] programs, and the [`protocol`] between a test and its [`agent`].
 
+mod addresses;
 pub mod agent;
 mod binaries;
 pub mod browser;
@@ -41,6 +42,7 @@ mod wire;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
+pub use addresses::{any, localhost};
 pub use binaries::binary;
 pub use crowded::crowded;
 pub use dns::DnsProxy;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use harness::chain::Chain;
 use harness::dns::message;
-use harness::{DnsProxy, Event, Family, Node, Pod, Process, Seen, Service, Sidecar, crowded};
+use harness::{DnsProxy, Event, Family, Node, Pod, Process, Seen, Service, Sidecar, any, crowded, localhost};
 
 use crate::driver::until_within;
 use crate::kernel::place::sandbox;
@@ -43,21 +43,10 @@ pub(super) struct Traffic {
     all: Mutex<u64>,
 }
 
-/// `0.0.0.0:port` or `[::]:port`
-pub(super) fn any(family: Family, port: u16) -> SocketAddr {
-    let ip = if family == Family::V6 { "::" } else { "0.0.0.0" };
-    SocketAddr::new(ip.parse().expect("an address"), port)
-}
-
 /// Addresses without an owner: only a redirected connection gets an answer.
 fn far_away(family: Family, port: u16) -> SocketAddr {
     let ip = if family == Family::V6 { "2001:db8::20" } else { "192.0.2.20" };
     SocketAddr::new(ip.parse().expect("an address"), port)
-}
-
-fn localhost(family: Family) -> SocketAddr {
-    let ip = if family == Family::V6 { "::1" } else { "127.0.0.1" };
-    SocketAddr::new(ip.parse().expect("an address"), PORT)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -105,7 +94,7 @@ impl Traffic {
             self.open(&self.app, &crowd, (15001, &|to| crowd.contains(&to)));
             self.made(Event::OutboundRedirected, AT_ONCE as u64);
             self.made(Event::HandoffTaken, detours);
-            self.open(&self.app, &[localhost(family)], (PORT, &|_| true));
+            self.open(&self.app, &[localhost(family, PORT)], (PORT, &|_| true));
             self.made(Event::LoopbackDirect, AT_ONCE as u64);
             self.open(&self.peer, &[here], (15006, &|to| to == here));
             self.made(Event::InboundRedirected, AT_ONCE as u64);
