@@ -8,7 +8,7 @@ use crate::addr::{Family, Ip};
 use crate::flow::Caller;
 
 /// Version of the map layouts; pins live under `redirect-cni/v<ABI_VERSION>`.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// The pod's configuration, keyed by the cookie of its network namespace (`SO_NETNS_COOKIE`; never reused
 /// within a boot).
@@ -343,40 +343,57 @@ mod tests {
         assert_eq!(PortsKey::of(7, 1, 65535).block, 31);
         assert_eq!(PortsKey::of(7, 1, 2047).block, 0);
     }
+
+    #[test]
+    fn a_look_ups_word_is_its_own_tasks_only() {
+        // Tasks as the kernel places them: next to each other, and far away.
+        const FIRST: u64 = 0xffff_8880_0123_4000;
+        let word = Entered::word(FIRST, 4711);
+        assert_eq!(Entered::word(FIRST, word), 4711);
+        for distance in (1..100_000).map(|step| step * 0x40) {
+            let cookie = Entered::word(FIRST + distance, word);
+            assert!(cookie >> 40 != 0, "{distance:#x}: {cookie:#x} may be a pod's");
+        }
+        // An empty word is no pod's either.
+        assert!(Entered::word(FIRST, Entered::NONE) >> 40 != 0);
+    }
 }
 
-/// The look-ups under way on a CPU, as the program in a pod's namespace leaves them for `inbound`. That
-/// program is written by hand and relies on the order of the fields.
+/// The look-ups under way on a CPU, as the program in a pod's namespace leaves them for `inbound`. Each is
+/// one word, [`Entered::word`], so that no other sees half of it. That program is written by hand and relies
+/// on the order of the fields.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entered {
     /// The last one.
-    pub last: LookUp,
+    pub last: u64,
     /// The one that it has interrupted: that of a process (sock_diag) may be interrupted by a packet's. With
     /// PREEMPT_RT there may be a third; then the first one is forgotten, and its packet dropped.
-    pub below: LookUp,
+    pub below: u64,
 }
 
-/// Who looks up, and for which pod.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LookUp {
-    /// The task, as `bpf_get_current_task()` numbers it; 0 for none. In a softirq it is the interrupted one.
-    pub task: u64,
-    /// The pod: cookie of its network namespace.
-    pub cookie: u64,
-}
-
-impl LookUp {
+impl Entered {
     /// None is under way.
-    pub const NONE: LookUp = LookUp { task: 0, cookie: 0 };
+    pub const NONE: u64 = 0;
+    /// What a task's number is multiplied with. The numbers are addresses, which differ in a few bits, as
+    /// cookies do. Two tasks' products differ in high bits too, so that a word read by another task than
+    /// wrote it is the cookie of no pod. (The golden ratio of 2^64, of multiplicative hashing.)
+    pub const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+
+    /// The word of a look-up by a task, as `bpf_get_current_task()` numbers it (in a softirq the interrupted
+    /// one), for the pod of this cookie. The word of a word is the cookie again.
+    #[inline(always)]
+    #[must_use]
+    pub const fn word(task: u64, cookie: u64) -> u64 {
+        task.wrapping_mul(Entered::SPREAD) ^ cookie
+    }
 }
 
 /// What the guard asks `inbound` on a CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asking {
-    /// The task, as in [`LookUp`]; 0 where nothing is asked.
+    /// The task, as in [`Entered::word`]; 0 where nothing is asked.
     pub task: u64,
     /// The sidecar's port whose listener is to get the packet; 0 where it is to get none.
     pub port: u64,

@@ -65,8 +65,7 @@ events! {
     InboundRedirected = "inbound_redirected",
     /// An inbound connection left to the socket that listens on its port.
     InboundDirect = "inbound_direct",
-    /// An inbound connection refused: the sidecar does not listen (yet), or no socket listens on an ephemeral
-    /// port.
+    /// An inbound connection refused: the sidecar does not listen (yet).
     InboundRefused = "inbound_refused",
     /// An inbound packet for the prefix that exists only inside the pod, or for the DNS proxy, dropped.
     InboundForeign = "inbound_foreign",
@@ -92,6 +91,9 @@ events! {
     ListenerForeign = "listener_foreign",
     /// A record of `redirect trace` was lost: the buffer was full.
     TraceLost = "trace_lost",
+    /// An inbound packet for an ephemeral port on which no socket listens, refused as the kernel would: a
+    /// connection for no socket, or late, for one of the pod's own that is over.
+    InboundNoSocket = "inbound_no_socket",
 }
 
 impl Event {

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 
 use redirect_common::{
     ABI_VERSION, AddrKey, Asking, Claims, Counters, DnsAsked, DnsClient, DnsProxy, Endpoint, Entered, Event,
-    GuardedPod, HandoffKey, Ip, Kept, ListenerKey, ListeningKey, LookUp, Origin, PodConfig, PortBlock,
-    PortsKey, RangeKey, SetKey, SlotKey, TraceRecord,
+    GuardedPod, HandoffKey, Ip, Kept, ListenerKey, ListeningKey, Origin, PodConfig, PortBlock, PortsKey,
+    RangeKey, SetKey, SlotKey, TraceRecord,
 };
 
 type Destination = Kept<SlotKey>;
@@ -63,7 +63,6 @@ fn layouts() -> String {
         DnsProxy { port, state };
         DnsClient { cookie, client } + 4;
         DnsAsked { first, next, at };
-        LookUp { task, cookie };
         Entered { last, below };
         Asking { task, port };
         GuardedPod { cookie, proxy_uid, audit };

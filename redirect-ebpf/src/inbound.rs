@@ -16,7 +16,7 @@ use redirect_common::{Event, Family, Inbound, Ip, PodConfig, decide_inbound, in_
 use crate::ctx::Lookup;
 use crate::facts::{PacketFacts, is_own};
 use crate::listener::steer;
-use crate::stats::count;
+use crate::stats::{count, refused_event};
 use crate::trace;
 use crate::{lookups, maps};
 
@@ -24,9 +24,9 @@ use crate::{lookups, maps};
 #[sk_lookup]
 pub(crate) fn inbound(ctx: SkLookupContext) -> u32 {
     let packet = Lookup::new(&ctx);
-    let Some(cookie) = lookups::take_entered() else { return SK_DROP };
+    let Some((cookie, pod)) = lookups::take_entered() else { return SK_DROP };
     if !packet.is_tcp() {
-        return datagram(&packet, cookie);
+        return datagram(&packet, cookie, pod);
     }
     if packet.over_lo() {
         return from_application(&packet, cookie);
@@ -35,7 +35,6 @@ pub(crate) fn inbound(ctx: SkLookupContext) -> u32 {
         // The guard has decided. It wants to know who would get the packet, and counts what becomes of it.
         return if port != 0 && steer(&packet, cookie, port, packet.family()) { SK_PASS } else { SK_DROP };
     }
-    let Some(pod) = maps::pod(cookie) else { return SK_PASS };
     let (client, dst) = (packet.remote(), packet.local());
     if from_inside(pod, cookie, &client.ip, &dst.ip, packet.family()) {
         return SK_PASS;
@@ -48,12 +47,11 @@ pub(crate) fn inbound(ctx: SkLookupContext) -> u32 {
     }
     let facts = PacketFacts { cookie, pod, interface: packet.interface() };
     let verdict = decide_inbound(dst.port, &facts);
-    let steered = match verdict {
+    let wanted = match verdict {
         Inbound::Direct(_) => false,
-        Inbound::Redirect(rule) => {
-            facts.wanted(dst.port, rule) && steer(&packet, cookie, pod.inbound_port, packet.family())
-        }
+        Inbound::Redirect(rule) => facts.wanted(dst.port, rule),
     };
+    let steered = wanted && steer(&packet, cookie, pod.inbound_port, packet.family());
     let valid = maps::still(pod, cookie);
     let action = match verdict {
         Inbound::Direct(_) if valid => {
@@ -64,7 +62,7 @@ pub(crate) fn inbound(ctx: SkLookupContext) -> u32 {
         Inbound::Redirect(_) if valid && steered => SK_PASS,
         Inbound::Direct(_) | Inbound::Redirect(_) => {
             // The client gets a reset, as from a REDIRECT to a port on which no socket listens.
-            count(cookie, if valid { Event::InboundRefused } else { Event::ConfigChanged });
+            count(cookie, if valid { refused_event(wanted) } else { Event::ConfigChanged });
             SK_DROP
         }
     };
@@ -86,14 +84,13 @@ fn from_application(packet: &Lookup, cookie: u64) -> u32 {
 /// A datagram for no connected socket. The DNS proxy's wildcard socket is closed to the outside; who asked it
 /// where is noted as long as it is not known to answer from there.
 #[inline(always)]
-fn datagram(packet: &Lookup, cookie: u64) -> u32 {
+fn datagram(packet: &Lookup, cookie: u64, pod: &'static PodConfig) -> u32 {
     let Some(proxy) = maps::dns_proxy(cookie) else { return SK_PASS };
     let (client, at) = (packet.remote(), packet.local());
     if at.port != proxy.port {
         return SK_PASS;
     }
-    let inside = |pod| from_inside(pod, cookie, &client.ip, &at.ip, packet.family());
-    if !packet.over_lo() && !maps::pod(cookie).is_some_and(inside) {
+    if !packet.over_lo() && !from_inside(pod, cookie, &client.ip, &at.ip, packet.family()) {
         let opened = match packet.family() {
             Family::V4 => proxy::OPENED4,
             Family::V6 => proxy::OPENED6,

@@ -1,15 +1,20 @@
 //! The kernel looks for a socket: what the pod's own program and the guard leave for `inbound`, which runs in
 //! the same look-up.
 
+use core::arch::asm;
+
 use aya_ebpf::helpers::generated::bpf_get_current_task;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
-use redirect_common::{Asking, Entered, LookUp};
+use redirect_common::{Asking, Entered, PodConfig};
+
+use crate::maps;
 
 /// The look-ups under way on this CPU, and the pods that they are for. Written by the program in the pod's
 /// namespace, taken by `inbound` right after it. Others come in between where a process looks up (sock_diag,
-/// `connect` for a sidecar that it does not know yet), and with PREEMPT_RT, so each has its task, and puts
-/// back what it has found. One that does not find itself drops the packet.
+/// `connect` for a sidecar that it does not know yet), and with PREEMPT_RT. So each is written and taken at
+/// once, is known to its own task only, and puts back what it has found. One that does not find itself drops
+/// the packet.
 #[map]
 static ENTERED: PerCpuArray<Entered> = PerCpuArray::with_max_entries(1, 0);
 
@@ -27,23 +32,36 @@ fn task() -> u64 {
     unsafe { bpf_get_current_task() }
 }
 
-/// The cookie of the pod that this look-up is for, which the pod's own program left. Asked once in a run.
-/// `None`: others came in between, and did not put it back; drop the packet. (No pod has cookie 0: it is that
-/// of an empty entry, written between the two words' being read.)
+/// The pod that this look-up is for, which the pod's own program left, and its cookie. Asked once in a run.
+/// `None`: others came in between, and did not put it back; drop the packet.
 #[inline(always)]
-pub(crate) fn take_entered() -> Option<u64> {
+pub(crate) fn take_entered() -> Option<(u64, &'static PodConfig)> {
     let entered = ENTERED.get_ptr_mut(0)?;
-    // SAFETY: the entry is this CPU's own; what interrupts this run leaves `last` as it was. Volatile, so
-    // that each word is moved once.
-    unsafe {
+    // SAFETY: the entry is this CPU's own. Volatile, so that each word is moved once, 8 bytes at a time.
+    let (last, below, word) = unsafe {
         let last = &raw mut (*entered).last;
-        let below = &raw mut (*entered).below;
-        let LookUp { task: of, cookie } = last.read_volatile();
-        let own = of == task();
-        // Of two that do not follow each other as they should, none may be found by a third.
-        last.write_volatile(if own { below.read_volatile() } else { LookUp::NONE });
-        below.write_volatile(LookUp::NONE);
-        (own && cookie != 0).then_some(cookie)
+        (last, &raw mut (*entered).below, last.read_volatile())
+    };
+    let cookie = Entered::word(task(), word);
+    let pod = maps::pod(cookie)?;
+    // SAFETY: as above.
+    unsafe {
+        exchange(last, word, below.read_volatile());
+        below.write_volatile(Entered::NONE);
+    }
+    Some((cookie, pod))
+}
+
+/// Replaces a word by another if it is still there: by now it may be another look-up's. (The kernel has the
+/// instruction since Linux 5.12.)
+///
+/// # Safety
+/// The address is that of a word in a map's value, which is aligned.
+#[inline(always)]
+unsafe fn exchange(at: *mut u64, old: u64, new: u64) {
+    // SAFETY: the instruction writes that word, and r0.
+    unsafe {
+        asm!("r0 = cmpxchg_64({0} + 0, r0, {1})", in(reg) at, in(reg) new, inout("r0") old => _);
     }
 }
 

@@ -9,7 +9,7 @@
 //! through in clear because something of ours failed.
 #![no_std]
 #![no_main]
-// One instruction in `maps`: an addition that no other CPU comes in between.
+// Instructions of `claims` and `lookups` that nothing comes in between.
 #![feature(asm_experimental_arch)]
 
 mod bind;

@@ -46,3 +46,11 @@ pub(crate) fn direct_event(rule: Rule) -> Event {
         | Rule::IncludedRange => Event::ExcludedDirect,
     }
 }
+
+/// What to count for an inbound packet that is refused; `wanted` says whether the sidecar may have its port.
+/// If not, no socket listens on that port of the ephemeral range, and most such packets are no SYN but late,
+/// for a connection that is over.
+#[inline(always)]
+pub(crate) fn refused_event(wanted: bool) -> Event {
+    if wanted { Event::InboundRefused } else { Event::InboundNoSocket }
+}

@@ -49,7 +49,8 @@ fn a_scan_of_the_ephemeral_range_takes_no_port_from_the_pod() {
             assert_eq!(client.connect(pod.at(family, 40007)).map(drop), Err(Errno::ECONNREFUSED));
             assert_eq!(app.connect(far_away(family, 80)).unwrap().seen().listener, 15001);
         }
-        assert_eq!(node.count(&pod, Event::InboundRefused), 66);
+        assert_eq!(node.count(&pod, Event::InboundNoSocket), 66);
+        assert_eq!(node.count(&pod, Event::InboundRefused), 0);
     });
 }
 

@@ -61,6 +61,29 @@ fn without_the_guard_a_raw_syn_is_answered() {
     });
 }
 
+/// What a peer had sent before it knew that its connection is over is not one that the pod refused.
+#[test]
+fn a_late_segment_is_counted_as_no_refused_connection() {
+    kernel_test(|node| {
+        for guard in ["enforce", "off"] {
+            let (pod, peer) = (node.pod(guard), node.pod(&format!("peer-{guard}")));
+            node.attach(&pod, &["--guard", guard]);
+            for family in Family::ALL {
+                let (own, to) = (peer.ip(family), pod.at(family, 40_000));
+                let segment = raw::late(own, to);
+                let packet = if family == Family::V6 {
+                    raw::ipv6(own, to.ip(), TCP, &segment)
+                } else {
+                    raw::ipv4(own, to.ip(), 0, &[], &segment)
+                };
+                raw::send(peer.netns(), to.ip(), &packet).unwrap();
+            }
+            await_count(node, &pod, Event::InboundNoSocket, 2);
+            assert_eq!(node.count(&pod, Event::InboundRefused), 0, "{guard}");
+        }
+    });
+}
+
 /// Every way to write the SYN that the guard has to see through, with what counts it.
 fn disguises(own: IpAddr, peer: std::net::SocketAddr) -> Vec<(&'static str, Vec<u8>, Event)> {
     const MORE: u16 = 0x2000;

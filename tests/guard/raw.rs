@@ -17,12 +17,21 @@ pub(crate) const SOURCE_PORT: u16 = 40_404;
 
 /// A TCP header with SYN, and with its checksum.
 pub(crate) fn syn(src: IpAddr, dst: SocketAddr) -> Vec<u8> {
+    segment(src, dst, 0x02)
+}
+
+/// The header of a segment in the middle of a connection: with ACK and PSH.
+pub(crate) fn late(src: IpAddr, dst: SocketAddr) -> Vec<u8> {
+    segment(src, dst, 0x18)
+}
+
+fn segment(src: IpAddr, dst: SocketAddr, tcp_flags: u8) -> Vec<u8> {
     let mut segment = Vec::new();
     segment.extend(SOURCE_PORT.to_be_bytes());
     segment.extend(dst.port().to_be_bytes());
     segment.extend(1_u32.to_be_bytes());
     segment.extend(0_u32.to_be_bytes());
-    segment.extend([5 << 4, 0x02]);
+    segment.extend([5 << 4, tcp_flags]);
     segment.extend(64_000_u16.to_be_bytes());
     segment.extend([0; 4]);
     let mut pseudo = octets(src);

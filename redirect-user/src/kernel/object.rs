@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
-use redirect_common::{PREFIX4, PREFIX4_BITS, PREFIX6, STEERED};
+use redirect_common::{Entered, PREFIX4, PREFIX4_BITS, PREFIX6, STEERED};
 
 use crate::kernel::hook::Hook;
 use crate::kernel::pins;
@@ -55,6 +55,8 @@ fn stub(cookie: u64, entered: i32, inbound: i32) -> Vec<u8> {
     const MAP_LOOKUP_ELEM: i32 = 1;
     const TAIL_CALL: i32 = 12;
     const GET_CURRENT_TASK: i32 = 35;
+    // `BPF_XCHG`, since Linux 5.12.
+    const XCHG: i32 = 0xe1;
     // Offsets in `struct bpf_sk_lookup`; the index of `lo` in every network namespace.
     const PROTOCOL: i16 = 12;
     const LOCAL_IP4: i16 = 40;
@@ -63,6 +65,7 @@ fn stub(cookie: u64, entered: i32, inbound: i32) -> Vec<u8> {
     const LO: i32 = 1;
     // The context has addresses in network byte order.
     let word = |number: u32| number.to_be() as i32;
+    let (low, high) = (|number: u64| number as i32, |number: u64| (number >> 32) as i32);
     let (mask4, upper4) = (word(!0 << (32 - PREFIX4_BITS) | STEERED), word(PREFIX4 | STEERED));
     let mut code = Vec::new();
     let mut insn = |op: u8, dst: u8, src: u8, offset: i16, immediate: i32| {
@@ -94,26 +97,26 @@ fn stub(cookie: u64, entered: i32, inbound: i32) -> Vec<u8> {
     // 17: return SK_PASS
     insn(0xb7, 0, 0, 0, 1);
     insn(0x95, 0, 0, 0, 0);
-    // 19: r7 = bpf_get_current_task()
+    // 19: r7 = bpf_get_current_task() * SPREAD ^ cookie
     insn(0x85, 0, 0, 0, GET_CURRENT_TASK);
     insn(0xbf, 7, 0, 0, 0);
-    // 21: r0 = bpf_map_lookup_elem(ENTERED, 0), at 41 if it is null; the 1 marks a map's descriptor
+    insn(0x18, 1, 0, 0, low(Entered::SPREAD));
+    insn(0, 0, 0, 0, high(Entered::SPREAD));
+    insn(0x2f, 7, 1, 0, 0);
+    insn(0x18, 1, 0, 0, low(cookie));
+    insn(0, 0, 0, 0, high(cookie));
+    insn(0xaf, 7, 1, 0, 0);
+    // 27: r0 = bpf_map_lookup_elem(ENTERED, 0), at 41 if it is null; the 1 marks a map's descriptor
     insn(0x62, 10, 0, -4, 0);
     insn(0x18, 1, 1, 0, entered);
     insn(0, 0, 0, 0, 0);
     insn(0xbf, 2, 10, 0, 0);
     insn(0x07, 2, 0, 0, -4);
     insn(0x85, 0, 0, 0, MAP_LOOKUP_ELEM);
-    insn(0x15, 0, 0, 13, 0);
-    // 28: what is there goes below, and the task and the cookie on top
-    insn(0x79, 1, 0, 0, 0);
-    insn(0x7b, 0, 1, 16, 0);
-    insn(0x79, 1, 0, 8, 0);
-    insn(0x7b, 0, 1, 24, 0);
-    insn(0x7b, 0, 7, 0, 0);
-    insn(0x18, 1, 0, 0, cookie as i32);
-    insn(0, 0, 0, 0, (cookie >> 32) as i32);
-    insn(0x7b, 0, 1, 8, 0);
+    insn(0x15, 0, 0, 7, 0);
+    // 34: exchanged at once for what is there, which goes below
+    insn(0xdb, 0, 7, 0, XCHG);
+    insn(0x7b, 0, 7, 8, 0);
     // 36: bpf_tail_call(r6, INBOUND, 0)
     insn(0xbf, 1, 6, 0, 0);
     insn(0x18, 2, 1, 0, inbound);
@@ -134,13 +137,13 @@ mod tests {
     fn the_stub_holds_the_cookie_and_every_jump_ends_where_it_should() {
         let code = stub(0x1122_3344_5566_7788, 7, 9);
         let at = |slot: usize| &code[slot * 8..slot * 8 + 8];
-        assert_eq!(at(33)[4..], 0x5566_7788_u32.to_ne_bytes());
-        assert_eq!(at(34)[4..], 0x1122_3344_u32.to_ne_bytes());
+        assert_eq!(at(24)[4..], 0x5566_7788_u32.to_ne_bytes());
+        assert_eq!(at(25)[4..], 0x1122_3344_u32.to_ne_bytes());
         let target = |slot: usize| slot + 1 + i16::from_ne_bytes([at(slot)[2], at(slot)[3]]) as usize;
         for on in [2, 4, 7, 13, 16] {
             assert_eq!(target(on), 19, "{on}");
         }
-        assert_eq!((target(9), target(11), target(27)), (17, 17, 41));
+        assert_eq!((target(9), target(11), target(33)), (17, 17, 41));
         assert_eq!(code.len(), 43 * 8);
     }
 }

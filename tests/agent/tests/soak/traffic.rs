@@ -164,9 +164,10 @@ impl Traffic {
     }
 }
 
-/// Fails where counters did not grow by what was made.
+/// Fails where counters did not grow by what was made. Not compared: late segments of connections that were
+/// reset, as a server tells its clients something when they may have gone.
 pub(super) fn differ(now: &BTreeMap<String, u64>, from: &BTreeMap<String, u64>, made: &Made) {
-    for (label, count) in now {
+    for (label, count) in now.iter().filter(|(label, _)| *label != Event::InboundNoSocket.label()) {
         let grown = count - from.get(label).copied().unwrap_or(0);
         assert_eq!(grown, made.get(label.as_str()).copied().unwrap_or(0), "{label}: counted, made");
     }
