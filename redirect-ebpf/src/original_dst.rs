@@ -62,7 +62,9 @@ fn destination(call: &Sockopt) -> Option<Endpoint> {
         return None;
     }
     count(cookie, Event::InboundRedirected);
-    Some(at)
+    // Where the kernel knows the connection, rules of somebody else may have given it the sidecar's port:
+    // Istio's, left in a pod that runs. Its own answer stands.
+    if call.is_answered() { None } else { Some(at) }
 }
 
 /// What is kept in the socket. With TCP Fast Open the client's side of the handshake comes after the

@@ -7,7 +7,7 @@
 //! reported elsewhere; [`tproxy`] shows the application its client, [`pretend`] is where that may go wrong,
 //! and in [`modes`] it begins and ends while the pod runs; [`errors`] misuses the tool;
 //! [`load`] and [`cycles`] count in thousands, and [`bounds`] says how many of them one pod may have;
-//! [`realtime`] has look-ups come in between.
+//! [`realtime`] has look-ups come in between, and [`neighbours`] programs of others.
 //!
 //! Run as root with `--test-threads=1`; `KEEP=1` keeps the pods of a failed test.
 
@@ -21,6 +21,7 @@ mod inbound;
 mod interfaces;
 mod load;
 mod modes;
+mod neighbours;
 mod original_dst;
 mod outbound;
 mod plain;

@@ -2,6 +2,7 @@
 //!
 //! A failure names the document that has to change. Links and file names are checked by `cargo xtask tidy`.
 
+mod claims;
 mod commands;
 mod crates;
 mod doctor;

@@ -83,7 +83,8 @@ pub(crate) fn assert_guard_idle(node: &Node, pod: &Pod) {
     assert!(refused.is_empty(), "the guard refused what should pass: {refused:?}");
 }
 
-fn load_rules(node: &Node, pod: &Pod, policy: &Policy, family: Family) {
+/// Replaces all tables of one family by those that Istio loads.
+pub(crate) fn load_rules(node: &Node, pod: &Pod, policy: &Policy, family: Family) {
     let program = match family {
         Family::V4 => "iptables-legacy-restore",
         Family::V6 => "ip6tables-legacy-restore",

@@ -6,7 +6,8 @@
 //! connection there, [`pair`] in both; [`differences`] is the table of what is meant, [`foretold`] what
 //! `redirect explain` says beforehand. [`rows`], [`outbound_rows`] and [`inbound_rows`] are the fixed
 //! scenarios, [`random`] makes others and shrinks what fails. [`tproxy`] is what the application sees behind
-//! a sidecar in TPROXY mode. [`measured`] is the benchmark, which stands on the same rules.
+//! a sidecar in TPROXY mode; in [`left_over`] both are in one pod. [`measured`] is the benchmark, which
+//! stands on the same rules.
 //!
 //! Run as root with `--test-threads=1`. `ORACLE_SEED` and `ORACLE_COUNT` repeat or prolong the random part:
 //! `ORACLE_COUNT=3000` is its long form.
@@ -17,6 +18,7 @@ mod dns_ways;
 mod enforce;
 mod foretold;
 mod inbound_rows;
+mod left_over;
 mod measured;
 mod outbound_rows;
 mod outcome;

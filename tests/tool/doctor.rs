@@ -6,10 +6,10 @@ use std::process::Command;
 use std::time::Instant;
 
 use harness::cli::Outcome;
+use harness::neighbour::{Attached, CONNECT4, EXCLUSIVE, MULTI, PREORDER, answer};
 use harness::{Node, User, binary, kernel_test};
 use serde_json::Value;
 
-use crate::bpf::{Attached, EXCLUSIVE, MULTI, PREORDER};
 use crate::verify::version;
 
 /// `redirect doctor` of a node whose root and cgroups are the test's own.
@@ -193,12 +193,12 @@ fn programs_of_neighbours() {
         fs::create_dir_all(&pods).expect("make a cgroup");
         assert_says(&mut doctor(node), "RC0301", "found", "");
         {
-            let _theirs = Attached::new(&pods, "jealous", EXCLUSIVE);
+            let _theirs = Attached::new(&pods, CONNECT4, "jealous", &answer(1), EXCLUSIVE);
             assert_says(&mut doctor(node), "RC0301", "missing", "(jealous) on ");
         }
         for (id, name) in [("RC0304", "cil_sock4_connect"), ("RC0305", "calico_connect_v4")] {
             assert_says(&mut doctor(node), id, "found", "not on this node");
-            let _theirs = Attached::new(node.cgroup(), name, MULTI);
+            let _theirs = Attached::new(node.cgroup(), CONNECT4, name, &answer(1), MULTI);
             let kept = &name[..15];
             match id {
                 // Whether it is for pods, too, only Cilium's own files say.
@@ -224,10 +224,10 @@ fn a_program_that_runs_before_ours() {
         node.attach(&pod, &[]);
         assert_says(&mut doctor(node), "RC0302", "found", "ours come first");
         {
-            let _behind = Attached::new(node.cgroup(), "polite", MULTI);
+            let _behind = Attached::new(node.cgroup(), CONNECT4, "polite", &answer(1), MULTI);
             assert_says(&mut doctor(node), "RC0302", "found", "ours come first");
         }
-        let _before = Attached::new(node.cgroup(), "pushy", PREORDER);
+        let _before = Attached::new(node.cgroup(), CONNECT4, "pushy", &answer(1), PREORDER);
         assert_says(&mut doctor(node), "RC0302", "warning", "(pushy) runs before ours at connect4");
     });
 }

@@ -5,7 +5,6 @@
 //!
 //! Run as root with `--test-threads=1`; `KEEP=1` keeps the pods of a failed test.
 
-mod bpf;
 mod bpftrace;
 mod doctor;
 mod explain;

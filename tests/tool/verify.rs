@@ -6,13 +6,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use harness::cli::Outcome;
+use harness::neighbour::{CONNECT4, answer, load};
 use harness::{Node, binary, kernel_test};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use redirect_user::kernel::sys;
 use serde_json::Value;
-
-use crate::bpf::pass_all;
 
 /// `redirect verify` with the test's branch of the cgroup tree.
 fn verify(node: &Node) -> Command {
@@ -207,7 +206,7 @@ fn a_link_that_runs_another_program_is_named() {
         let paused = Paused::start(node);
         let link = sys::obj_get(&paused.pins.join("connect4")).expect("the link");
         let ours = sys::obj_get(&version(node).join("progs/connect4")).expect("the program");
-        sys::link_update(link, pass_all("older"), ours).expect("replace the program");
+        sys::link_update(link, load(CONNECT4, "older", &answer(1)), ours).expect("replace the program");
         let report = paused.end();
         assert!(faults(&report).contains("the link of connect4 runs another program"), "{report}");
         assert!(ended(&report, "failed").contains(&"outbound IPv4".to_owned()), "{report}");
@@ -246,7 +245,7 @@ fn programs_of_another_build_are_named() {
         let folder = version(node);
         let pin = folder.join("progs/connect4");
         fs::remove_file(&pin).expect("remove a pin");
-        sys::obj_pin(pass_all("connect4"), &pin).expect("pin another program");
+        sys::obj_pin(load(CONNECT4, "connect4", &answer(1)), &pin).expect("pin another program");
         let changed = Outcome::of(verify(node).args(["-o", "json"]));
         assert_eq!(changed.code, Some(1), "{changed:?}");
         assert!(ended(&report(&changed), "failed").contains(&"outbound IPv4".to_owned()), "{changed:?}");

@@ -1,6 +1,6 @@
 //! The context of sk_lookup.
 
-use aya_ebpf::bindings::bpf_sk_lookup;
+use aya_ebpf::bindings::{BPF_SK_LOOKUP_F_REPLACE, bpf_sk_lookup};
 use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release};
 use aya_ebpf::programs::SkLookupContext;
 use redirect_common::{Endpoint, Family, ListenerKey};
@@ -63,7 +63,8 @@ impl Lookup {
 }
 
 impl Receiver for Lookup {
-    /// An IPv6-only socket does not take an IPv4 packet.
+    /// An IPv6-only socket does not take an IPv4 packet. What a program of somebody else has chosen before is
+    /// replaced: without the flag the kernel says EEXIST then (`bpf_sk_lookup_assign()`, net/core/filter.c).
     #[inline(always)]
     fn assign(&self, key: &ListenerKey) -> bool {
         // SAFETY: a sockhash look-up returns a referenced socket or null; it is released below.
@@ -72,7 +73,7 @@ impl Receiver for Lookup {
             return false;
         }
         // SAFETY: sk is the socket found above.
-        let assigned = unsafe { bpf_sk_assign(self.ctx.cast(), sk, 0) } == 0;
+        let assigned = unsafe { bpf_sk_assign(self.ctx.cast(), sk, BPF_SK_LOOKUP_F_REPLACE.into()) } == 0;
         // SAFETY: the reference taken by the look-up above.
         unsafe { bpf_sk_release(sk) };
         assigned

@@ -158,6 +158,12 @@ impl Sockopt {
         set_field!(self.ctx, retval, 0);
     }
 
+    /// Of getsockopt: whether the kernel's own handler has an answer.
+    #[inline(always)]
+    pub(crate) fn is_answered(&self) -> bool {
+        field!(self.ctx, retval) == 0
+    }
+
     /// Makes the call fail with EINVAL, the kernel's answer to a buffer that is too small.
     #[inline(always)]
     pub(crate) fn fail_with_invalid(&self) {

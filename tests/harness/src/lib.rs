@@ -8,8 +8,9 @@
 //! `redirect` is driven by [`cli`], chained CNI plugins by [`chain`];
 //! [`Residue`] is what must be gone afterwards. [`istio`] writes the rules that redirection is compared with.
 //! Demonstrations run on a [`stage`] and show their [`progress`]; those with containers have a [`runtime`]. A
-//! [`Tap`] records what goes over a wire; [`any`] and [`localhost`] are in every pod. Below them: [`netns`],
-//! [`cgroup`], [`unprivileged`] programs, and the [`protocol`] between a test and its [`agent`].
+//! [`Tap`] records what goes over a wire; a [`neighbour`] has hooks of its own; [`any`] and [`localhost`] are
+//! in every pod. Below them: [`netns`], [`cgroup`], [`unprivileged`] programs, and the [`protocol`] between a
+//! test and its [`agent`].
 
 mod addresses;
 pub mod agent;
@@ -24,6 +25,7 @@ pub mod envoy;
 pub mod istio;
 mod keep;
 mod maps;
+pub mod neighbour;
 pub mod netns;
 mod node;
 mod pod;
