@@ -125,7 +125,7 @@ pub(crate) const TIERS: &[Tier] = &[
         ],
     ),
     Tier {
-        plain: false,
+        plain: true,
         ..tier(
             "soak",
             "a node under use for three minutes, or as many as `--minutes` says: nothing grows, counters add up",
