@@ -1,7 +1,6 @@
 //! The kubelet's part: pods' cgroups, sandboxes and containers, asked for as a kubelet does.
 
 use std::collections::HashMap;
-use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -9,13 +8,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use harness::User;
-use harness::envoy::{Bootstrap, Entry, Envoy, HEALTH_PORT};
+use harness::envoy::{Entry, HEALTH_PORT};
 use harness::runtime::CGROUPS;
 use harness::runtime::cri::messages::*;
-use harness::runtime::image::IMAGE;
+use harness::runtime::{meshed, tool};
 
 use crate::node::Node;
-use crate::tool;
 
 /// What the injector writes into a pod with a sidecar.
 pub(crate) const INJECTED: (&str, &str) =
@@ -134,7 +132,7 @@ pub(crate) fn run(node: &Node, spec: &Spec) -> Result<Pod> {
     let pod_config = spec.config(&node.runtime.logs());
     let proxy = spec.annotations.contains(&INJECTED);
     if proxy {
-        let envoy = container(spec, "istio-proxy", envoy_command(), User::PROXY)?;
+        let envoy = container(spec, "istio-proxy", meshed::envoy_command(), User::PROXY)?;
         node.cri().start_container(&id, envoy, pod_config.clone())?;
     }
     let command = vec![tool::PATH.to_owned(), "serve".to_owned()];
@@ -179,7 +177,7 @@ impl Pod {
         let path = node.runtime.logs().join(log_name(&self.spec, "istio-proxy"));
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let entries = access_log(&path)?;
+            let entries = meshed::access_log(&path)?;
             match entries.iter().find(|entry| wanted(entry)) {
                 Some(entry) => return Ok(entry.clone()),
                 None if Instant::now() > deadline => {
@@ -220,48 +218,7 @@ fn log_name(spec: &Spec, container: &str) -> String {
     format!("{}_{container}_{}.log", spec.name, spec.attempt)
 }
 
-/// A CRI log has lines of `TIME stdout|stderr F|P TEXT`; the access log is what went to stdout.
-fn access_log(path: &Path) -> Result<Vec<Entry>> {
-    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-    // What follows the last line end is still being written.
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    let lines = whole.lines().filter_map(|line| Some(line.split_once(" stdout F ")?.1));
-    lines.map(Entry::parse).collect()
-}
-
-fn envoy_command() -> Vec<String> {
-    let bootstrap = Bootstrap::default().to_json().to_string();
-    let line = ["/envoy", "--config-yaml", &bootstrap, "--disable-hot-restart", "--concurrency", "1"];
-    let rest = ["--log-level", "warn", "--file-flush-interval-msec", "20"];
-    line.into_iter().chain(rest).map(str::to_owned).collect()
-}
-
 fn container(spec: &Spec, name: &str, command: Vec<String>, user: User) -> Result<ContainerConfig> {
-    let envoy = Envoy::find().context("there is no Envoy in the cache: run `cargo xtask setup mesh`")?;
-    let own = std::env::current_exe()?;
-    let libraries = ["/usr", "/lib", "/lib64"].map(|path| (path, Path::new(path)));
-    let mounts = libraries.into_iter().filter(|(_, path)| path.exists());
-    let mounts = mounts.chain([("/envoy", envoy.as_path()), (tool::PATH, own.as_path())]);
-    let id = |value: u32| Some(Int64Value { value: value.into() });
-    let security = LinuxContainerSecurityContext {
-        namespace_options: Some(spec.namespaces()),
-        run_as_user: id(user.uid),
-        run_as_group: id(user.gid),
-        ..LinuxContainerSecurityContext::default()
-    };
-    Ok(ContainerConfig {
-        metadata: Some(ContainerMetadata { name: name.into(), attempt: spec.attempt }),
-        image: Some(ImageSpec { image: IMAGE.into() }),
-        command,
-        args: Vec::new(),
-        envs: Vec::new(),
-        mounts: mounts.map(|(inside, outside)| mount(inside, outside)).collect(),
-        log_path: log_name(spec, name),
-        linux: Some(LinuxContainerConfig { resources: None, security_context: Some(security) }),
-    })
-}
-
-fn mount(inside: &str, outside: &Path) -> Mount {
-    let host_path = outside.display().to_string();
-    Mount { container_path: inside.into(), host_path, readonly: true, ..Mount::default() }
+    let log = log_name(spec, name);
+    meshed::container((name, spec.attempt), &log, command, user, spec.namespaces())
 }

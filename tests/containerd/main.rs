@@ -3,14 +3,13 @@
 //!
 //! Every test runs on a stage of its own ([`harness::stage`]), where this program is the first process: it
 //! makes a [`node`], plays the kubelet ([`kubelet`]) as one of the [`scenarios`] says, and ends; then nothing
-//! may be left on the machine. The same program is what containers run ([`tool`]), what the runtime takes for
-//! runc, and a recorder around the plugin ([`plugin`]).
+//! may be left on the machine. The same program is what containers run ([`harness::runtime::tool`]), what the
+//! runtime takes for runc, and a recorder around the plugin ([`plugin`]).
 
 mod kubelet;
 mod node;
 mod plugin;
 mod scenarios;
-mod tool;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -18,7 +17,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
-use harness::runtime::runc;
+use harness::runtime::{runc, tool};
 use harness::stage;
 
 use node::Release;

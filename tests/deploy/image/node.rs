@@ -1,6 +1,7 @@
 //! The node before anything of ours is on it, and a kubelet that makes pods from what Helm renders.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -10,19 +11,38 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use apiserver::ApiServer;
+use harness::User;
 use harness::runtime::cri::Executed;
 use harness::runtime::cri::messages::*;
 use harness::runtime::image::IMAGE;
-use harness::runtime::{CGROUPS, Setup};
+use harness::runtime::{CGROUPS, Setup, meshed, tool};
 use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
 
 use redirect_deploy_tests::helm::{self, Rendered, strings};
 
 /// The node's address in the pods' network.
-const ADDRESS: &str = "10.88.0.1";
+pub(crate) const ADDRESS: &str = "10.88.0.1";
 /// Its name.
 pub(crate) const NAME: &str = "node-1";
+/// What the injector writes into a pod with a sidecar.
+pub(crate) const INJECTED: (&str, &str) =
+    ("sidecar.istio.io/status", r#"{"initContainers":null,"containers":["istio-proxy"]}"#);
+
+/// A file that `cargo xtask dist` has made.
+pub(crate) fn shipped(name: &str) -> Result<PathBuf> {
+    let debug = harness::binary("redirect").canonicalize()?;
+    let path = debug.ancestors().nth(2).context("target")?.join("dist").join(name);
+    ensure!(path.is_file(), "there is no {}: run `cargo xtask dist`", path.display());
+    Ok(path)
+}
+
+/// The name of the image's archive.
+pub(crate) fn image() -> String {
+    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    format!("redirect-cni-{}-{architecture}.oci.tar", env!("CARGO_PKG_VERSION"))
+}
+
 /// What the kubelet names the cgroup of a pod after.
 fn uid(name: &str) -> String {
     format!("{name}-0000-4000-8000-000000000001")
@@ -55,7 +75,6 @@ impl Node {
         let runtime = harness::runtime::Node::start(&setup)?;
         let node = Node { api: ApiServer::start(), runtime, dir: dir.to_owned(), port: 6443 };
         node.take_ours_out()?;
-        node.import()?;
         Ok(node)
     }
 
@@ -87,25 +106,28 @@ impl Node {
     fn take_ours_out(&self) -> Result<()> {
         let mut list = self.list()?;
         list["plugins"].as_array_mut().context("plugins")?.retain(|plugin| plugin["type"] != "redirect-cni");
-        fs::write(self.conf_dir().join("10-mesh.conflist"), list.to_string())?;
+        // At once: the runtime looks at each write.
+        let fresh = self.conf_dir().join(".new");
+        fs::write(&fresh, list.to_string())?;
+        fs::rename(fresh, self.conf_dir().join("10-mesh.conflist"))?;
         Ok(fs::remove_file(self.bin_dir().join("redirect-cni"))?)
     }
 
-    /// The image, as `cargo xtask dist` made it.
-    fn import(&self) -> Result<()> {
-        let debug = harness::binary("redirect").canonicalize()?;
-        let dist = debug.ancestors().nth(2).context("target")?.join("dist");
-        let archives =
-            fs::read_dir(&dist).with_context(|| format!("{}: run `cargo xtask dist`", dist.display()))?;
-        let archive = archives
-            .flatten()
-            .map(|entry| entry.path())
-            .find(|path| path.to_string_lossy().ends_with(".oci.tar"))
-            .with_context(|| format!("no image in {}: run `cargo xtask dist`", dist.display()))?;
+    /// Lets the runtime have an image from an archive.
+    pub(crate) fn import(&self, archive: &Path) -> Result<()> {
+        self.ctr(&[OsStr::new("import"), archive.as_ref()])
+    }
+
+    /// Gives an image that the runtime has another name.
+    pub(crate) fn tag(&self, from: &str, to: &str) -> Result<()> {
+        self.ctr(&["tag", from, to])
+    }
+
+    fn ctr(&self, arguments: &[impl AsRef<OsStr>]) -> Result<()> {
         let mut ctr = Command::new("ctr");
-        ctr.arg("-a").arg(self.socket()).args(["-n", "k8s.io", "images", "import"]).arg(archive);
+        ctr.arg("-a").arg(self.socket()).args(["-n", "k8s.io", "images"]).args(arguments);
         let output = ctr.output().context("starting ctr")?;
-        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.success(), "{ctr:?}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(())
     }
 
@@ -171,6 +193,30 @@ impl Node {
             ..ContainerConfig::default()
         };
         self.start_container(pod, config, NAMESPACE_CONTAINER)
+    }
+
+    /// A sidecar and an application ([`tool`]) in a pod.
+    pub(crate) fn mesh(&self, pod: &mut Pod) -> Result<()> {
+        let namespaces = || NamespaceOption { pid: NAMESPACE_CONTAINER, ..NamespaceOption::default() };
+        let log = self.sidecar_log(pod).file_name().and_then(OsStr::to_str).map(str::to_owned);
+        let log = log.context("a name")?;
+        let serve = vec![tool::PATH.to_owned(), "serve".to_owned()];
+        let sidecar =
+            meshed::container(("istio-proxy", 0), &log, meshed::envoy_command(), User::PROXY, namespaces())?;
+        let app =
+            meshed::container(("app", 0), &format!("{}.log", pod.name), serve, User::APP, namespaces())?;
+        self.start_container(pod, sidecar, NAMESPACE_CONTAINER)?;
+        self.start_container(pod, app, NAMESPACE_CONTAINER)
+    }
+
+    /// The log of a pod's sidecar.
+    pub(crate) fn sidecar_log(&self, pod: &Pod) -> PathBuf {
+        self.runtime.logs().join(format!("{}-istio-proxy.log", pod.name))
+    }
+
+    /// The directory that the node was made in.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     fn start_container(&self, pod: &mut Pod, config: ContainerConfig, pid: i32) -> Result<()> {

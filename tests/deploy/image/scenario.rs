@@ -10,14 +10,14 @@ use apiserver::Kind;
 use harness::runtime::cri::messages::NAMESPACE_CONTAINER;
 use serde_json::{Value, json};
 
-use crate::node::{NAME, Node, Pod, probe};
+use crate::node::{self, INJECTED, NAME, Node, Pod, probe};
 use redirect_deploy_tests::helm::Helm;
 
-const INJECTED: (&str, &str) = ("sidecar.istio.io/status", "{}");
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn run(node: &Node) -> Result<()> {
     let chart = Helm::start().render(&json!({}));
+    node.import(&node::shipped(&node::image())?)?;
     let begun = Instant::now();
     // It started before the agent, and with it before the plugin.
     let mut early = node.sandbox("early", &[INJECTED], NAMESPACE_CONTAINER)?;
@@ -88,22 +88,20 @@ fn installed(node: &Node) -> Result<()> {
     let types: Vec<_> =
         list["plugins"].as_array().into_iter().flatten().map(|one| one["type"].clone()).collect();
     ensure!(types.last() == Some(&json!("redirect-cni")) && types.len() == 3, "{list}");
-    let shipped = harness::binary("redirect").canonicalize()?;
-    let shipped = shipped.ancestors().nth(2).map(|target| target.join("dist/redirect-cni"));
     let there = fs::read(node.bin_dir().join("redirect-cni"))?;
-    ensure!(shipped.is_some_and(|path| fs::read(path).is_ok_and(|bytes| bytes == there)), "another plugin");
+    ensure!(fs::read(node::shipped("redirect-cni")?)? == there, "another plugin");
     Ok(())
 }
 
 /// Pods that are redirected, by name.
-fn attached(node: &Node, agent: &Pod) -> Vec<String> {
+pub(crate) fn attached(node: &Node, agent: &Pod) -> Vec<String> {
     let list = node.redirect(agent, &["list"]).unwrap_or_default();
     let name = |one: &Value| one["pod"]["name"].as_str().map(str::to_owned);
     list.as_array().into_iter().flatten().filter_map(name).collect()
 }
 
 /// Tells the API server of a pod with a sidecar.
-fn tell(node: &Node, pod: &Pod) {
+pub(crate) fn tell(node: &Node, pod: &Pod) {
     let mut object = json!({
         "metadata": {
             "name": pod.name, "namespace": "shop", "uid": node.uid(&pod.name),
@@ -124,7 +122,8 @@ fn tell(node: &Node, pod: &Pod) {
     node.api.store().put(Kind::PODS, object);
 }
 
-fn until(what: &str, mut is_so: impl FnMut() -> bool) -> Result<()> {
+/// Waits for something, and says what did not come.
+pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while !is_so() {
         ensure!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");

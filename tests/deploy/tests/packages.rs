@@ -11,6 +11,7 @@ use harness::{MachineLock, binary};
 use serde_json::Value;
 
 use redirect_deploy_tests::helm::{Helm, root};
+use redirect_deploy_tests::page::{page, rows};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The network that a node has before us.
@@ -44,8 +45,13 @@ fn made(folder: &Path, begin: &str, end: &str) -> PathBuf {
     folder.join(&names[0])
 }
 
+/// Debian's name for this machine's architecture.
+fn architecture() -> &'static str {
+    if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }
+}
+
 fn deb() -> PathBuf {
-    made(&dist(), "redirect-cni_", ".deb")
+    made(&dist(), "redirect-cni_", &format!("_{}.deb", architecture()))
 }
 
 #[track_caller]
@@ -91,6 +97,24 @@ fn packing_twice_gives_the_same_bytes() {
 }
 
 #[test]
+fn the_sizes_are_those_that_the_page_says() {
+    let mut found = 0;
+    for row in rows(&page("install.md"), "<!-- sizes -->") {
+        let name = row[0].trim_matches('`').split('`').next().expect("a name");
+        let said: u64 = row[1].replace(',', "").parse().expect("a number of KiB");
+        let Ok(file) = fs::metadata(dist().join(name)) else {
+            // The page has the sizes for one architecture.
+            assert_ne!(std::env::consts::ARCH, "x86_64", "there is no {name}");
+            continue;
+        };
+        let size = file.len().div_ceil(1024);
+        assert!(size.abs_diff(said) * 10 <= size, "docs/install.md: {name} has {size} KiB and not {said}");
+        found += 1;
+    }
+    assert!(found > 0, "docs/install.md says no size");
+}
+
+#[test]
 fn the_chart_in_its_archive_is_the_chart() {
     let archive = made(&dist(), "redirect-cni-", ".tgz");
     let packed = Helm::of(&archive).render(&serde_json::json!({}));
@@ -105,7 +129,7 @@ fn binaries_chart_and_packages_have_one_version() {
     assert!(said.contains(VERSION), "{said}");
     let field = text(Command::new("dpkg-deb").args(["--field"]).arg(deb()).arg("Version"));
     assert_eq!(field.trim(), VERSION);
-    let rpm = made(&dist(), "redirect-cni-", ".rpm");
+    let rpm = made(&dist(), "redirect-cni-", &format!(".{}.rpm", std::env::consts::ARCH));
     let query = ["--query", "--package", "--queryformat", "%{VERSION} %{LICENSE}"];
     assert_eq!(text(Command::new("rpm").args(query).arg(&rpm)), format!("{VERSION} MIT OR Apache-2.0"));
 }
@@ -150,7 +174,7 @@ fn the_bill_of_materials_has_the_crates_that_are_linked_and_no_other() {
 
 #[test]
 fn the_rpm_has_the_same_files_as_the_debian_package() {
-    let rpm = made(&dist(), "redirect-cni-", ".rpm");
+    let rpm = made(&dist(), "redirect-cni-", &format!(".{}.rpm", std::env::consts::ARCH));
     let of_rpm = text(Command::new("rpm").args(["--query", "--package", "--list"]).arg(&rpm));
     let of_rpm: BTreeSet<&str> = of_rpm.lines().collect();
     let of_deb = text(Command::new("dpkg-deb").arg("--contents").arg(deb()));

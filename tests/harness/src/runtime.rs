@@ -2,12 +2,15 @@
 //! a chain of CNI plugins with redirect-cni as the last, and containerd.
 //!
 //! Reading order: the [`Node`]; its [`Containerd`], asked for pods and containers through [`cri`]; the one
-//! [`image`] that containers are made of; and [`runc`], which stands in front of the real one.
+//! [`image`] that containers are made of; [`runc`], which stands in front of the real one; and what runs in a
+//! [`meshed`] pod: a real Envoy, and a [`tool`] as the application.
 
 pub mod containerd;
 pub mod cri;
 pub mod image;
+pub mod meshed;
 pub mod runc;
+pub mod tool;
 
 use std::ffi::OsString;
 use std::fs;

@@ -10,14 +10,17 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 
 /// Where this program is in containers.
-pub(crate) const PATH: &str = "/tool";
+pub const PATH: &str = "/tool";
 /// The port of the server.
-pub(crate) const PORT: u16 = 8080;
+pub const PORT: u16 = 8080;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// `serve`, or `get ADDRESS PATH`.
-pub(crate) fn run(arguments: &[OsString]) -> Result<ExitCode> {
+/// Does what the arguments say: `serve`, or `get ADDRESS PATH`.
+///
+/// # Errors
+/// If they say something else, or the network refuses.
+pub fn run(arguments: &[OsString]) -> Result<ExitCode> {
     let words: Vec<_> = arguments.iter().filter_map(|word| word.to_str()).collect();
     match words[..] {
         ["serve"] => serve(),
@@ -26,8 +29,11 @@ pub(crate) fn run(arguments: &[OsString]) -> Result<ExitCode> {
     }
 }
 
-/// Answers every request with its peer's address.
-fn serve() -> Result<ExitCode> {
+/// Answers every request with its peer's address; ends with an error only.
+///
+/// # Errors
+/// If the port is taken.
+pub fn serve() -> Result<ExitCode> {
     // One socket for both families.
     let listener = TcpListener::bind(("::", PORT))?;
     loop {
