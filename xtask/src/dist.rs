@@ -5,39 +5,68 @@ use std::env::consts::ARCH;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::workspace::Workspace;
-use crate::{build, cmd, setup};
+use crate::{arm64, build, cmd, setup};
 
 /// What is shipped, with the size that must not be exceeded. The plugin is read from disk for every pod that
 /// starts.
 const BINARIES: &[(&str, Option<u64>)] = &[("redirect", None), ("redirect-cni", Some(4 << 20))];
 
+/// What can be asked for.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Make packages and image for this architecture as well, which compiles everything once more
+    #[arg(long, value_parser = ["arm64"])]
+    arch: Option<String>,
+}
+
 /// Builds and checks the binaries, makes packages, image and chart of them, and lists everything.
-pub(crate) fn main(workspace: &Workspace) -> Result<()> {
+pub(crate) fn main(workspace: &Workspace, options: &Options) -> Result<()> {
     setup::ensure(workspace, &["toolchain"])?;
     let directory = binaries(workspace)?;
+    let foreign = options.arch.is_some().then(|| for_arm64(workspace, &directory)).transpose()?;
     let packer = build::build_binaries(workspace, &["redirect-dist"])?;
-    for (name, _) in BINARIES {
-        let path = directory.join(name);
-        let size = fs::metadata(&path)?.len();
-        println!("{:>10} bytes  {}", size, path.display());
+    for directory in [Some(&directory), foreign.as_ref()].into_iter().flatten() {
+        for (name, _) in BINARIES {
+            let path = directory.join(name);
+            println!("{:>10} bytes  {}", fs::metadata(&path)?.len(), path.display());
+        }
     }
-    pack(workspace, &packer, &directory)
+    pack(workspace, &packer, &directory, foreign.as_deref())
 }
 
 /// The same with the programs of a build for tests, as a tier's first job.
 pub(crate) fn for_tests(workspace: &Workspace) -> Result<()> {
     let directory = binaries(workspace)?;
-    pack(workspace, &workspace.target.join("debug"), &directory)
+    pack(workspace, &workspace.target.join("debug"), &directory, None)
 }
 
 /// Lets `redirect-dist` make packages, image and chart of the binaries.
-fn pack(workspace: &Workspace, programs: &Path, directory: &Path) -> Result<()> {
+fn pack(workspace: &Workspace, programs: &Path, directory: &Path, foreign: Option<&Path>) -> Result<()> {
     let mut packer = workspace.command(programs.join("redirect-dist"));
     packer.arg("--root").arg(&workspace.root);
-    cmd::run(packer.arg("--binaries").arg(directory).arg("--out").arg(directory))
+    packer.arg("--binaries").arg(directory).arg("--out").arg(directory);
+    if let Some(foreign) = foreign {
+        packer.arg("--arm64").arg(foreign);
+    }
+    cmd::run(&mut packer)
+}
+
+/// The binaries for arm64, checked and started once by an emulator, in a folder of their own.
+fn for_arm64(workspace: &Workspace, directory: &Path) -> Result<PathBuf> {
+    setup::ensure(workspace, &["arm64"])?;
+    let built = arm64::Foreign::fetched(workspace)?.build(workspace)?;
+    let place = directory.join("arm64");
+    fs::create_dir_all(&place).with_context(|| format!("cannot create {}", place.display()))?;
+    for (name, limit) in BINARIES {
+        check(&built.join(name), *limit)?;
+        replace(&built.join(name), &place.join(name))?;
+        let version = arm64::output(&place.join(name), &["--version"])?;
+        ensure!(version.contains(env!("CARGO_PKG_VERSION")), "{name} for arm64 says {version:?}");
+    }
+    Ok(place)
 }
 
 /// Builds the static binaries, checks them, and returns their directory.

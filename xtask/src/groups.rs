@@ -181,14 +181,20 @@ pub(crate) const GROUPS: &[Group] = &[
     },
     Group {
         name: "arm64",
-        about: "compile for arm64, and boot it",
+        about: "compile for arm64, and start what was compiled",
         packages: &[
-            deb("qemu-system-arm", "/usr/bin/qemu-system-aarch64"),
             deb("gcc-aarch64-linux-gnu", "/usr/bin/aarch64-linux-gnu-gcc"),
             deb("libc6-dev-arm64-cross", "/usr/aarch64-linux-gnu/lib/libc.a"),
             // Its standard library is a package for arm64, too.
             deb("rustc-web", "/usr/bin/rustc"),
+            deb("qemu-user-static", "/usr/bin/qemu-aarch64-static"),
         ],
+        steps: &[],
+    },
+    Group {
+        name: "arm64-vm",
+        about: "boot a kernel for arm64",
+        packages: &[deb("qemu-system-arm", "/usr/bin/qemu-system-aarch64")],
         steps: &[],
     },
     Group {

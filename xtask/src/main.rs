@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod apt;
+mod arm64;
 mod bench;
 mod build;
 mod chroot;
@@ -58,7 +59,7 @@ enum Task {
     /// Measure against iptables and against no redirection
     Bench(bench::Options),
     /// Make what is shipped in target/dist: static binaries, packages, image, chart
-    Dist,
+    Dist(dist::Options),
     /// Check format, clippy and warnings
     Lint,
     /// Check the house rules about files
@@ -83,7 +84,7 @@ fn run(task: &Task) -> Result<ExitCode> {
         Task::Demo(options) => demo::main(&workspace, options)?,
         Task::Test(options) => return test::main(&workspace, options),
         Task::Bench(options) => bench::main(&workspace, options)?,
-        Task::Dist => dist::main(&workspace)?,
+        Task::Dist(options) => dist::main(&workspace, options)?,
         Task::Lint => lint::main(&workspace)?,
         Task::Tidy => tidy::check(&workspace)?,
     }

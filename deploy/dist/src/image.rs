@@ -18,8 +18,23 @@ use crate::{archive, deb};
 /// Writes `redirect-cni-VERSION-ARCH.oci.tar` and returns its path.
 pub(crate) fn build(release: &Release, content: &Tree) -> Result<PathBuf> {
     let mut layout = Tree::default();
+    let manifest = add_manifest(&mut layout, release, content)?;
+    write(layout, manifest, release, &format!("-{}", deb::architecture(&release.arch)))
+}
+
+/// Writes `redirect-cni-VERSION.oci.tar`, one image for several architectures, and returns its path.
+pub(crate) fn build_index(images: &[(Release, Tree)]) -> Result<PathBuf> {
+    let mut layout = Tree::default();
+    let manifests = images.iter().map(|(release, content)| add_manifest(&mut layout, release, content));
+    let manifests = manifests.collect::<Result<Vec<_>>>()?;
+    let index = blob(&mut layout, MediaType::ImageIndex, index_of(manifests)?)?;
+    write(layout, index, &images[0].0, "")
+}
+
+/// Layer, configuration and manifest of one architecture; describes the manifest.
+fn add_manifest(layout: &mut Tree, release: &Release, content: &Tree) -> Result<Descriptor> {
     let plain = archive::tar(content, "", release.date)?;
-    let layer = blob(&mut layout, MediaType::ImageLayerGzip, archive::gzip(&plain)?)?;
+    let layer = blob(layout, MediaType::ImageLayerGzip, archive::gzip(&plain)?)?;
     let arch = Arch::from(deb::architecture(&release.arch));
     let labels = [
         ("org.opencontainers.image.title", "redirect-cni"),
@@ -45,37 +60,42 @@ pub(crate) fn build(release: &Release, content: &Tree) -> Result<PathBuf> {
                 .build()?,
         )
         .build()?;
-    let config = blob(&mut layout, MediaType::ImageConfig, canonical(&config)?)?;
+    let config = blob(layout, MediaType::ImageConfig, canonical(&config)?)?;
     let manifest = ImageManifestBuilder::default()
         .schema_version(2_u32)
         .media_type(MediaType::ImageManifest)
         .config(config)
         .layers(vec![layer])
         .build()?;
-    let mut manifest = blob(&mut layout, MediaType::ImageManifest, canonical(&manifest)?)?;
+    let mut manifest = blob(layout, MediaType::ImageManifest, canonical(&manifest)?)?;
     manifest.set_platform(Some(PlatformBuilder::default().architecture(arch).os(Os::Linux).build()?));
+    Ok(manifest)
+}
+
+/// Completes a layout whose image is `top`, and writes it.
+fn write(mut layout: Tree, mut top: Descriptor, release: &Release, suffix: &str) -> Result<PathBuf> {
     // The tag for those who give the name themselves, and the whole name for containerd.
     let names = [
         ("org.opencontainers.image.ref.name", release.version.clone()),
         ("io.containerd.image.name", format!("docker.io/library/redirect-cni:{}", release.version)),
     ];
     let names = names.map(|(key, name)| (key.to_owned(), name)).into_iter().collect();
-    manifest.set_annotations(Some(names));
+    top.set_annotations(Some(names));
+    layout.file("index.json", 0o644, index_of(vec![top])?);
+    let marker = OciLayoutBuilder::default().image_layout_version("1.0.0").build()?;
+    layout.file("oci-layout", 0o644, canonical(&marker)?);
+    let path = release.out.join(format!("redirect-cni-{}{suffix}.oci.tar", release.version));
+    std::fs::write(&path, archive::tar(&layout, "", release.date)?)?;
+    Ok(path)
+}
+
+fn index_of(manifests: Vec<Descriptor>) -> Result<Vec<u8>> {
     let index = ImageIndexBuilder::default()
         .schema_version(2_u32)
         .media_type(MediaType::ImageIndex)
-        .manifests(vec![manifest])
+        .manifests(manifests)
         .build()?;
-    layout.file("index.json", 0o644, canonical(&index)?);
-    let marker = OciLayoutBuilder::default().image_layout_version("1.0.0").build()?;
-    layout.file("oci-layout", 0o644, canonical(&marker)?);
-    let path = release.out.join(format!(
-        "redirect-cni-{}-{}.oci.tar",
-        release.version,
-        deb::architecture(&release.arch)
-    ));
-    std::fs::write(&path, archive::tar(&layout, "", release.date)?)?;
-    Ok(path)
+    canonical(&index)
 }
 
 /// JSON with sorted keys: the builders keep labels in maps that have no order.

@@ -31,6 +31,9 @@ struct Args {
     /// Where the static binaries are
     #[arg(long)]
     binaries: PathBuf,
+    /// Where the static binaries for arm64 are, to make packages and image for it as well
+    #[arg(long)]
+    arm64: Option<PathBuf>,
     /// Where the result goes
     #[arg(long)]
     out: PathBuf,
@@ -39,23 +42,38 @@ struct Args {
 fn main() -> Result<()> {
     let args = Args::parse();
     fs::create_dir_all(&args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
-    let release = Release {
-        date: date(&args.root)?,
-        root: args.root,
-        out: args.out,
-        version: env!("CARGO_PKG_VERSION").into(),
-        arch: std::env::consts::ARCH.into(),
+    let mut targets = vec![(std::env::consts::ARCH, &args.binaries)];
+    targets.extend(args.arm64.as_ref().map(|binaries| ("aarch64", binaries)));
+    let release = |arch: &str| -> Result<Release> {
+        Ok(Release {
+            date: date(&args.root)?,
+            root: args.root.clone(),
+            out: args.out.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            arch: arch.into(),
+        })
     };
     let generated = generate(&args.binaries)?;
-    let tree = tree::installed(&release.root, &args.binaries, generated.path())?;
-    let mut made = vec![
-        tarball(&release, &tree)?,
-        deb::build(&release, &tree)?,
-        redhat::build(&release, &tree)?,
-        image::build(&release, &image_content(&args.binaries)?)?,
-        chart::build(&release)?,
-        sbom::build(&release)?,
-    ];
+    let (mut made, mut images) = (Vec::new(), Vec::new());
+    for (arch, binaries) in targets {
+        let release = release(arch)?;
+        let tree = tree::installed(&release.root, binaries, generated.path())?;
+        made.extend([
+            tarball(&release, &tree)?,
+            deb::build(&release, &tree)?,
+            redhat::build(&release, &tree)?,
+        ]);
+        images.push((release, image_content(binaries)?));
+    }
+    for (release, content) in &images {
+        made.push(image::build(release, content)?);
+    }
+    if images.len() > 1 {
+        made.push(image::build_index(&images)?);
+    }
+    let archs: Vec<_> = images.iter().map(|(release, _)| release.arch.as_str()).collect();
+    let release = release(archs[0])?;
+    made.extend([chart::build(&release)?, sbom::build(&release, &archs)?]);
     made.push(checksums(&release, &made)?);
     for path in made {
         println!("{:>10} bytes  {}", fs::metadata(&path)?.len(), path.display());

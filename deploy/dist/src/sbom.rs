@@ -15,14 +15,13 @@ use crate::release::Release;
 /// The packages whose binaries are shipped.
 const SHIPPED: [&str; 2] = ["redirect-tool", "redirect-cni"];
 
-/// Writes `redirect-cni-VERSION.cdx.json` and returns its path.
-pub(crate) fn build(release: &Release) -> Result<PathBuf> {
+/// Writes `redirect-cni-VERSION.cdx.json`, of the crates for these architectures, and returns its path.
+pub(crate) fn build(release: &Release, archs: &[&str]) -> Result<PathBuf> {
+    let platforms = archs.iter().map(|arch| format!("--filter-platform={arch}-unknown-linux-gnu"));
+    let options: Vec<_> = std::iter::once("--locked".into()).chain(platforms).collect();
     let metadata = MetadataCommand::new()
         .manifest_path(release.root.join("Cargo.toml"))
-        .other_options(vec![
-            "--locked".into(),
-            format!("--filter-platform={}-unknown-linux-gnu", release.arch),
-        ])
+        .other_options(options)
         .exec()
         .context("cargo metadata")?;
     let components =

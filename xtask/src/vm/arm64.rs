@@ -1,10 +1,8 @@
 //! The kernel for arm64: user space compiled for it, and a guest that has nothing else but busybox.
 //!
-//! Debian's rustc of this machine compiles, with the standard library of the same package for arm64. The
-//! guest loads the programs, asks the doctor, tries every verdict in a scratch pod, and runs the plugin.
+//! The guest loads the programs, asks the doctor, tries every verdict in a scratch pod, and runs the plugin.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -12,12 +10,10 @@ use anyhow::{Context, Result};
 use super::guest::{self, Report};
 use super::kernels::Kernel;
 use super::root;
-use crate::debian::PrivateApt;
+use crate::arm64::Foreign;
+use crate::setup;
 use crate::workspace::Workspace;
-use crate::{cmd, setup};
 
-const TRIPLE: &str = "aarch64-unknown-linux-gnu";
-const LINKER: &str = "aarch64-linux-gnu-gcc";
 /// What a scratch pod needs: its interfaces, the guard's filter, and who listens.
 const MODULES: [&str; 5] = ["veth", "sch_ingress", "cls_bpf", "tcp_diag", "udp_diag"];
 /// What the guest runs; the name is the job's.
@@ -33,7 +29,7 @@ const LIMIT: &str = "600";
 
 /// Compiles, boots, and tries.
 pub(super) fn boot(workspace: &Workspace, kernel: &Kernel) -> Result<Report> {
-    setup::ensure(workspace, &["arm64"])?;
+    setup::ensure(workspace, &["arm64", "arm64-vm"])?;
     let files = kernel.files(workspace)?;
     let foreign = Foreign::fetched(workspace)?;
     let binaries = foreign.build(workspace)?;
@@ -61,62 +57,4 @@ pub(super) fn boot(workspace: &Workspace, kernel: &Kernel) -> Result<Report> {
     qemu.args(["-append", "console=ttyAMA0 panic=-1 loglevel=1"]);
     qemu.arg("-kernel").arg(&files.image).arg("-initrd").arg(archive);
     guest::watch(kernel, qemu, JOBS.len())
-}
-
-/// What is for arm64 on this machine: the standard library, and busybox.
-struct Foreign(PathBuf);
-
-impl Foreign {
-    /// Fetched once for each version of the compiler.
-    fn fetched(workspace: &Workspace) -> Result<Foreign> {
-        let mut query = Command::new("dpkg-query");
-        let version = cmd::output(query.args(["--show", "--showformat=${Version}", "rustc-web"]))?;
-        let parent = workspace.cache.join("arm64");
-        let place = parent.join(version.trim());
-        if !place.exists() {
-            fs::create_dir_all(&parent).with_context(|| format!("cannot create {}", parent.display()))?;
-            let scratch = tempfile::tempdir_in(&parent).context("cannot make a directory to unpack in")?;
-            let suites = ["bookworm", "bookworm-security", "trixie", "trixie-security"];
-            let apt = PrivateApt::of(scratch.path(), &suites, Some("arm64"))?;
-            let library = format!("libstd-rust-web-dev={}", version.trim());
-            let unpacked = scratch.path().join("root");
-            apt.unpack(
-                "downloading Rust's library for arm64",
-                &[library, "busybox-static".into()],
-                &unpacked,
-            )?;
-            // What runs at compile time is this machine's.
-            let own = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-            let link = unpacked.join("usr/lib/rustlib").join(&own);
-            std::os::unix::fs::symlink(Path::new("/usr/lib/rustlib").join(&own), link)?;
-            fs::rename(&unpacked, &place)
-                .with_context(|| format!("cannot move Rust's library to {}", place.display()))?;
-        }
-        Ok(Foreign(place))
-    }
-
-    /// Newer suites have no `/bin` of its own.
-    fn busybox(&self) -> PathBuf {
-        let [old, new] = ["bin/busybox", "usr/bin/busybox"].map(|path| self.0.join(path));
-        if old.exists() { old } else { new }
-    }
-
-    /// The tool and the plugin, static, without symbols; where they are.
-    fn build(&self, workspace: &Workspace) -> Result<PathBuf> {
-        let target = workspace.target.join("arm64");
-        let upper = TRIPLE.to_uppercase().replace('-', "_");
-        let sysroot = self.0.join("usr");
-        let flags = format!("--sysroot {} -C target-feature=+crt-static", sysroot.display());
-        let mut cargo = workspace.cargo();
-        cargo.args(["build", "--target", TRIPLE, "--bins", "--target-dir"]).arg(&target);
-        cargo.args(["--package", "redirect-tool", "--package", "redirect-cni"]);
-        cargo.env("RUSTC", "/usr/bin/rustc").env("CARGO_PROFILE_DEV_STRIP", "symbols");
-        cargo.env(format!("CARGO_TARGET_{upper}_LINKER"), LINKER);
-        cargo.env(format!("CARGO_TARGET_{upper}_RUSTFLAGS"), flags);
-        for variable in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "RUSTC_WRAPPER"] {
-            cargo.env_remove(variable);
-        }
-        cmd::progress("building the tool and the plugin for arm64, which takes some minutes", &mut cargo)?;
-        Ok(target.join(TRIPLE).join("debug"))
-    }
 }
