@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 
@@ -14,7 +15,7 @@ use crate::workspace::Workspace;
 const PYTHON_PACKAGES: [&str; 2] = ["helm-python-sdk==0.2.2", "kubernetes-validate==1.37.0"];
 /// As for Envoy, the system's own.
 const PYTHON: &str = "/usr/bin/python3";
-const PIP: [Package; 1] = [deb("python3-pip", "/usr/bin/pip3")];
+pub(crate) const PIP: [Package; 1] = [deb("python3-pip", "/usr/bin/pip3")];
 /// The release of Debian that the package is tried on.
 const SUITE: &str = "bookworm";
 
@@ -35,13 +36,18 @@ pub(crate) fn has_helm(workspace: &Workspace) -> bool {
 pub(crate) fn fetch_helm(workspace: &Workspace) -> Result<()> {
     apt::install(&PIP)?;
     in_place(&workspace.cache, &helm(workspace), |scratch| {
-        let mut pip = workspace.command(PYTHON);
-        pip.args(["-m", "pip", "install", "--only-binary=:all:", "--no-cache-dir", "--no-compile"])
-            .args(["--disable-pip-version-check", "--root-user-action=ignore", "--target"])
-            .arg(scratch)
-            .args(PYTHON_PACKAGES);
-        cmd::progress("downloading Helm's library and the API's schemas", &mut pip)
+        let mut pip = pip(workspace, scratch);
+        cmd::progress("downloading Helm's library and the API's schemas", pip.args(PYTHON_PACKAGES))
     })
+}
+
+/// What unpacks packages, which are its last arguments, to a folder.
+pub(crate) fn pip(workspace: &Workspace, folder: &Path) -> Command {
+    let mut pip = workspace.command(PYTHON);
+    pip.args(["-m", "pip", "install", "--only-binary=:all:", "--no-cache-dir", "--no-compile"])
+        .args(["--disable-pip-version-check", "--root-user-action=ignore", "--target"])
+        .arg(folder);
+    pip
 }
 
 fn debian(workspace: &Workspace) -> PathBuf {
@@ -67,7 +73,7 @@ pub(crate) fn make_debian(workspace: &Workspace) -> Result<()> {
 }
 
 /// Lets `make` fill a folder beside its place, and puts it there when it is whole.
-fn in_place(parent: &Path, target: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+pub(crate) fn in_place(parent: &Path, target: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
     let scratch = tempfile::tempdir_in(parent).context("cannot make a directory to unpack in")?;
     let inside = scratch.path().join("root");

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::apt::{Package, deb};
 use crate::workspace::Workspace;
-use crate::{deploy, envoy, kubectl, suites, toolchain};
+use crate::{deny, deploy, envoy, kubectl, suites, toolchain};
 
 /// Packages and steps that belong together.
 pub(crate) struct Group {
@@ -153,6 +153,12 @@ pub(crate) const GROUPS: &[Group] = &[
                 otherwise: Some("the test of the Debian package fails"),
             },
         ],
+    },
+    Group {
+        name: "lint",
+        about: "look at licences and versions of other people's crates",
+        packages: &[],
+        steps: &[Step { name: "cargo-deny", done: deny::is_present, run: deny::fetch, otherwise: None }],
     },
     Group {
         name: "faults",

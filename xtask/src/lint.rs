@@ -1,4 +1,5 @@
-//! `cargo xtask lint`: format and clippy for user space, then the kernel programs on their own.
+//! `cargo xtask lint`: format, other people's crates, and clippy for user space; then the kernel programs on
+//! their own.
 //!
 //! One pass over the whole workspace would unify the features of `redirect-common` and pull `std` into the
 //! kernel programs, so there are two.
@@ -8,17 +9,18 @@ use std::process::Command;
 use anyhow::{Result, anyhow};
 
 use crate::workspace::Workspace;
-use crate::{cmd, ebpf, setup};
+use crate::{cmd, deny, ebpf, setup};
 
 /// Runs all lints; the first that finds something ends the run.
 pub(crate) fn main(workspace: &Workspace) -> Result<()> {
-    setup::ensure(workspace, &["toolchain"])?;
+    setup::ensure(workspace, &["toolchain", "lint"])?;
     check(workspace)
 }
 
 /// The lints without the set-up.
 pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     cmd::run(workspace.cargo().args(["fmt", "--all", "--check"]))?;
+    deny::check(workspace)?;
     let mut user_space = workspace.cargo();
     user_space.args([
         "clippy",

@@ -13,6 +13,7 @@ mod chroot;
 mod cmd;
 mod debian;
 mod demo;
+mod deny;
 mod deploy;
 mod dist;
 mod ebpf;

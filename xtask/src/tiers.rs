@@ -50,14 +50,19 @@ pub(crate) const TIERS: &[Tier] = &[
     Tier { root: false, ..tier("tidy", "house rules about files", &[], &[Job::Check(tidy::check)]) },
     Tier {
         root: false,
-        ..tier("lint", "format, clippy, warnings", &["toolchain"], &[Job::Check(lint::check)])
+        ..tier(
+            "lint",
+            "format, clippy, warnings; licences and versions of crates",
+            &["toolchain", "lint"],
+            &[Job::Check(lint::check)],
+        )
     },
     Tier {
         root: false,
         ..tier(
             "unit",
             "pure functions, and the documents against the code; no privileges",
-            &["toolchain"],
+            &["toolchain", "lint"],
             &[
                 Job::Tests(&["--lib", "--bins", "--test", "decide", "--test", "abi", "--test", "documents"]),
                 Job::Tests(&["--doc"]),
