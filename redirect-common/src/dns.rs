@@ -80,6 +80,22 @@ pub mod proxy {
     pub const ANSWERS_WHERE_ASKED: u32 = 1 << 2;
     /// It was seen to answer from another address.
     pub const ANSWERS_ELSEWHERE: u32 = 1 << 3;
+    /// It asked for 0.0.0.0 itself, or for :: without IPV6_V6ONLY: it is there for the outside as well.
+    pub const WILDCARD4: u32 = 1 << 4;
+    /// It asked for :: itself.
+    pub const WILDCARD6: u32 = 1 << 5;
+    /// What stays when it opens another socket.
+    pub const OPEN: u32 = OPENED4 | OPENED6 | WILDCARD4 | WILDCARD6;
+
+    /// The bits of which one says that the proxy can be asked over IPv4, or over IPv6.
+    #[must_use]
+    #[inline(always)]
+    pub const fn asked_over(family: crate::addr::Family) -> u32 {
+        match family {
+            crate::addr::Family::V4 => OPENED4 | WILDCARD4,
+            crate::addr::Family::V6 => OPENED6 | WILDCARD6,
+        }
+    }
 }
 
 /// A client of a DNS proxy.

@@ -120,7 +120,8 @@ fn listens(sock: &SockAddr, cookie: u64, pod: &'static PodConfig, port: u32) {
     }
 }
 
-/// Whether this is the DNS proxy's socket; then it is noted, and may share its port.
+/// Whether this is the DNS proxy's socket, and asks for localhost; then it may share its port. It is noted
+/// either way, as questions are for the proxy only.
 ///
 /// Go opens `[::1]:15053` without IPV6_V6ONLY. Made a wildcard, it would collide with the IPv4 one, so both
 /// get SO_REUSEPORT: the kernel then refuses the port only to other users.
@@ -129,7 +130,19 @@ fn opens_dns(sock: &SockAddr, cookie: u64, pod: &PodConfig, asked: &Endpoint) ->
     if pod.flags & flags::DNS == 0 || asked.port != pod.dns_port {
         return false;
     }
-    if !asked.ip.same(&asked.ip.family().localhost()) || !pod.is_proxy(&sock.caller()) {
+    if !pod.is_proxy(&sock.caller()) {
+        return false;
+    }
+    if asked.ip.is_unspecified() {
+        let wildcard = match asked.ip.family() {
+            Family::V4 => dns::proxy::WILDCARD4,
+            Family::V6 => dns::proxy::WILDCARD4 | dns::proxy::WILDCARD6,
+        };
+        if !maps::dns_proxy_opened(cookie, pod.dns_port, wildcard) {
+            count(cookie, Event::DnsProxyRejected);
+        }
+    }
+    if !asked.ip.same(&asked.ip.family().localhost()) {
         return false;
     }
     let opened = match asked.ip.family() {

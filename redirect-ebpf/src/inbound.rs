@@ -10,8 +10,8 @@
 use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
-use redirect_common::dns::{DnsClient, proxy};
-use redirect_common::{Event, Family, Inbound, Ip, PodConfig, decide_inbound, in_prefix, is_steered};
+use redirect_common::dns::{DnsClient, proxy, slot_key};
+use redirect_common::{Event, Family, Inbound, Ip, PodConfig, decide_inbound, flags, in_prefix, is_steered};
 
 use crate::ctx::Lookup;
 use crate::facts::{PacketFacts, is_own};
@@ -81,27 +81,35 @@ fn from_application(packet: &Lookup, cookie: u64) -> u32 {
     SK_PASS
 }
 
-/// A datagram for no connected socket. The DNS proxy's wildcard socket is closed to the outside; who asked it
-/// where is noted as long as it is not known to answer from there.
+/// A datagram for no connected socket. A question, which goes to a server's slot, is for the DNS proxy only:
+/// another user's socket may have been there before the pod was attached. The proxy's wildcard socket is
+/// closed to the outside; who asked it where is noted as long as it is not known to answer from there.
 #[inline(always)]
 fn datagram(packet: &Lookup, cookie: u64, pod: &'static PodConfig) -> u32 {
-    let Some(proxy) = maps::dns_proxy(cookie) else { return SK_PASS };
     let (client, at) = (packet.remote(), packet.local());
-    if at.port != proxy.port {
+    if pod.flags & flags::DNS == 0 || at.port != pod.dns_port {
         return SK_PASS;
+    }
+    let state = maps::dns_proxy(cookie).map_or(0, |proxy| proxy.state);
+    if state & proxy::asked_over(packet.family()) == 0 {
+        if slot_key(cookie, &at.ip).is_none() {
+            return SK_PASS;
+        }
+        count(cookie, Event::DnsRefused);
+        return SK_DROP;
     }
     if !packet.over_lo() && !from_inside(pod, cookie, &client.ip, &at.ip, packet.family()) {
         let opened = match packet.family() {
             Family::V4 => proxy::OPENED4,
             Family::V6 => proxy::OPENED6,
         };
-        if proxy.state & opened == 0 {
+        if state & opened == 0 {
             return SK_PASS;
         }
         count(cookie, Event::InboundForeign);
         return SK_DROP;
     }
-    if proxy.state & (proxy::ANSWERS_WHERE_ASKED | proxy::ANSWERS_ELSEWHERE) != proxy::ANSWERS_WHERE_ASKED {
+    if state & (proxy::ANSWERS_WHERE_ASKED | proxy::ANSWERS_ELSEWHERE) != proxy::ANSWERS_WHERE_ASKED {
         maps::note_question(&DnsClient::new(cookie, client), at.ip);
     }
     SK_PASS

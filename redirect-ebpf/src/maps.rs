@@ -206,9 +206,7 @@ pub(crate) fn dns_proxy_opened(cookie: u64, port: u32, opened: u32) -> bool {
     };
     // SAFETY: the entry is the pod's until detach, and written in place; what two writers may lose is seen
     // again.
-    unsafe {
-        *known = DnsProxy { port, state: opened | ((*known).state & (proxy::OPENED4 | proxy::OPENED6)) }
-    };
+    unsafe { *known = DnsProxy { port, state: opened | ((*known).state & proxy::OPEN) } };
     true
 }
 

@@ -4,6 +4,7 @@
 //! Run as root with `--test-threads=1`.
 
 mod dns;
+mod earlier;
 mod large;
 mod server;
 mod shown;

@@ -1,13 +1,15 @@
-//! The sidecar's listeners of a pod that runs already. The programs learn listeners when they begin to
-//! listen, so after the maps were lost the sockets are fetched from the sidecar's processes.
+//! The sidecar's listeners of a pod that runs already, and the DNS proxy's. The programs learn them when they
+//! begin to listen, so after the maps were lost the sockets are fetched from the sidecar's processes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
-use nix::sys::socket::{SockaddrStorage, getsockname};
+use nix::sys::socket::sockopt::Ipv6V6Only;
+use nix::sys::socket::{SockaddrStorage, getsockname, getsockopt};
 use redirect_common::addr::Family;
-use redirect_common::{Caller, Endpoint, LISTENER_PLACES, ListenerKey, Origin, PodConfig, role};
+use redirect_common::dns::{DnsProxy, proxy};
+use redirect_common::{Caller, Endpoint, LISTENER_PLACES, ListenerKey, Origin, PodConfig, flags, role};
 
 use crate::attach::entries;
 use crate::attach::record::Attachment;
@@ -26,48 +28,80 @@ pub(crate) fn register(node: &Node, attachment: &Attachment) -> Result<usize, Sy
     let origin = sys::obj_get(&pins::current(node).map("ORIGIN"))?;
     let (config, _) = entries::of(attachment);
     let mut places: BTreeMap<(u16, i32), u32> = BTreeMap::new();
-    let mut count = 0;
-    for listener in find(attachment, &config) {
-        if !config.is_proxy(&listener.maker) {
-            let (port, uid) = (listener.port, listener.maker.uid);
+    let (mut count, mut dns) = (0, 0);
+    for socket in find(attachment, &config) {
+        if !config.is_proxy(&socket.maker) {
+            let (port, uid) = (socket.port, socket.maker.uid);
             tracing::warn!(port, uid, "a socket of another user than the proxy listens on the proxy's port");
             let mark = Origin { dst: Endpoint::NONE, role: role::FOREIGN };
-            sys::map_update(&origin, &listener.fd.as_raw_fd(), &mark)?;
+            sys::map_update(&origin, &socket.fd.as_raw_fd(), &mark)?;
             continue;
         }
-        let place = places.entry((listener.port, listener.domain)).or_default();
+        let family = if socket.domain == libc::AF_INET { Family::V4 } else { Family::V6 };
+        if socket.udp {
+            dns |= if socket.wildcard { opened(&socket.fd, family) } else { 0 };
+            continue;
+        }
+        let place = places.entry((socket.port, socket.domain)).or_default();
         if *place == LISTENER_PLACES {
             continue;
         }
-        let family = if listener.domain == libc::AF_INET { Family::V4 } else { Family::V6 };
-        let key = ListenerKey::new(attachment.cookie, listener.port.into(), family, *place);
-        sys::map_update(&listeners, &key, &(listener.fd.as_raw_fd() as u64))?;
+        let key = ListenerKey::new(attachment.cookie, socket.port.into(), family, *place);
+        sys::map_update(&listeners, &key, &(socket.fd.as_raw_fd() as u64))?;
         *place += 1;
         count += 1;
+    }
+    if dns != 0 {
+        note_dns_proxy(node, attachment, DnsProxy { port: config.dns_port, state: dns })?;
     }
     Ok(count)
 }
 
-/// A listening socket of the sidecar, as a descriptor of our own.
-struct Listener {
+/// A socket of the proxy's that has the wildcard address was most often given it by the programs, and is
+/// closed to the outside again.
+fn opened(socket: &OwnedFd, family: Family) -> u32 {
+    match family {
+        Family::V4 => proxy::OPENED4,
+        Family::V6 if getsockopt(socket, Ipv6V6Only).unwrap_or(true) => proxy::OPENED6,
+        Family::V6 => proxy::OPENED4 | proxy::OPENED6,
+    }
+}
+
+/// Makes a DNS proxy known that the programs do not know. What they have seen themselves is more.
+fn note_dns_proxy(node: &Node, attachment: &Attachment, found: DnsProxy) -> Result<(), SyscallError> {
+    let proxies = sys::obj_get(&pins::current(node).map("DNS_PROXIES"))?;
+    if sys::map_keys::<u64, DnsProxy>(&proxies)?.contains(&attachment.cookie) {
+        return Ok(());
+    }
+    sys::map_update(&proxies, &attachment.cookie, &found)
+}
+
+/// A socket on one of the sidecar's ports, as a descriptor of our own.
+struct Found {
     fd: OwnedFd,
+    /// It takes the DNS proxy's questions; otherwise it listens over TCP.
+    udp: bool,
     port: u16,
     domain: i32,
+    /// Whether it is bound to no address in particular.
+    wildcard: bool,
     /// Whose process made it: the owner of the socket's inode (`sock_alloc()`), as this namespace sees it.
     maker: Caller,
 }
 
-fn find(attachment: &Attachment, config: &PodConfig) -> Vec<Listener> {
+fn find(attachment: &Attachment, config: &PodConfig) -> Vec<Found> {
     let mut seen = BTreeSet::new();
     let mut found = Vec::new();
     for pid in cgroup::pids(&attachment.cgroup).unwrap_or_default() {
         // A process that ends while it is looked at has no sockets.
         for fd in sockets_of(pid).unwrap_or_default() {
-            let Some(listener) = listener(fd, attachment.cookie) else { continue };
-            if config.is_listener(listener.port.into())
-                && sys::socket_cookie(&listener.fd).is_ok_and(|cookie| seen.insert(cookie))
+            let Some(socket) = look_at(fd, attachment.cookie) else { continue };
+            let port = u32::from(socket.port);
+            let dns = config.flags & flags::DNS != 0 && port == config.dns_port;
+            if (if socket.udp { dns } else { config.is_listener(port) })
+                && sys::socket_cookie(&socket.fd).is_ok_and(|cookie| seen.insert(cookie))
             {
-                found.push(listener);
+                found.push(socket);
             }
         }
     }
@@ -90,15 +124,18 @@ fn sockets_of(pid: i32) -> std::io::Result<Vec<OwnedFd>> {
     Ok(sockets)
 }
 
-fn listener(fd: OwnedFd, cookie: u64) -> Option<Listener> {
-    if !sys::is_listening(&fd).ok()? || sys::netns_cookie(&fd).ok()? != cookie {
+/// `None`: it neither listens nor takes datagrams, or it is of another namespace.
+fn look_at(fd: OwnedFd, cookie: u64) -> Option<Found> {
+    let udp = sys::is_udp(&fd).ok()?;
+    if !udp && !sys::is_listening(&fd).ok()? || sys::netns_cookie(&fd).ok()? != cookie {
         return None;
     }
     let domain = sys::socket_domain(&fd).ok()?;
     let address: SockaddrStorage = getsockname(fd.as_raw_fd()).ok()?;
-    let v4 = address.as_sockaddr_in().map(nix::sys::socket::SockaddrIn::port);
-    let port = v4.or_else(|| address.as_sockaddr_in6().map(nix::sys::socket::SockaddrIn6::port))?;
+    let v4 = address.as_sockaddr_in().map(|v4| (v4.port(), v4.ip().is_unspecified()));
+    let v6 = || address.as_sockaddr_in6().map(|v6| (v6.port(), v6.ip().is_unspecified()));
+    let (port, wildcard) = v4.or_else(v6)?;
     let inode = nix::sys::stat::fstat(&fd).ok()?;
     let maker = Caller { uid: inode.st_uid, gid: inode.st_gid };
-    Some(Listener { fd, port, domain, maker })
+    Some(Found { fd, udp, port, domain, wildcard, maker })
 }

@@ -23,7 +23,7 @@ pub use self::info::{
 };
 pub use self::maps::{RawMap, map_delete, map_entries, map_id, map_keys, map_name, map_sizes, map_update};
 pub use self::sockets::{
-    descriptor_of, is_listening, netns_cookie, open_process, socket_cookie, socket_domain,
+    descriptor_of, is_listening, is_udp, netns_cookie, open_process, socket_cookie, socket_domain,
 };
 
 /// A system call that failed.
@@ -244,6 +244,18 @@ pub fn effective_on(target: impl AsFd, hook: Hook) -> Result<Vec<u32>> {
     // SAFETY: `query` is the member that this command uses, and its count is a plain integer.
     let count = unsafe { attr.query.__bindgen_anon_2.prog_cnt };
     Ok(ids[..(count as usize).min(ids.len())].to_vec())
+}
+
+/// Why bpf(2) is refused to a process that may not load programs. The kernel's answer does not tell which: it
+/// is EPERM without the capabilities, and EPERM or EACCES from others.
+pub const FORBIDDEN: &str = "this process may not use bpf(2): CAP_BPF and CAP_NET_ADMIN are needed (CAP_SYS_ADMIN \
+                             stands for the first), or a seccomp profile or a security module (SELinux, AppArmor) \
+                             forbids it";
+
+/// [`FORBIDDEN`], where it is so.
+#[must_use]
+pub fn forbidden() -> Option<&'static str> {
+    (!may_use_bpf()).then_some(FORBIDDEN)
 }
 
 /// Whether this process may load programs: the smallest one there is (`r0 = 1; exit`) is tried.

@@ -40,6 +40,15 @@ pub fn is_listening(socket: impl AsFd) -> Result<bool> {
     Ok(protocol == libc::IPPROTO_TCP && listens == 1)
 }
 
+/// Whether a socket is a UDP one.
+///
+/// # Errors
+/// getsockopt(2).
+pub fn is_udp(socket: impl AsFd) -> Result<bool> {
+    let protocol: i32 = option(&socket, libc::SO_PROTOCOL, "getsockopt(SO_PROTOCOL)")?;
+    Ok(protocol == libc::IPPROTO_UDP)
+}
+
 /// `T` is an integer.
 fn option<T: aya::Pod + Default>(socket: &impl AsFd, name: i32, call: &'static str) -> Result<T> {
     let mut value = T::default();
