@@ -7,6 +7,7 @@ use std::io;
 use std::path::PathBuf;
 
 use redirect_user::enrol::{self, source};
+use redirect_user::kernel::sys;
 use redirect_user::node::lock;
 use redirect_user::pod::cgroup;
 use redirect_user::policy::annotations;
@@ -66,9 +67,27 @@ pub(crate) enum Error {
     },
     #[error("{0}; please report this with the line above it on stderr")]
     Panic(String),
+    #[error("{source}; {why}")]
+    Forbidden { source: Box<Error>, why: &'static str },
 }
 
 impl Error {
+    /// With the reason for it, where the process may not use bpf(2): what was tried says it in many ways, and
+    /// in some not at all.
+    pub(crate) fn explained(self) -> Error {
+        let of_kernel = matches!(
+            self,
+            Error::Cgroup(_) | Error::Attach(_) | Error::Drift { .. } | Error::NotReady { .. }
+        );
+        if !of_kernel {
+            return self;
+        }
+        match sys::forbidden() {
+            Some(why) if !self.to_string().contains(why) => Error::Forbidden { source: Box::new(self), why },
+            _ => self,
+        }
+    }
+
     /// The number and the few words of the reply.
     pub(crate) fn code(&self) -> (u32, &'static str) {
         match self {
@@ -91,6 +110,7 @@ impl Error {
                 (51, "redirect-cni is not available, and redirected pods may send in clear")
             }
             Error::Panic(_) => (100, "internal error"),
+            Error::Forbidden { source, .. } => source.code(),
             Error::Enrol(enrol::Error::Annotations {
                 source: annotations::Error::Unsupported { .. },
                 ..

@@ -28,7 +28,7 @@ pub(crate) fn run() -> Result<String, Error> {
     for problem in &log.problems {
         tracing::warn!("{problem}");
     }
-    let outcome = dispatch(&call, &conf);
+    let outcome = dispatch(&call, &conf).map_err(Error::explained);
     if let Err(error) = &outcome {
         tracing::error!(code = error.code().0, "{}", in_span(&call, error));
     }

@@ -21,6 +21,7 @@ pub mod node;
 pub mod path_error;
 pub mod pod;
 pub mod policy;
+pub mod printable;
 pub mod ready;
 pub mod repair;
 pub mod reset;

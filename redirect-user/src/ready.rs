@@ -22,7 +22,7 @@ pub enum NotReady {
     #[error(transparent)]
     Install(#[from] install::Error),
     /// The process may not use bpf(2).
-    #[error("not permitted to use bpf(2): CAP_BPF and CAP_NET_ADMIN (or root) are needed")]
+    #[error("{FORBIDDEN}", FORBIDDEN = sys::FORBIDDEN)]
     Privileges,
     /// A program is refused.
     #[error("the kernel programs cannot be loaded: {0}; `redirect doctor` says what this node lacks")]

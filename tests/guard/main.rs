@@ -2,8 +2,8 @@
 //!
 //! Modules in reading order: [`faults`] takes away what redirects, and [`tproxy`] does so in that mode;
 //! [`forwarded`] has networks inside the pod; [`kernel_socket`] has the kernel connect; [`packets`] writes
-//! its own; [`dns`] asks; [`in_order`] proves that nothing is refused that should pass; [`modes`],
-//! [`neighbours`] and [`shown`] are what an operator sees.
+//! its own; in [`ways_out`] the pod changes its own network; [`dns`] asks; [`in_order`] proves that nothing
+//! is refused that should pass; [`modes`], [`neighbours`] and [`shown`] are what an operator sees.
 //!
 //! In each fault the wire is recorded outside the pod: no connection of the application's is to be seen
 //! there, and no byte of the application's own server.
@@ -21,6 +21,7 @@ mod packets;
 mod raw;
 mod shown;
 mod tproxy;
+mod ways_out;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

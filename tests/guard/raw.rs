@@ -110,12 +110,28 @@ fn raw_socket(family: AddressFamily, protocol: i32) -> std::os::fd::OwnedFd {
     unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) }
 }
 
-/// Sends a frame from an interface of a namespace, past its own egress filters: as a neighbour on the wire
-/// would.
+/// Sends a frame from an interface of a namespace by a packet socket, as a neighbour on the wire would.
 pub(crate) fn send_frame(netns: &NetNs, interface: &str, frame: &[u8]) {
+    send_frame_on(netns, interface, frame, false);
+}
+
+/// The same, past traffic control where `bypass` says so (`PACKET_QDISC_BYPASS`).
+pub(crate) fn send_frame_on(netns: &NetNs, interface: &str, frame: &[u8], bypass: bool) {
     netns.run(|| {
         let packet = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)
             .expect("open a packet socket");
+        let on = i32::from(bypass);
+        // SAFETY: the value is an integer of the size that is told.
+        let set = unsafe {
+            libc::setsockopt(
+                std::os::fd::AsRawFd::as_raw_fd(&packet),
+                libc::SOL_PACKET,
+                libc::PACKET_QDISC_BYPASS,
+                (&raw const on).cast(),
+                size_of::<i32>() as u32,
+            )
+        };
+        assert!(set == 0, "PACKET_QDISC_BYPASS: {}", std::io::Error::last_os_error());
         let index = nix::net::if_::if_nametoindex(interface).expect("the interface is there");
         let mut address = [0_u8; 20];
         address[..2].copy_from_slice(&(libc::AF_PACKET as u16).to_ne_bytes());
@@ -139,7 +155,7 @@ pub(crate) fn send_frame(netns: &NetNs, interface: &str, frame: &[u8]) {
     });
 }
 
-fn octets(ip: IpAddr) -> Vec<u8> {
+pub(crate) fn octets(ip: IpAddr) -> Vec<u8> {
     match ip {
         IpAddr::V4(v4) => v4.octets().to_vec(),
         IpAddr::V6(v6) => v6.octets().to_vec(),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use harness::unprivileged::unprivileged;
+use harness::unprivileged::{refuse_bpf, unprivileged};
 use harness::{User, binary};
 use serde_json::{Value, json};
 
@@ -33,6 +33,8 @@ pub(crate) struct Call {
     unprivileged: bool,
     /// What runs the plugin, with its arguments; nothing for the plugin itself.
     wrapper: Vec<OsString>,
+    /// What every bpf(2) of the plugin is answered with.
+    bpf_refused: Option<i32>,
 }
 
 /// What came of it.
@@ -48,8 +50,13 @@ pub(crate) struct Reply {
 impl Call {
     /// A verb on a container, with nothing on stdin.
     pub(crate) fn new(verb: &str) -> Call {
-        let mut call =
-            Call { env: BTreeMap::new(), stdin: Vec::new(), unprivileged: false, wrapper: Vec::new() };
+        let mut call = Call {
+            env: BTreeMap::new(),
+            stdin: Vec::new(),
+            unprivileged: false,
+            wrapper: Vec::new(),
+            bpf_refused: None,
+        };
         for (name, value) in [("CNI_COMMAND", verb), ("CNI_CONTAINERID", "c0ffee"), ("CNI_IFNAME", "eth0")] {
             call = call.env(name, value);
         }
@@ -89,6 +96,12 @@ impl Call {
         self
     }
 
+    /// Has a filter answer each bpf(2) with an error.
+    pub(crate) fn bpf_refused(mut self, errno: i32) -> Call {
+        self.bpf_refused = Some(errno);
+        self
+    }
+
     /// Has the plugin run by another program.
     pub(crate) fn wrapped(mut self, wrapper: &[OsString]) -> Call {
         self.wrapper = wrapper.to_vec();
@@ -112,6 +125,9 @@ impl Call {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         for (name, value) in &self.env {
             command.env(name, std::ffi::OsStr::from_bytes(value));
+        }
+        if let Some(errno) = self.bpf_refused {
+            refuse_bpf(&mut command, errno);
         }
         let mut child = command.spawn().expect("start redirect-cni");
         // A plugin that refuses its environment does not read stdin, and the pipe breaks.

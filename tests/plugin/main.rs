@@ -5,8 +5,8 @@
 //! [`malformed`] is input that must be refused, [`forged`] what tries to look like our own words, and
 //! [`fuzz`] makes more of both; [`enrolment`] is who is captured, and [`agent`] where the plugin asks about
 //! it. Those need neither root nor a kernel. [`attach`], [`order`], [`crowd`], [`crash`], [`cgroups`],
-//! [`collect`], [`owners`], [`ready`], [`repair`], [`stuck`], [`unseen`], [`versions`] and [`campaign`],
-//! which does what can go wrong, enrol real pods: run as root with `--test-threads=1`.
+//! [`collect`], [`owners`], [`privileges`], [`ready`], [`repair`], [`stuck`], [`unseen`], [`versions`] and
+//! [`campaign`], which does what can go wrong, enrol real pods: run as root with `--test-threads=1`.
 
 mod agent;
 mod attach;
@@ -27,6 +27,7 @@ mod malformed;
 mod node_rules;
 mod order;
 mod owners;
+mod privileges;
 mod ready;
 mod refusals;
 mod repair;

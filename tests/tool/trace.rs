@@ -197,3 +197,29 @@ fn every_record_is_shown_or_counted_as_lost() {
         assert!(lost > 0 || made < 1500, "nothing was lost: the test does not try what it says");
     });
 }
+
+/// A process chooses its own name, of up to fifteen bytes.
+#[test]
+fn the_name_of_a_process_cannot_write_lines_of_the_trace() {
+    kernel_test(|node| {
+        let (pod, _sidecar, app) = scene(node);
+        let dial = |to: &str| drop(app.connect(to.parse().expect("an address")));
+        for (format, shown) in [("text", r#"process="\u{1b}[2J\n· x=""#), ("compact", r"\u{1b}[2J\n· x=(")]
+        {
+            let mut trace = Trace::start(node, &["-o", format]);
+            await_on(&mut trace, || dial("192.0.2.9:7000"));
+            // Perl gives the process the name that is assigned to `$0`.
+            let mut command = std::process::Command::new("perl");
+            let script =
+                r#"$0 = "\e[2J\n· x="; IO::Socket::INET->new(PeerAddr => "192.0.2.10:7002") or die; sleep 1"#;
+            pod.netns()
+                .enter(command.args(["-MIO::Socket::INET", "-e", script]), Some(&pod.container("app")));
+            assert!(command.status().expect("start perl").success());
+            let lines = trace.end();
+            assert!(lines.iter().all(|line| !line.contains('\u{1b}')), "{lines:?}");
+            let line = lines.iter().find(|line| line.contains("192.0.2.10:7002")).expect("the line is there");
+            assert!(line.contains(shown), "{line}");
+            assert!(!lines.iter().any(|line| line.starts_with("· x=")), "{lines:?}");
+        }
+    });
+}

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser as _;
+use redirect_user::kernel::sys;
 use redirect_user::node::Node;
 
 mod agent;
@@ -47,9 +48,18 @@ fn main() -> ExitCode {
     match run(args) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("redirect: {}", output::causes(&error));
+            eprintln!("redirect: {}", explained(&output::causes(&error)));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// With the reason where the process may not use bpf(2). What was tried says that in many ways.
+fn explained(text: &str) -> String {
+    let refused = ["os error 1)", "os error 13)"].iter().any(|errno| text.contains(errno));
+    match sys::forbidden() {
+        Some(why) if refused && !text.contains(why) => format!("{text}; {why}"),
+        _ => text.to_owned(),
     }
 }
 

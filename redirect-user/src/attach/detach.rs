@@ -6,12 +6,13 @@ use std::path::Path;
 use crate::attach::error::Error;
 use crate::attach::record::{self, Attachment};
 use crate::attach::tables::{self, Tables};
-use crate::attach::{entries, guard, links};
+use crate::attach::{entries, guard, links, map};
 use crate::ids::AttachmentId;
 use crate::kernel::folders;
 use crate::kernel::hook::Hook;
 use crate::kernel::install;
 use crate::kernel::pins::{self, AttachmentFolder, Generation};
+use crate::kernel::sys;
 use crate::node::lock::NodeLock;
 use crate::node::{Node, fault, names};
 use crate::path_error::is_gone;
@@ -68,11 +69,23 @@ pub(crate) fn stale(node: &Node, id: &AttachmentId, cookie: u64) -> Result<Optio
     Ok(record::of(node, id)?.filter(|other| other.cookie != cookie))
 }
 
+/// Where bpf(2) is refused, links and filters would go all the same, and entries and record would stay:
+/// nothing is begun then. A table that is not there is none to empty.
+fn assert_permitted(node: &Node) -> Result<(), Error> {
+    match sys::obj_get(&pins::current(node).map("PODS")) {
+        Err(source) if matches!(source.errno(), Some(libc::EACCES | libc::EPERM)) => {
+            Err(map::Error::Scan { map: "PODS", source }.into())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Takes back what attach did for this record, in whichever version's folders it is.
 ///
 /// # Errors
 /// Something of ours is still there and cannot be removed.
 pub(crate) fn undo(node: &Node, _lock: &NodeLock, attachment: &Attachment) -> Result<(), Error> {
+    assert_permitted(node)?;
     let namespace = others_of_namespace(node, attachment)?;
     let folders: Vec<_> =
         folders::generations(node)?.iter().map(|generation| generation.attachment(&attachment.id)).collect();

@@ -27,16 +27,11 @@ pub(crate) fn of_program(error: &ProgramError, whole: bool) -> String {
 pub(crate) fn of_object(error: &EbpfError, whole: bool) -> String {
     match error {
         EbpfError::ProgramError(error) => of_program(error, whole),
-        error => first_line(&error.to_string()) + forbidden(),
-    }
-}
-
-/// What is missing where the kernel did not permit a call. Not every error of the loader keeps the kernel's
-/// answer, so the kernel is asked once more.
-fn forbidden() -> &'static str {
-    match sys::may_use_bpf() {
-        true => "",
-        false => " (not permitted: CAP_BPF and CAP_NET_ADMIN are needed, or a security module forbids it)",
+        // Not every error of the loader keeps the kernel's answer, so the kernel is asked once more.
+        error => {
+            first_line(&error.to_string())
+                + &sys::forbidden().map_or(String::new(), |why| format!(" ({why})"))
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use netlink_packet_route::tc::{TcAttribute, TcBpfFlags, TcFilterBpfOption, TcHan
 
 use crate::kernel::filter::Filter;
 use crate::pod::netns::{Error, Interface, Netns};
+use crate::printable::printable;
 
 /// The handle of our filters among those of their priority.
 const HANDLE: u32 = 0x7263_6e69;
@@ -280,7 +281,7 @@ fn outward_interface(message: &RouteNetlinkMessage) -> Option<Interface> {
         _ => false,
     });
     let name = message.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfName(name) => Some(name.clone()),
+        LinkAttribute::IfName(name) => Some(printable(name)),
         _ => None,
     })?;
     (index != LOOPBACK && up && !inner).then_some(Interface { index, name })

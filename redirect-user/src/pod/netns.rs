@@ -54,7 +54,7 @@ pub enum Error {
     #[error("cannot identify the network namespace {path}: {source}; Linux 6.1 or newer is needed")]
     Cookie { path: PathBuf, source: SyscallError },
     /// A request to the kernel's routing tables failed.
-    #[error("cannot {what} in the network namespace {path}: {source}")]
+    #[error("cannot {what} in the network namespace {path}: {source}{hint}", hint = admin_hint(source))]
     Netlink { what: String, path: PathBuf, source: io::Error },
 }
 
@@ -69,6 +69,14 @@ impl Error {
 fn root_hint(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::EPERM) => "; run this as root (it needs CAP_SYS_ADMIN)",
+        _ => "",
+    }
+}
+
+/// What is missing when the kernel does not let us change it.
+fn admin_hint(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EPERM) => " (CAP_NET_ADMIN is needed)",
         _ => "",
     }
 }

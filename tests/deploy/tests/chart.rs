@@ -125,6 +125,42 @@ fn rights(case: &Case, rendered: &Rendered) {
     assert_eq!(rendered.one("ClusterRole")["rules"], json!(rules), "{}", case.values);
 }
 
+#[test]
+fn the_chart_and_the_unit_give_the_capabilities_of_the_table() {
+    let text = fs::read_to_string(helm::root().join("SECURITY.md")).expect("SECURITY.md");
+    let section = text.split_once("## What the agent needs\n").expect("the section").1;
+    let rows =
+        section.split("\n## ").next().unwrap_or_default().lines().filter(|line| line.starts_with("| "));
+    let words = |row: &str| {
+        let cell = row.split('|').nth(2).unwrap_or_default().to_owned();
+        cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let rows: Vec<_> = rows.skip(1).map(words).collect();
+    let [always, keep, running] = &rows[..] else { panic!("three rows: {rows:?}") };
+    let short = |lists: &[&Vec<String>]| -> BTreeSet<String> {
+        let names = lists.iter().flat_map(|list| list.iter());
+        names.map(|name| name.strip_prefix("CAP_").expect(name).to_owned()).collect()
+    };
+    let mut helm = Helm::start();
+    for (entry, repairs, expected) in [
+        ("keep", true, short(&[always, keep, running])),
+        ("keep", false, short(&[always, keep])),
+        ("remove", false, short(&[always])),
+    ] {
+        let values = json!({ "nodeEntry": entry, "repair": { "enabled": repairs }, "livePolicy": false });
+        let rendered = helm.render(&values);
+        let given = strings(&rendered.container()["securityContext"]["capabilities"]["add"]);
+        let given: BTreeSet<_> = given.into_iter().map(str::to_owned).collect();
+        assert_eq!(given, expected, "{values}");
+    }
+    let unit = helm::root().join("deploy/package/redirect-cni-agent.service");
+    let unit = fs::read_to_string(unit).expect("the unit");
+    let set = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).expect("a set");
+    let mut all: BTreeSet<_> = rows.into_iter().flatten().collect();
+    all.insert("CAP_DAC_OVERRIDE".to_owned());
+    assert_eq!(set.split(' ').map(str::to_owned).collect::<BTreeSet<_>>(), all);
+}
+
 /// `tests/agent/tests/kernel/privileges.rs` shows that a running pod needs three of them; the scratch pod, in
 /// which the node is tried, has processes of other users.
 fn privileges(case: &Case, rendered: &Rendered) {

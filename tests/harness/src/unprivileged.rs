@@ -1,5 +1,5 @@
 //! Programs as a container runs them: the ids of a user, most often without capabilities and without a way to
-//! get any.
+//! get any. And programs that a profile keeps from bpf(2).
 
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
@@ -43,4 +43,33 @@ fn with(program: &Path, user: User, sets: &[&str]) -> Result<Command> {
     // it neither allocates nor takes a lock.
     unsafe { command.pre_exec(before_exec) };
     Ok(command)
+}
+
+/// Has a seccomp filter answer every bpf(2) of this command with an error, as a container's profile does; a
+/// security module's refusal looks the same.
+pub fn refuse_bpf(command: &mut Command, errno: i32) {
+    const LOAD_WORD: u16 = 0x20;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    let line = |code, jf, k| libc::sock_filter { code, jt: 0, jf, k };
+    // `struct seccomp_data` begins with the number of the system call.
+    let lines = [
+        line(LOAD_WORD, 0, 0),
+        line(JUMP_IF_EQUAL, 1, libc::SYS_bpf as u32),
+        line(RETURN, 0, libc::SECCOMP_RET_ERRNO | errno as u32),
+        line(RETURN, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let before_exec = move || {
+        let mut lines = lines;
+        let filter = libc::sock_fprog { len: lines.len() as u16, filter: lines.as_mut_ptr() };
+        // SAFETY: an integer, and a filter that outlives the call.
+        let done = unsafe {
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+                && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter) == 0
+        };
+        if done { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    };
+    // SAFETY: between fork and exec the closure makes two system calls; it neither allocates nor takes a
+    // lock.
+    unsafe { command.pre_exec(before_exec) };
 }

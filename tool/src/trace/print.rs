@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use redirect_common::trace::{RECORD_BYTES, kind};
 use redirect_common::{Endpoint, InboundRule, Ip, Rule, TraceRecord};
 use redirect_user::attach::record::Attachment;
+use redirect_user::printable::printable;
 use serde_json::{Map, Value, json};
 
 use super::filter::{Filter, Verdict};
@@ -163,7 +164,9 @@ impl Printer {
         let who = match record.kind {
             kind::INBOUND => format!("from {}", SocketAddr::from(record.src)),
             kind::LEAVING => "a packet".into(),
-            _ => format!("{}({})", process(record.pid).unwrap_or_else(|| "-".into()), record.pid),
+            _ => {
+                format!("{}({})", process(record.pid).map_or("-".into(), |name| printable(&name)), record.pid)
+            }
         };
         let name = output::painted(&name, colour, self.colours);
         let dst = SocketAddr::from(record.dst).to_string();
@@ -186,10 +189,11 @@ fn rule(record: &TraceRecord) -> Option<&'static str> {
     }
 }
 
-/// The name of a process, if it still runs.
+/// The name of a process, if it still runs. It is the process's own choice, any fifteen bytes.
 fn process(pid: u32) -> Option<String> {
-    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-    Some(name.trim_end().to_owned())
+    let name = std::fs::read(format!("/proc/{pid}/comm")).ok()?;
+    let name = name.strip_suffix(b"\n").unwrap_or(&name);
+    Some(String::from_utf8_lossy(name).into_owned())
 }
 
 fn fields(record: &TraceRecord, pod: &str, verdict: Option<Verdict>) -> Vec<(&'static str, Value)> {
@@ -224,6 +228,10 @@ fn words(fields: &[(&'static str, Value)]) -> String {
         .iter()
         .map(|(name, value)| match value {
             Value::String(text) if *name == "hook" => format!("{text:<8}"),
+            // A process may be called `x verdict=direct`.
+            Value::String(text) if text.contains([' ', '=', '"']) || *text != printable(text) => {
+                format!("{name}={text:?}")
+            }
             Value::String(text) => format!("{name}={text}"),
             Value::Null => format!("{name}=-"),
             other => format!("{name}={other}"),

@@ -18,6 +18,7 @@ use redirect_common::{PREFIX4, PREFIX4_BITS, PREFIX6, PREFIX6_BITS};
 
 use super::objects::{Address, Interface, LocalRoute};
 use crate::pod::routes::{PolicyRule, Route, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN};
+use crate::printable::printable;
 
 /// The index of `lo` in every network namespace.
 pub(super) const LOOPBACK: u32 = 1;
@@ -131,7 +132,7 @@ pub(super) fn address_of(message: &RouteNetlinkMessage) -> Option<Address> {
 pub(super) fn interface_of(message: &RouteNetlinkMessage) -> Option<Interface> {
     let RouteNetlinkMessage::NewLink(message) = message else { return None };
     let name = message.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfName(name) => Some(name.clone()),
+        LinkAttribute::IfName(name) => Some(printable(name)),
         _ => None,
     })?;
     Some(Interface { index: message.header.index, name })
