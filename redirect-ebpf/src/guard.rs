@@ -17,7 +17,7 @@ use redirect_common::{
 use crate::ctx::{Choice, Kind, Opening, Packet, Way, inside_only};
 use crate::facts::{PacketFacts, PodFacts};
 use crate::listener::steer;
-use crate::stats::{count, refused_event};
+use crate::stats::{count, count_refused};
 use crate::trace;
 use crate::{lookups, maps};
 
@@ -192,7 +192,7 @@ impl Arrival<'_> {
         };
         if !steered {
             // What is steered is counted when the sidecar has accepted it.
-            count(cookie, refused_event(self.listener != 0));
+            count_refused(cookie, self.listener.into());
         }
         trace::arriving(guarded, opening, self.verdict, steered);
         steered

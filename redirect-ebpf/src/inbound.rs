@@ -16,7 +16,7 @@ use redirect_common::{Event, Family, Inbound, Ip, PodConfig, decide_inbound, fla
 use crate::ctx::Lookup;
 use crate::facts::{PacketFacts, is_own};
 use crate::listener::steer;
-use crate::stats::{count, refused_event};
+use crate::stats::{count, count_refused};
 use crate::trace;
 use crate::{lookups, maps};
 
@@ -62,7 +62,11 @@ pub(crate) fn inbound(ctx: SkLookupContext) -> u32 {
         Inbound::Redirect(_) if valid && steered => SK_PASS,
         Inbound::Direct(_) | Inbound::Redirect(_) => {
             // The client gets a reset, as from a REDIRECT to a port on which no socket listens.
-            count(cookie, if valid { refused_event(wanted) } else { Event::ConfigChanged });
+            if valid {
+                count_refused(cookie, wanted.into());
+            } else {
+                count(cookie, Event::ConfigChanged);
+            }
             SK_DROP
         }
     };

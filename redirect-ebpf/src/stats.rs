@@ -26,6 +26,16 @@ pub(crate) extern "C" fn count_event(cookie: u64, event: u64) -> i32 {
     0
 }
 
+/// Counts an inbound packet that is refused; `wanted` is not 0 where the sidecar may have its port. If not,
+/// no socket listens on that port of the ephemeral range, and most such packets are no SYN but late, for a
+/// connection that is over. Walked once, as [`count_event`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn count_refused(cookie: u64, wanted: u64) -> i32 {
+    count(cookie, if wanted == 0 { Event::InboundNoSocket } else { Event::InboundRefused });
+    0
+}
+
 /// What to count for a flow that is left alone.
 #[inline(always)]
 pub(crate) fn direct_event(rule: Rule) -> Event {
@@ -45,12 +55,4 @@ pub(crate) fn direct_event(rule: Rule) -> Event {
         | Rule::IncludedPort
         | Rule::IncludedRange => Event::ExcludedDirect,
     }
-}
-
-/// What to count for an inbound packet that is refused; `wanted` says whether the sidecar may have its port.
-/// If not, no socket listens on that port of the ephemeral range, and most such packets are no SYN but late,
-/// for a connection that is over.
-#[inline(always)]
-pub(crate) fn refused_event(wanted: bool) -> Event {
-    if wanted { Event::InboundRefused } else { Event::InboundNoSocket }
 }
