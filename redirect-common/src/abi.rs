@@ -268,7 +268,7 @@ pub struct Claims {
     /// Entries of CLIENTS; at most [`CLIENTS_PER_POD`](crate::socket::CLIENTS_PER_POD), or twice as many with
     /// data in the SYN.
     pub clients: u64,
-    /// Entries of LISTENING that programs made; at most
+    /// Entries of LISTENING, those that attach made among them; at most
     /// [`LISTENING_PER_POD`](crate::socket::LISTENING_PER_POD).
     pub listening: u64,
     /// Whose turn it is in LISTENERS when all places are taken: a byte for each listener, see

@@ -55,8 +55,8 @@ pub const HANDSHAKES_PER_POD: u64 = 8192;
 /// CLIENTS. A sidecar that connects with data in its SYN may get to twice as many.
 pub const CLIENTS_PER_POD: u64 = 4096;
 
-/// How many sockets of a pod that listen on ephemeral ports are noted: a sixteenth of LISTENING. Attach notes
-/// as many more at most, of those that listened before.
+/// How many sockets of a pod that listen on ephemeral ports are noted: a sixteenth of LISTENING. Those that
+/// attach notes, because they listened before, are counted too.
 pub const LISTENING_PER_POD: u64 = 4096;
 
 /// A place for a listening socket of the sidecar. Several per listener, because SO_REUSEPORT workers each

@@ -154,16 +154,22 @@ impl Tables {
     /// The map is full or not writable.
     pub fn note_listening(&mut self, cookie: u64, ports: &BTreeSet<u16>) -> Result<(), Error> {
         const NOEXIST: u64 = 1;
+        let mut noted = 0;
         for port in ports.iter().take(LISTENING_PER_POD as usize) {
             // 0 is no socket's cookie: the place is given back by detach only.
             let key = ListeningKey { cookie, port: u32::from(*port), place: 0 };
-            let added = match self.listening.insert(key, 0, NOEXIST) {
-                Err(error) if errno_of(&error) == libc::EEXIST => Ok(()),
-                added => added,
-            };
-            self.added("LISTENING", added)?;
+            match self.listening.insert(key, 0, NOEXIST) {
+                Err(error) if errno_of(&error) == libc::EEXIST => {}
+                added => {
+                    self.added("LISTENING", added)?;
+                    noted += 1;
+                }
+            }
         }
-        Ok(())
+        if noted == 0 {
+            return Ok(());
+        }
+        self.change_claims(cookie, |claims| Claims { listening: claims.listening + noted, ..claims })
     }
 
     /// Takes a pod's entries out, the configuration first. What is not there is fine.
@@ -173,8 +179,15 @@ impl Tables {
     pub(crate) fn remove(&mut self, cookie: u64, entries: &Entries) -> Result<(), Error> {
         change_optional("remove from", "PODS", self.pods.remove(&cookie))?;
         self.remove_entries(cookie, entries)?;
-        self.remove_listening(cookie)?;
-        self.remove_handshakes("CLIENTS", cookie)?;
+        // A table is looked through only where the pod's count says that it has something there: an empty one
+        // of 131,072 entries takes a third of a millisecond.
+        let claims = self.claims(cookie)?;
+        if claims.is_none_or(|claims| claims.listening != 0) {
+            self.remove_listening(cookie)?;
+        }
+        if claims.is_none_or(|claims| claims.clients != 0) {
+            self.remove_handshakes("CLIENTS", cookie)?;
+        }
         self.remove_destinations(cookie)?;
         self.remove_dns(cookie)?;
         change_optional("remove from", "TRACES", self.traces.remove(&cookie))?;
