@@ -57,7 +57,8 @@ pub(crate) fn main(workspace: &Workspace, options: &Options) -> Result<ExitCode>
     if let Some(("vm", kernels)) = options.tiers.split_first().map(|(first, rest)| (first.as_str(), rest))
         && (options.all || !kernels.is_empty())
     {
-        return vm::main(workspace, kernels, options.short);
+        let also: Vec<_> = options.arguments.iter().map(|part| part.to_string_lossy().into_owned()).collect();
+        return vm::main(workspace, kernels, options.short, &also);
     }
     if let Some(kernel) = &options.within {
         ensure!(options.tiers == ["soak"], "--within is for the tier soak alone");

@@ -38,8 +38,15 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-/// All tests that fit, or a few, on the kernels with these names, or on all.
-pub(crate) fn main(workspace: &Workspace, names: &[String], short: bool) -> Result<ExitCode> {
+/// All tests that fit, or a few and those whose names begin with `also`, on the kernels with these names, or
+/// on all.
+pub(crate) fn main(
+    workspace: &Workspace,
+    names: &[String],
+    short: bool,
+    also: &[String],
+) -> Result<ExitCode> {
+    ensure!(short || also.is_empty(), "without --short all tests are run: leave {also:?} out");
     ensure!(is_root(), "only root can run the tests in a guest, which reads this machine's files");
     let known = || KERNELS.iter().map(|kernel| kernel.name).collect::<Vec<_>>().join(", ");
     for name in names {
@@ -52,7 +59,7 @@ pub(crate) fn main(workspace: &Workspace, names: &[String], short: bool) -> Resu
     setup::ensure(workspace, &["toolchain", "mesh", "oracle", "vm"])?;
     build::build_all(workspace)?;
     let wanted = |kernel: &&Kernel| names.is_empty() || names.iter().any(|name| name == kernel.name);
-    let extent = if short { Extent::Few } else { Extent::All };
+    let extent = if short { Extent::Few(also) } else { Extent::All };
     let mut reports = Vec::new();
     for kernel in KERNELS.iter().filter(wanted) {
         reports.push((kernel, boot(workspace, kernel, extent)?));
@@ -80,7 +87,7 @@ pub(crate) fn soak(workspace: &Workspace, name: &str, minutes: u32) -> Result<Ex
     Ok(if failed(&report) == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn boot(workspace: &Workspace, kernel: &Kernel, extent: Extent) -> Result<Report> {
+fn boot(workspace: &Workspace, kernel: &Kernel, extent: Extent<'_>) -> Result<Report> {
     if kernel.foreign.is_some() {
         return arm64::boot(workspace, kernel);
     }
@@ -107,7 +114,7 @@ fn by_tier(report: &Report) -> BTreeMap<&str, (usize, usize)> {
 }
 
 /// Kernel by tier.
-fn table(reports: &[(&Kernel, Report)], extent: Extent) -> String {
+fn table(reports: &[(&Kernel, Report)], extent: Extent<'_>) -> String {
     const TIERS: [&str; 6] = ["tool", "features", "datapath", "capture", "guard", "oracle"];
     let mut text =
         format!("| kernel | release | CPUs | run | {} | up after, s | jobs, s |\n", TIERS.join(" | "));
@@ -125,7 +132,11 @@ fn table(reports: &[(&Kernel, Report)], extent: Extent) -> String {
         let cells = TIERS.iter().map(cell).collect::<Vec<_>>().join(" | ");
         let jobs: f64 = report.outcomes.iter().map(|outcome| outcome.took.as_secs_f64()).sum();
         let (name, release, cpus, boot) = (kernel.name, &report.release, kernel.cpus, report.boot);
-        let run = if extent == Extent::All { "all" } else { "short" };
+        let run = match extent {
+            Extent::All => "all".to_owned(),
+            Extent::Few([]) | Extent::Least => "short".to_owned(),
+            Extent::Few(also) => format!("short, all {}", also.join(", ")),
+        };
         let _ = writeln!(text, "| {name} | {release} | {cpus} | {run} | {cells} | {boot:.0} | {jobs:.0} |");
     }
     text

@@ -31,11 +31,11 @@ impl Job {
 
 /// How much is run.
 #[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Extent {
+pub(crate) enum Extent<'a> {
     /// What a plain `cargo xtask test` has time for.
     Least,
-    /// `--short`
-    Few,
+    /// `--short`, and all whose name, tier in front, begins with one of these.
+    Few(&'a [String]),
     All,
 }
 
@@ -81,7 +81,7 @@ pub(crate) fn plan(
     workspace: &Workspace,
     kernel: &Kernel,
     binaries: &Path,
-    extent: Extent,
+    extent: Extent<'_>,
 ) -> Result<Vec<Job>> {
     let tool = format!("{} --state-dir /tmp/state", binaries.join("redirect").display());
     if !kernel.works {
@@ -131,7 +131,12 @@ pub(super) fn soak(workspace: &Workspace, minutes: u32) -> Result<Job> {
 }
 
 /// One job for each test of a selection.
-fn tests(workspace: &Workspace, selection: &Selection, binaries: &Path, extent: Extent) -> Result<Vec<Job>> {
+fn tests(
+    workspace: &Workspace,
+    selection: &Selection,
+    binaries: &Path,
+    extent: Extent<'_>,
+) -> Result<Vec<Job>> {
     let executable = executable(workspace, selection.target)?;
     let variable = format!("REDIRECT_BIN_DIR={}", binaries.display());
     let job = |test: &String| {
@@ -144,7 +149,7 @@ fn tests(workspace: &Workspace, selection: &Selection, binaries: &Path, extent: 
 }
 
 /// The tests that are selected of those that there are.
-fn chosen(executable: &Path, selection: &Selection, extent: Extent) -> Result<Vec<String>> {
+fn chosen(executable: &Path, selection: &Selection, extent: Extent<'_>) -> Result<Vec<String>> {
     let list = cmd::output(std::process::Command::new(executable).arg("--list"))?;
     let there: Vec<&str> = list.lines().filter_map(|line| line.strip_suffix(": test")).collect();
     if let Some(gone) = selection.few.iter().find(|name| !there.contains(*name)) {
@@ -154,11 +159,19 @@ fn chosen(executable: &Path, selection: &Selection, extent: Extent) -> Result<Ve
         );
     }
     let wanted = |name: &&str| match extent {
-        Extent::All => !selection.not.iter().any(|begin| name.starts_with(begin)),
-        Extent::Few => selection.few.contains(name),
+        Extent::All => fits(selection, name),
+        Extent::Few(also) => {
+            let whole = format!("{}::{name}", selection.target);
+            selection.few.contains(name)
+                || fits(selection, name) && also.iter().any(|begin| whole.starts_with(begin.as_str()))
+        }
         Extent::Least => selection.few[..selection.least].contains(name),
     };
     Ok(there.into_iter().filter(wanted).map(str::to_owned).collect())
+}
+
+fn fits(selection: &Selection, name: &str) -> bool {
+    !selection.not.iter().any(|begin| name.starts_with(begin))
 }
 
 /// The executable of a test target, from cargo's own account.
