@@ -18,6 +18,7 @@ const GO_PLUGINS: [&str; 2] = ["/usr/lib/cni/loopback", "/opt/cni/bin/loopback"]
 /// The variants' names.
 pub(crate) const ADD: &str = "redirect-cni ADD";
 pub(crate) const DEL: &str = "redirect-cni DEL";
+const STARTS: &str = "redirect-cni VERSION";
 pub(crate) const UNGUARDED: &str = "redirect-cni ADD, no guard";
 pub(crate) const LEGACY: &str = "iptables-legacy commands";
 pub(crate) const NFT: &str = "iptables-nft commands";
@@ -70,20 +71,22 @@ fn commands(pod: &Pod, backend: Backend) -> Result<Cost> {
     })
 }
 
-/// All pods at the same moment, several times; with iptables once, because the rules stay.
+/// All pods at the same moment, several times; with iptables once, because the rules stay. VERSION says what
+/// it takes to start so many processes at once.
 fn at_once(node: &Node, pods: &[Pod], bursts: usize, results: &mut Results) -> Result<()> {
     let calls = |verb| {
         let job = |mut command: std::process::Command| move || Cost::of(&mut command);
         pods.iter().map(|pod| Ok(job(plugin::call(node, pod, verb, &[])?))).collect::<Result<Vec<_>>>()
     };
-    let (mut adds, mut dels) = (Vec::new(), Vec::new());
+    let (mut adds, mut dels, mut starts) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..bursts {
+        starts.extend(burst(calls("VERSION")?)?);
         adds.extend(burst(calls("ADD")?)?);
         dels.extend(burst(calls("DEL")?)?);
     }
     let rules = |backend| burst(pods.iter().map(|pod| move || commands(pod, backend)).collect());
     let (legacy, nft) = (rules(Backend::Legacy)?, rules(Backend::Nft)?);
-    let series = [(ADD, adds), (DEL, dels), (LEGACY, legacy), (NFT, nft)];
+    let series = [(ADD, adds), (DEL, dels), (STARTS, starts), (LEGACY, legacy), (NFT, nft)];
     let title = format!("{} pods at once: elapsed until a pod is done", pods.len());
     results.add(Measure::new("burst-wall", &title, Unit::Millis, series));
     Ok(())

@@ -131,12 +131,12 @@ pub(crate) fn destinations(node: &Node, peer: &Pod, scale: &Scale, results: &mut
             .map(|index| SocketAddr::from((Ipv4Addr::from(0xcb00_0000 + index * 257), 80)))
             .collect();
         let dial = |to, count| Order::SetUp { to, listener, count, foreign: false };
-        stage.run(&dial(all.clone(), *count))?;
+        dial_all(&mut stage, &all, listener)?;
         let step = (*count / scale.connections).max(1);
         let some: Vec<_> = all.iter().copied().step_by(step).collect();
         let (mut whole, mut del) = (Vec::new(), Vec::new());
         let before = node.count(&stage.pod, Event::HandoffTaken);
-        stage.run(&dial(all.clone(), *count))?;
+        dial_all(&mut stage, &all, listener)?;
         let share = (node.count(&stage.pod, Event::HandoffTaken) - before) as f64 / *count as f64;
         detours.push((count.to_string(), vec![share * 100.0]));
         for _ in 0..scale.rounds {
@@ -168,6 +168,14 @@ pub(crate) fn destinations(node: &Node, peer: &Pod, scale: &Scale, results: &mut
         Unit::Millis,
         dels,
     ));
+    Ok(())
+}
+
+/// Dials each destination once, not all in one order: a worker makes its sockets before it begins.
+fn dial_all(stage: &mut Stage, to: &[SocketAddr], listener: usize) -> Result<()> {
+    for some in to.chunks(PER_WORKER) {
+        stage.run(&Order::SetUp { to: some.to_vec(), listener, count: some.len(), foreign: false })?;
+    }
     Ok(())
 }
 

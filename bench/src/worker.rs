@@ -127,12 +127,21 @@ impl Worker {
         let mut line = String::new();
         self.answers.read_line(&mut line)?;
         let answer: std::result::Result<T, String> = serde_json::from_str(&line)
-            .with_context(|| format!("{}: {order:?} was answered with {line:?}", self.name))?;
-        answer.map_err(|error| anyhow::anyhow!("{}: {order:?}: {error}", self.name))
+            .with_context(|| format!("{}: {} was answered with {line:?}", self.name, order.brief()))?;
+        answer.map_err(|error| anyhow::anyhow!("{}: {}: {error}", self.name, order.brief()))
     }
 }
 
 impl Order {
+    /// The order in a line: one may name thousands of destinations.
+    fn brief(&self) -> String {
+        let whole = format!("{self:?}");
+        match whole.char_indices().nth(200) {
+            Some((end, _)) => format!("{}.. ({} characters)", &whole[..end], whole.len()),
+            None => whole,
+        }
+    }
+
     const fn is_foreign(&self) -> bool {
         matches!(self, Order::SetUp { foreign: true, .. } | Order::Open { foreign: true, .. })
     }
