@@ -64,7 +64,18 @@ pub(crate) const TIERS: &[Tier] = &[
             "pure functions, and the documents against the code; no privileges",
             &["toolchain", "lint"],
             &[
-                Job::Tests(&["--lib", "--bins", "--test", "decide", "--test", "abi", "--test", "documents"]),
+                Job::Tests(&[
+                    "--lib",
+                    "--bins",
+                    "--test",
+                    "decide",
+                    "--test",
+                    "abi",
+                    "--test",
+                    "ownership",
+                    "--test",
+                    "documents",
+                ]),
                 Job::Tests(&["--doc"]),
             ],
         )
