@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
@@ -76,8 +76,14 @@ impl Foreign {
     }
 }
 
-/// Starts a program for arm64 with arguments, and returns what it prints.
+/// Starts a program for arm64 with arguments, the plugin with the verb VERSION, and returns what it prints.
 pub(crate) fn output(program: &Path, arguments: &[&str]) -> Result<String> {
     ensure!(program.is_file(), "there is no {}", program.display());
-    cmd::output(Command::new(EMULATOR).arg(program).args(arguments))
+    cmd::output(
+        Command::new(EMULATOR)
+            .arg(program)
+            .args(arguments)
+            .env("CNI_COMMAND", "VERSION")
+            .stdin(Stdio::null()),
+    )
 }

@@ -63,8 +63,14 @@ fn for_arm64(workspace: &Workspace, directory: &Path) -> Result<PathBuf> {
     for (name, limit) in BINARIES {
         check(&built.join(name), *limit)?;
         replace(&built.join(name), &place.join(name))?;
-        let version = arm64::output(&place.join(name), &["--version"])?;
-        ensure!(version.contains(env!("CARGO_PKG_VERSION")), "{name} for arm64 says {version:?}");
+    }
+    // The plugin is asked as a runtime asks it.
+    for (name, arguments, answer) in [
+        ("redirect", &["--version"][..], env!("CARGO_PKG_VERSION")),
+        ("redirect-cni", &[], "supportedVersions"),
+    ] {
+        let said = arm64::output(&place.join(name), arguments)?;
+        ensure!(said.contains(answer), "{name} for arm64 says {said:?}, without {answer:?}");
     }
     Ok(place)
 }
