@@ -134,11 +134,12 @@ fn opens_dns(sock: &SockAddr, cookie: u64, pod: &PodConfig, asked: &Endpoint) ->
         return false;
     }
     if asked.ip.is_unspecified() {
-        let wildcard = match asked.ip.family() {
-            Family::V4 => dns::proxy::WILDCARD4,
-            Family::V6 => dns::proxy::WILDCARD4 | dns::proxy::WILDCARD6,
+        // It is there for the outside as well, also where the programs had opened one before.
+        let (wildcard, closed) = match asked.ip.family() {
+            Family::V4 => (dns::proxy::WILDCARD4, dns::proxy::OPENED4),
+            Family::V6 => (dns::proxy::WILDCARD4 | dns::proxy::WILDCARD6, dns::proxy::OPENED6),
         };
-        if !maps::dns_proxy_opened(cookie, pod.dns_port, wildcard) {
+        if !maps::dns_proxy_opened(cookie, pod.dns_port, wildcard, closed) {
             count(cookie, Event::DnsProxyRejected);
         }
     }
@@ -147,9 +148,10 @@ fn opens_dns(sock: &SockAddr, cookie: u64, pod: &PodConfig, asked: &Endpoint) ->
     }
     let opened = match asked.ip.family() {
         Family::V4 => dns::proxy::OPENED4,
-        Family::V6 => dns::proxy::OPENED6,
+        // Without IPV6_V6ONLY it takes IPv4 as well, where the proxy has no other socket for that.
+        Family::V6 => dns::proxy::OPENED4 | dns::proxy::OPENED6,
     };
-    if !sock.share_port() || !maps::dns_proxy_opened(cookie, pod.dns_port, opened) {
+    if !sock.share_port() || !maps::dns_proxy_opened(cookie, pod.dns_port, opened, 0) {
         count(cookie, Event::DnsProxyRejected);
         return false;
     }

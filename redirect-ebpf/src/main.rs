@@ -5,8 +5,9 @@
 //! them. `transparent`, `bind` and `handover` are TPROXY mode. `call` and `facts` are what a decision depends
 //! on; only `ctx` and its folder read or write a kernel context.
 //!
-//! House rule for every hook: a pod that has no entry in PODS is left alone; a pod that has one is never let
-//! through in clear because something of ours failed.
+//! House rule for every hook: a pod that has no entry in PODS is left alone (but for `inbound`, which may
+//! have read another look-up's word, and drops); a pod that has one is never let through in clear because
+//! something of ours failed.
 #![no_std]
 #![no_main]
 // Instructions of `claims` and `lookups` that nothing comes in between.

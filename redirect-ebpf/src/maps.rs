@@ -197,16 +197,16 @@ pub(crate) fn destination(key: &SlotKey) -> Option<Endpoint> {
     copied(unsafe { DESTINATIONS.get(key) }, key)
 }
 
-/// Notes that a pod's DNS proxy has opened a socket, which is a new one: how it answers is to be seen. False
-/// when the table is full.
+/// Notes that a pod's DNS proxy has opened a socket, which is a new one: how it answers is to be seen, and
+/// the bits of `closed` do not hold any more. False when the table is full.
 #[inline(always)]
-pub(crate) fn dns_proxy_opened(cookie: u64, port: u32, opened: u32) -> bool {
+pub(crate) fn dns_proxy_opened(cookie: u64, port: u32, opened: u32, closed: u32) -> bool {
     let Some(known) = DNS_PROXIES.get_ptr_mut(cookie) else {
         return DNS_PROXIES.insert(cookie, DnsProxy { port, state: opened }, 0).is_ok();
     };
     // SAFETY: the entry is the pod's until detach, and written in place; what two writers may lose is seen
     // again.
-    unsafe { *known = DnsProxy { port, state: opened | ((*known).state & proxy::OPEN) } };
+    unsafe { *known = DnsProxy { port, state: opened | ((*known).state & proxy::OPEN & !closed) } };
     true
 }
 

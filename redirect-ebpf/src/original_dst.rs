@@ -63,8 +63,9 @@ fn destination(call: &Sockopt) -> Option<Endpoint> {
     }
     count(cookie, Event::InboundRedirected);
     // Where the kernel knows the connection, rules of somebody else may have given it the sidecar's port:
-    // Istio's, left in a pod that runs. Its own answer stands.
-    if call.is_answered() { None } else { Some(at) }
+    // Istio's, left in a pod that runs. Its own answer stands. (Other rules of the pod's, one port to
+    // another, were carried out before: the socket's own address is where the connection is to go on to.)
+    if listener && call.is_answered() { None } else { Some(at) }
 }
 
 /// What is kept in the socket. With TCP Fast Open the client's side of the handshake comes after the

@@ -250,9 +250,13 @@ fn carry_out(node: &Node, lock: &NodeLock, planned: &mut Planned) -> Result<Ensu
     end_others(node, planned)?;
     guard::choose_entry(node, &mut planned.attachment)?;
     guard::apply(node, &planned.attachment, &mut planned.netns)?;
-    if programs == Ensured::Fresh && cgroup::populated(&planned.attachment.cgroup) {
-        // The sidecar of a pod that runs has begun to listen when there was another map.
-        listeners::register(node, &planned.attachment).map_err(|source| Error::Listeners { source })?;
+    if cgroup::populated(&planned.attachment.cgroup) {
+        // The sidecar of a pod that runs has begun to listen when there was another map, or no program yet.
+        match listeners::register(node, &planned.attachment) {
+            Err(source) if programs == Ensured::Fresh => return Err(Error::Listeners { source }),
+            Err(error) => tracing::warn!(%error, "the listeners of a running sidecar cannot be registered"),
+            Ok(_) => {}
+        }
     }
     Ok(programs)
 }

@@ -1,5 +1,6 @@
 //! What one pod does takes no room from the others: each pod has a share of every table that programs fill.
 
+use harness::cli::Outcome;
 use harness::{Errno, Event, Family, kernel_test};
 use redirect_common::{Claims, HANDSHAKES_PER_POD, LISTENING_PER_POD};
 
@@ -71,5 +72,31 @@ fn a_pod_has_one_entry_in_guard_however_many_interfaces_and_calls_it_has() {
         assert!(interfaces >= 4, "the guard stands on {interfaces}");
         node.detach(&pod);
         assert_eq!(guarded(), 0);
+    });
+}
+
+/// A running pod's sockets are noted by attach. What a DEL goes by is right after each call, and after one
+/// that found the table full.
+#[test]
+fn what_attach_notes_of_a_running_pod_is_counted_once_and_goes_with_it() {
+    kernel_test(|node| {
+        let (pod, other) = (node.pod("pod"), node.pod("other"));
+        let (app, neighbour) = (pod.app(), other.app());
+        let _two = [40_001, 40_002].map(|port| app.listen(any(Family::V4, port)).unwrap());
+        let _one = neighbour.listen(any(Family::V4, 40_001)).unwrap();
+        let noted = || node.map_entries().into_iter().find(|(map, _)| *map == "LISTENING").map(|(_, n)| n);
+        for _ in 0..2 {
+            node.attach(&pod, &[]);
+            assert_eq!((node.claims(&pod).listening, noted()), (2, Some(2)));
+        }
+        node.detach(&pod);
+        assert_eq!(noted(), Some(0));
+        node.attach(&other, &[]);
+        let full = node.fill_map("LISTENING");
+        node.detach(&other);
+        let refused = Outcome::of(&mut node.attach_command(&pod));
+        assert!(refused.code != Some(0) && refused.stderr.contains("LISTENING"), "{refused:?}");
+        drop(full);
+        assert_eq!(noted(), Some(0), "one of the two was noted, and is gone");
     });
 }

@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
+use std::process::Command;
 
 use harness::cli::Outcome;
 use harness::neighbour::{
@@ -272,5 +273,20 @@ fn a_process_that_is_moved_to_another_cgroup() {
         moved(&guest, &pod.container("app"));
         assert_eq!(guest.connect(to).unwrap().seen().listener, 15001);
         assert_eq!(server.take_seen(), []);
+    });
+}
+
+/// Rules of the pod's own author, one port to another: the sidecar goes on to where they lead, as what it
+/// sends there does not pass them again.
+#[test]
+fn a_port_that_the_pods_own_rules_lead_elsewhere() {
+    kernel_test(|node| {
+        let (pod, other) = (enrolled(node, "pod"), node.pod("other"));
+        let _sidecar = pod.sidecar();
+        let rules = "add table ip own\nadd chain ip own in { type nat hook prerouting priority -100; }\n\
+                     add rule ip own in tcp dport 80 redirect to :8080\n";
+        let _ = pod.netns().output_of(Command::new("nft").arg(rules));
+        let seen = other.app().connect(pod.at(Family::V4, 80)).unwrap().seen();
+        assert_eq!((seen.listener, seen.original_dst), (15006, Ok(pod.at(Family::V4, 8080))));
     });
 }

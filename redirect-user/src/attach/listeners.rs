@@ -28,8 +28,14 @@ pub(crate) fn register(node: &Node, attachment: &Attachment) -> Result<usize, Sy
     let origin = sys::obj_get(&pins::current(node).map("ORIGIN"))?;
     let (config, _) = entries::of(attachment);
     let mut places: BTreeMap<(u16, i32), u32> = BTreeMap::new();
-    let (mut count, mut dns) = (0, 0);
-    for socket in find(attachment, &config) {
+    let found = find(attachment, &config);
+    let of_dns = found.iter().filter(|one| one.udp && one.wildcard && config.is_proxy(&one.maker));
+    let dns = of_dns.fold(0, |bits, one| bits | opened(&one.fd, one.family()));
+    if dns != 0 {
+        note_dns_proxy(node, attachment, DnsProxy { port: config.dns_port, state: dns })?;
+    }
+    let mut count = 0;
+    for socket in found {
         if !config.is_proxy(&socket.maker) {
             let (port, uid) = (socket.port, socket.maker.uid);
             tracing::warn!(port, uid, "a socket of another user than the proxy listens on the proxy's port");
@@ -37,22 +43,17 @@ pub(crate) fn register(node: &Node, attachment: &Attachment) -> Result<usize, Sy
             sys::map_update(&origin, &socket.fd.as_raw_fd(), &mark)?;
             continue;
         }
-        let family = if socket.domain == libc::AF_INET { Family::V4 } else { Family::V6 };
         if socket.udp {
-            dns |= if socket.wildcard { opened(&socket.fd, family) } else { 0 };
             continue;
         }
         let place = places.entry((socket.port, socket.domain)).or_default();
         if *place == LISTENER_PLACES {
             continue;
         }
-        let key = ListenerKey::new(attachment.cookie, socket.port.into(), family, *place);
+        let key = ListenerKey::new(attachment.cookie, socket.port.into(), socket.family(), *place);
         sys::map_update(&listeners, &key, &(socket.fd.as_raw_fd() as u64))?;
         *place += 1;
         count += 1;
-    }
-    if dns != 0 {
-        note_dns_proxy(node, attachment, DnsProxy { port: config.dns_port, state: dns })?;
     }
     Ok(count)
 }
@@ -87,6 +88,12 @@ struct Found {
     wildcard: bool,
     /// Whose process made it: the owner of the socket's inode (`sock_alloc()`), as this namespace sees it.
     maker: Caller,
+}
+
+impl Found {
+    fn family(&self) -> Family {
+        if self.domain == libc::AF_INET { Family::V4 } else { Family::V6 }
+    }
 }
 
 fn find(attachment: &Attachment, config: &PodConfig) -> Vec<Found> {

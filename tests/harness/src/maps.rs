@@ -107,7 +107,7 @@ impl Node {
     }
 
     /// Fills a map to its limit with entries of no pod, which go when the answer does: PODS, SETS, OWN,
-    /// CLAIMS or GUARD.
+    /// CLAIMS, LISTENING or GUARD.
     #[must_use]
     pub fn fill_map(&self, name: &'static str) -> FilledMap {
         let entries: Box<dyn FnMut(u64, bool) -> bool> = match name {
@@ -115,6 +115,11 @@ impl Node {
             "SETS" => self.filler::<SetKey, u8>(name, |number| SetKey { cookie: number, set: 0, value: 0 }),
             "OWN" => self.filler::<AddrKey, u8>(name, |number| AddrKey { cookie: number, ip: Ip::v4(0) }),
             "CLAIMS" => self.filler::<u64, Claims>(name, |number| number),
+            "LISTENING" => self.filler::<ListeningKey, u64>(name, |number| ListeningKey {
+                cookie: number,
+                port: 0,
+                place: 0,
+            }),
             "GUARD" => self.guard_filler(),
             _ => panic!("{name} cannot be filled"),
         };
