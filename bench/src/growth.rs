@@ -130,17 +130,17 @@ pub(crate) fn destinations(node: &Node, peer: &Pod, scale: &Scale, results: &mut
         let all: Vec<_> = (0..*count as u32)
             .map(|index| SocketAddr::from((Ipv4Addr::from(0xcb00_0000 + index * 257), 80)))
             .collect();
-        let dial = |to, count| Order::SetUp { to, listener, count, foreign: false };
         dial_all(&mut stage, &all, listener)?;
         let step = (*count / scale.connections).max(1);
-        let some: Vec<_> = all.iter().copied().step_by(step).collect();
+        let to = all.iter().copied().step_by(step).collect();
+        let some = Order::SetUp { to, listener, count: scale.connections, foreign: false };
         let (mut whole, mut del) = (Vec::new(), Vec::new());
         let before = node.count(&stage.pod, Event::HandoffTaken);
         dial_all(&mut stage, &all, listener)?;
         let share = (node.count(&stage.pod, Event::HandoffTaken) - before) as f64 / *count as f64;
         detours.push((count.to_string(), vec![share * 100.0]));
         for _ in 0..scale.rounds {
-            whole.push(stage.run(&dial(some.clone(), scale.connections))?.whole[0] / 1e3);
+            whole.push(stage.run(&some)?.whole[0] / 1e3);
         }
         for _ in 0..scale.rounds.min(10) {
             plugin::add(node, &spare, &[])?;

@@ -74,13 +74,10 @@ fn thousands_of_destinations() {
         let opened = app.open_many(&to, to.len());
         assert_eq!((opened.count, opened.error), (to.len(), None));
         app.close_many();
-        let destinations = |node: &harness::Node| {
-            node.map_entries().into_iter().find(|(map, _)| *map == "DESTINATIONS").map(|(_, entries)| entries)
-        };
-        assert!(destinations(node) > Some(4_500), "{:?}", destinations(node));
+        assert!(node.entries_of("DESTINATIONS") > 4_500, "{}", node.entries_of("DESTINATIONS"));
         assert_eq!(node.count(&pod, harness::Event::HandoffMissing), 0);
         drop(sidecar);
         node.detach(&pod);
-        assert_eq!(destinations(node), Some(0));
+        assert_eq!(node.entries_of("DESTINATIONS"), 0);
     });
 }

@@ -84,19 +84,19 @@ fn what_attach_notes_of_a_running_pod_is_counted_once_and_goes_with_it() {
         let (app, neighbour) = (pod.app(), other.app());
         let _two = [40_001, 40_002].map(|port| app.listen(any(Family::V4, port)).unwrap());
         let _one = neighbour.listen(any(Family::V4, 40_001)).unwrap();
-        let noted = || node.map_entries().into_iter().find(|(map, _)| *map == "LISTENING").map(|(_, n)| n);
+        let noted = || node.entries_of("LISTENING");
         for _ in 0..2 {
             node.attach(&pod, &[]);
-            assert_eq!((node.claims(&pod).listening, noted()), (2, Some(2)));
+            assert_eq!((node.claims(&pod).listening, noted()), (2, 2));
         }
         node.detach(&pod);
-        assert_eq!(noted(), Some(0));
+        assert_eq!(noted(), 0);
         node.attach(&other, &[]);
         let full = node.fill_map("LISTENING");
         node.detach(&other);
         let refused = Outcome::of(&mut node.attach_command(&pod));
         assert!(refused.code != Some(0) && refused.stderr.contains("LISTENING"), "{refused:?}");
         drop(full);
-        assert_eq!(noted(), Some(0), "one of the two was noted, and is gone");
+        assert_eq!(noted(), 0, "one of the two was noted, and is gone");
     });
 }

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use harness::{Errno, Event, Service, Sidecar, User, kernel_test};
 use redirect_common::Family;
 
+use crate::pretend::deferring;
 use crate::{any, crowded, enrolled, far_away, localhost, mapped};
 
 #[test]
@@ -329,10 +330,7 @@ fn detach_leaves_no_handshake() {
     kernel_test(|node| {
         let pod = enrolled(node, "pod");
         let (app, proxy) = (pod.app(), pod.proxy());
-        let listener = proxy.tcp(Family::V4);
-        listener.set_option(libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 5).unwrap();
-        listener.bind(any(Family::V4, 15001)).unwrap();
-        listener.listen().unwrap();
+        let _listener = deferring(&proxy, Family::V4, 15001);
         assert_eq!(app.open_many(&crowded(Family::V4), 8).error, None);
         assert_eq!(node.handshakes().len(), 2);
         node.detach(&pod);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use harness::{Event, Family, Node, Pod, Process, Seen, Sidecar, kernel_test};
 
+use crate::pretend::deferring;
 use crate::{crowded, enrolled, far_away};
 
 #[test]
@@ -56,10 +57,7 @@ fn handshakes_that_the_sidecar_never_finishes_are_forgotten() {
         for family in Family::ALL {
             // The client believes it is connected; the sidecar's kernel waits for data before it makes a
             // socket. A full accept queue has the same effect.
-            let listener = proxy.tcp(family);
-            listener.set_option(libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 5).unwrap();
-            listener.bind(crate::any(family, 15001)).unwrap();
-            listener.listen().unwrap();
+            let _listener = deferring(&proxy, family, 15001);
             assert_eq!(app.open_many(&crowded(family), 20).error, None);
             assert_eq!(node.handshakes().len(), 5);
             app.close_many();

@@ -146,7 +146,7 @@ fn a_client_of_the_time_before_a_repair_is_not_shown() {
         ];
         for again in repairs {
             for family in Family::ALL {
-                let waiting = deferring(&app, family);
+                let waiting = deferring(&app, family, 8080);
                 let socket = pretender(&proxy, &pod, client(family)).unwrap();
                 let own = socket.sockname();
                 lose_handover(node, &pod);
@@ -174,7 +174,7 @@ fn clients_that_wait_while_the_mode_changes_are_forgotten() {
         let pod = tproxy(node, "server");
         let (app, proxy) = (pod.app(), pod.proxy());
         for family in Family::ALL {
-            let _listener = deferring(&app, family);
+            let _listener = deferring(&app, family, 8080);
             let _waiting = pretender(&proxy, &pod, client(family)).unwrap();
             // Nothing is lost: those that wait go on waiting.
             node.attach(&pod, TPROXY);

@@ -12,6 +12,7 @@ use harness::neighbour::{
 };
 use harness::{Errno, Event, Family, Node, Pod, Process, Service, User, any, kernel_test};
 
+use crate::pretend::deferring;
 use crate::{crowded, enrolled, far_away};
 
 /// An address of a service that only a load balancer knows.
@@ -211,15 +212,11 @@ fn a_program_of_sk_lookup_that_takes_everything_gets_nothing_of_the_sidecars() {
 /// many entries of HANDOFF and of LISTENING are left.
 fn left_over(node: &Node, pod: &Pod) -> (usize, usize) {
     let (app, proxy) = (pod.app(), pod.proxy());
-    let listener = proxy.tcp(Family::V4);
-    listener.set_option(libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 5).unwrap();
-    listener.bind(any(Family::V4, 15001)).unwrap();
-    listener.listen().unwrap();
+    let _listener = deferring(&proxy, Family::V4, 15001);
     assert_eq!(app.open_many(&crowded(Family::V4), 20).error, None);
     app.close_many();
     drop(app.listen(any(Family::V4, 40_001)).unwrap());
-    let entries = node.map_entries().into_iter().find(|(name, _)| *name == "LISTENING");
-    (node.handshakes().len(), entries.map_or(0, |(_, count)| count))
+    (node.handshakes().len(), node.entries_of("LISTENING"))
 }
 
 /// `bpf_sock_ops_cb_flags_set()` replaces the wishes of all programs for callbacks of this socket.

@@ -15,12 +15,12 @@ fn second(family: Family) -> SocketAddr {
     SocketAddr::new(ip.parse().unwrap(), client(family).port())
 }
 
-/// An application that gets no connection before there is data: what dials it is established, and the
-/// application's kernel has no socket for it. So it is with a backlog that is full.
-pub(crate) fn deferring(app: &Process, family: Family) -> Socket {
-    let socket = of_one_family(app, family);
+/// A listener that gets no connection before there is data: what dials it is established, and its kernel has
+/// no socket for it. So it is with a backlog that is full.
+pub(crate) fn deferring(process: &Process, family: Family, port: u16) -> Socket {
+    let socket = of_one_family(process, family);
     socket.set_option(libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 30).unwrap();
-    socket.bind(any(family, 8080)).unwrap();
+    socket.bind(any(family, port)).unwrap();
     socket.listen().unwrap();
     socket
 }
@@ -49,7 +49,7 @@ fn clients_that_wait_for_the_application_take_no_room_from_the_detour() {
         let (app, proxy) = (pod.app(), pod.proxy());
         let neighbour = other.app();
         for family in Family::ALL {
-            let listener = deferring(&app, family);
+            let listener = deferring(&app, family, 8080);
             let waiting: Vec<_> = (0..5).map(|_| pretender(&proxy, &pod, client(family)).unwrap()).collect();
             assert_eq!((node.handshakes(), node.claims(&pod).handshakes), (vec![], 0));
             assert_eq!((node.clients().len(), node.claims(&pod).clients), (5, 5));
@@ -102,7 +102,7 @@ fn clients_that_wait_are_forgotten_with_the_socket_and_with_the_pod() {
     kernel_test(|node| {
         let pod = tproxy(node, "server");
         let (app, proxy) = (pod.app(), pod.proxy());
-        let _listeners = Family::ALL.map(|family| deferring(&app, family));
+        let _listeners = Family::ALL.map(|family| deferring(&app, family, 8080));
         for family in Family::ALL {
             let socket = pretender(&proxy, &pod, client(family)).unwrap();
             // Said again, it changes nothing.

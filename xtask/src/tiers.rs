@@ -140,15 +140,12 @@ pub(crate) const TIERS: &[Tier] = &[
             Job::Tests(&["--test", "agent", "--", ONE_BY_ONE, "kernel::"]),
         ],
     ),
-    Tier {
-        plain: true,
-        ..tier(
-            "soak",
-            "a node under use for three minutes, or as many as `--minutes` says: nothing grows, counters add up",
-            &["toolchain", "mesh"],
-            &[Job::Tests(&["--test", "agent", "--", ONE_BY_ONE, "--nocapture", SOAK])],
-        )
-    },
+    tier(
+        "soak",
+        "a node under use for three minutes, or as many as `--minutes` says: nothing grows, counters add up",
+        &["toolchain", "mesh"],
+        &[Job::Tests(&["--test", "agent", "--", ONE_BY_ONE, "--nocapture", SOAK])],
+    ),
     tier(
         "deploy",
         "chart, packages and image: rendered, installed, started, removed",

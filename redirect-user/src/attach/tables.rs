@@ -154,30 +154,27 @@ impl Tables {
     /// The map is full or not writable.
     pub fn note_listening(&mut self, cookie: u64, ports: &BTreeSet<u16>) -> Result<(), Error> {
         const NOEXIST: u64 = 1;
-        let ports: Vec<u16> = ports.iter().copied().take(LISTENING_PER_POD as usize).collect();
-        if ports.is_empty() {
+        let mut new = Vec::new();
+        for port in ports.iter().take(LISTENING_PER_POD as usize) {
+            let key = ListeningKey { cookie, port: u32::from(*port), place: 0 };
+            if change_optional("read", "LISTENING", self.listening.get(&key, 0))?.is_none() {
+                new.push(key);
+            }
+        }
+        if new.is_empty() {
             return Ok(());
         }
         // Counted before: what a call that dies or fails has counted too much costs the DEL a look.
-        let all = ports.len() as u64;
-        self.change_claims(cookie, |claims| Claims { listening: claims.listening + all, ..claims })?;
-        let mut noted = 0;
-        for port in ports {
+        let more = new.len() as u64;
+        self.change_claims(cookie, |claims| Claims { listening: claims.listening + more, ..claims })?;
+        for key in new {
             // 0 is no socket's cookie: the place is given back by detach only.
-            let key = ListeningKey { cookie, port: u32::from(port), place: 0 };
             match self.listening.insert(key, 0, NOEXIST) {
                 Err(error) if errno_of(&error) == libc::EEXIST => {}
-                added => {
-                    self.added("LISTENING", added)?;
-                    noted += 1;
-                }
+                added => self.added("LISTENING", added)?,
             }
         }
-        let known = all - noted;
-        self.change_claims(cookie, |claims| Claims {
-            listening: claims.listening.wrapping_sub(known),
-            ..claims
-        })
+        Ok(())
     }
 
     /// Takes a pod's entries out, the configuration first. What is not there is fine.

@@ -59,6 +59,16 @@ impl Node {
         ]
     }
 
+    /// How many entries one of [`Node::map_entries`] has.
+    ///
+    /// # Panics
+    /// It is not among them.
+    #[must_use]
+    pub fn entries_of(&self, name: &str) -> usize {
+        let found = self.map_entries().into_iter().find(|(map, _)| *map == name);
+        found.unwrap_or_else(|| panic!("{name} is not counted")).1
+    }
+
     /// How many pods have an entry in the map GUARD.
     #[must_use]
     pub fn guarded(&self) -> usize {
