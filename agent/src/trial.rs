@@ -2,13 +2,12 @@
 //! the old ones, and then the node as it is.
 
 use std::fs;
-use std::io;
-use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 use redirect_user::kernel::install;
-use redirect_user::node::Node;
 use redirect_user::node::lock::{self, NodeLock};
+use redirect_user::node::{Node, private};
+use redirect_user::path_error::PathError;
 use redirect_user::upgrade::{self, Upgraded};
 use redirect_user::verify::{self, Options, Report, State};
 use thiserror::Error;
@@ -23,13 +22,8 @@ pub enum Error {
     #[error("the new programs failed their trial, so the old ones stay: {0}")]
     Failed(String),
     /// There is no place to try them.
-    #[error("cannot make {}: {source}", path.display())]
-    Place {
-        /// The directory.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Place(#[from] PathError),
     /// The node's lock.
     #[error(transparent)]
     Lock(#[from] lock::Error),
@@ -78,9 +72,8 @@ pub fn verify(node: &Node) -> Result<(), String> {
 /// An installation of its own, with which no pod has to do.
 fn aside(node: &Node) -> Result<(), Error> {
     let trial = Node::new(node.bpffs.join(ASIDE), node.state_dir.join(ASIDE));
-    for path in [&trial.bpffs, &trial.state_dir] {
-        fs::create_dir_all(path).map_err(|source| Error::Place { path: path.clone(), source })?;
-    }
+    fs::create_dir_all(&trial.bpffs).map_err(PathError::at("make", &trial.bpffs))?;
+    private::make_dir(&trial.state_dir)?;
     let tried = try_aside(&trial);
     if let Ok(lock) = NodeLock::acquire(&trial) {
         let _ = install::remove(&trial, &lock);

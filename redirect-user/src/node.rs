@@ -4,6 +4,7 @@ pub mod fault;
 pub mod lock;
 pub mod names;
 pub mod outcomes;
+pub mod private;
 pub mod timings;
 
 use std::path::{Path, PathBuf};

@@ -11,7 +11,7 @@ use crate::kernel::install;
 use crate::kernel::pins;
 use crate::kernel::stamp::Stamp;
 use crate::kernel::sys;
-use crate::node::{Node, is_bpffs, lock};
+use crate::node::{Node, is_bpffs, private};
 use crate::path_error::{PathError, is_gone};
 use crate::pod::cgroup::{self, Life};
 
@@ -118,7 +118,7 @@ fn names_of(attachments: &[&Attachment]) -> Option<String> {
 /// # Errors
 /// It cannot be made or written.
 pub fn state_is_writable(node: &Node) -> Result<(), PathError> {
-    lock::make_private(&node.state_dir)?;
+    private::make_dir(&node.state_dir)?;
     let probe = node.state_dir.join(format!("probe-{}", std::process::id()));
     let tried = fs::write(&probe, "").and_then(|()| fs::remove_file(&probe));
     tried.map_err(PathError::at("write in", &node.state_dir))

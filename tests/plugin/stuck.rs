@@ -9,6 +9,7 @@ use harness::cli::Outcome;
 use harness::{Node, kernel_test};
 use serde_json::json;
 
+use crate::call::hand_over;
 use crate::collect::gc;
 use crate::sandbox::{Sandbox, assert_nothing_attached, assert_redirected};
 
@@ -108,13 +109,28 @@ fn a_lock_that_somebody_holds_ends_the_wait_with_his_name() {
 #[test]
 fn what_is_kept_is_for_root_only() {
     kernel_test(|node| {
+        // The first call on a node is seldom for a pod with a sidecar.
         fs::remove_dir(node.state_dir()).unwrap();
         let pod = node.pod("web");
         let sandbox = Sandbox::new(node, &pod, "c0ffee");
+        let mut plain = Sandbox::new(node, &pod, "plain");
+        hand_over(&mut plain.conf, &[]);
+        plain.call("ADD").run().success();
         sandbox.add();
-        let mode = |path: PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!(mode(node.state_dir()), 0o700);
-        assert_eq!(mode(record_of(node, "c0ffee")), 0o600);
+        let mut all = vec![node.state_dir()];
+        let mut next = 0;
+        while let Some(path) = all.get(next).cloned() {
+            next += 1;
+            all.extend(fs::read_dir(path).into_iter().flatten().map(|entry| entry.unwrap().path()));
+        }
+        for path in &all {
+            let mode = fs::metadata(path).unwrap().permissions().mode();
+            assert_eq!(mode & 0o077, 0, "{} has mode {mode:o}", path.display());
+        }
+        for kept in ["outcomes/not_injected", "timings"].map(|name| node.state_dir().join(name)) {
+            assert!(all.contains(&kept), "{} is not among {all:?}", kept.display());
+        }
+        assert!(all.contains(&record_of(node, "c0ffee")), "there is no record in {all:?}");
         sandbox.del();
     });
 }

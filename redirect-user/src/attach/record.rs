@@ -4,7 +4,6 @@
 use std::fs;
 use std::io::{self, Write as _};
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -12,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{AttachmentId, PodRef};
 use crate::kernel::folders;
 use crate::node::lock::NodeLock;
-use crate::node::{Node, names};
+use crate::node::{Node, names, private};
 use crate::path_error::{PathError, fine_if_gone};
 use crate::pod::netns::{DnsChanges, LocalRoute};
 use crate::pod::routes::PrefixVerdict;
@@ -140,10 +139,9 @@ impl Attachment {
         // Two calls for the same attachment may write at once.
         let unfinished = path.with_extension(format!("{}.new", std::process::id()));
         let text = serde_json::to_vec(self).map_err(|source| Error::Decode { path: path.clone(), source })?;
+        private::make_dir(&node.attachments())?;
         let write = || {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(node.attachments())?;
-            let mut options = fs::OpenOptions::new();
-            let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
+            let mut file = private::open(fs::OpenOptions::new().write(true).truncate(true), &unfinished)?;
             file.write_all(&text)?;
             file.sync_all()?;
             fs::rename(&unfinished, &path)?;
@@ -218,8 +216,8 @@ pub(crate) fn set_aside(node: &Node, _lock: &NodeLock, container_id: Option<&str
     let unreadable = read_all(node, container_id)?.into_iter().filter_map(Result::err);
     for record in unreadable.filter(|record| record.is_content) {
         let aside = node.set_aside().join(record.path.file_name().unwrap_or_default());
-        let moved = fs::create_dir_all(node.set_aside()).and_then(|()| fs::rename(&record.path, &aside));
-        moved.map_err(PathError::at("set aside", &record.path))?;
+        private::make_dir(&node.set_aside())?;
+        fs::rename(&record.path, &aside).map_err(PathError::at("set aside", &record.path))?;
         tracing::warn!(record = %record, aside = %aside.display(), "set a record aside");
     }
     Ok(())

@@ -5,9 +5,9 @@
 //! and an error names who holds the lock.
 
 use std::fmt;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{major, minor};
 
-use crate::node::Node;
+use crate::node::{Node, private};
 use crate::path_error::{PathError, is_gone};
 
 /// A wait that is longer than this is logged.
@@ -81,15 +81,9 @@ impl NodeLock {
 
 /// The directories to lock, always in this order: two calls never wait for each other in a circle.
 fn protected(node: &Node) -> Result<Vec<PathBuf>, Error> {
-    make_private(&node.state_dir).map_err(Error::Open)?;
+    private::make_dir(&node.state_dir).map_err(Error::Open)?;
     // Where there is no such directory there are no pins to protect, and what needs them says so itself.
     Ok([&node.bpffs, &node.state_dir].into_iter().filter(|path| !is_gone(path)).cloned().collect())
-}
-
-/// Makes the state directory, for root only: records name pods and their policies.
-pub(crate) fn make_private(path: &Path) -> Result<(), PathError> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(PathError::at("make the state directory", path))
 }
 
 fn wait(path: &Path, begin: Instant, patience: Duration) -> Result<Flock<File>, Error> {

@@ -10,7 +10,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 
-use crate::node::Node;
+use crate::node::{Node, private};
 
 /// Counts one event; `outcome` is a label of lower-case letters, digits and underscores.
 pub fn count(node: &Node, outcome: &str) {
@@ -42,10 +42,10 @@ fn folder(node: &Node) -> PathBuf {
 
 fn append(node: &Node, outcome: &str) -> io::Result<()> {
     let folder = folder(node);
-    let open = || OpenOptions::new().create(true).append(true).open(folder.join(outcome));
+    let open = || private::open(OpenOptions::new().append(true), &folder.join(outcome));
     let mut file = match open() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            fs::create_dir_all(&folder)?;
+            private::make_dir(&folder).map_err(|error| error.source)?;
             open()?
         }
         other => other?,

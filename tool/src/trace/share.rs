@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use nix::fcntl::{Flock, FlockArg};
-use redirect_user::node::Node;
+use redirect_user::node::{Node, private};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
@@ -79,9 +79,8 @@ impl Hub {
     /// Takes the lead if it is free.
     pub(super) fn new(node: &Node) -> Result<Option<Hub>> {
         let lock = node.state_dir.join("trace.lock");
-        fs::create_dir_all(&node.state_dir)
-            .with_context(|| format!("cannot make {}", node.state_dir.display()))?;
-        let file = File::options().create(true).truncate(false).write(true).open(&lock);
+        private::make_dir(&node.state_dir)?;
+        let file = private::open(File::options().write(true), &lock);
         let file = file.with_context(|| format!("cannot open {}", lock.display()))?;
         let Ok(held) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else { return Ok(None) };
         let path = socket_of(node);
