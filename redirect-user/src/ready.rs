@@ -22,7 +22,7 @@ pub enum NotReady {
     #[error(transparent)]
     Install(#[from] install::Error),
     /// The process may not use bpf(2).
-    #[error("{FORBIDDEN}", FORBIDDEN = sys::FORBIDDEN)]
+    #[error("{}", sys::why_forbidden())]
     Privileges,
     /// A program is refused.
     #[error("the kernel programs cannot be loaded: {0}; `redirect doctor` says what this node lacks")]

@@ -167,3 +167,31 @@ fn where_bpf_is_forbidden_each_verb_says_so_and_changes_nothing() {
         scene.prepare(Before::Bare);
     });
 }
+
+/// In a user namespace root has every capability, and none that bpf(2) asks for. The plugin of a rootless
+/// runtime is called there.
+#[test]
+fn a_rootless_runtime_is_told_so_and_nothing_changes() {
+    kernel_test(|node| {
+        let pod = node.pod("web");
+        let sandbox = Sandbox::new(node, &pod, "c0ffee").with("cniVersion", json!("1.1.0"));
+        let scene = Scene { node, pod: &pod, sandbox };
+        let rootless = ["unshare", "--user", "--map-root-user"].map(OsString::from);
+        for (words, verb, before) in VERBS {
+            scene.prepare(*before);
+            let reply = scene.call(verb).wrapped(&rootless).run();
+            if ["VERSION", "DEL of an unknown container"].contains(words) {
+                assert_eq!(reply.code, Some(0), "{words}: {reply:?}");
+                continue;
+            }
+            // Where the kernel lets everybody read maps, CHECK can compare.
+            if reply.code != Some(0) || !words.contains("nothing is to be repaired") {
+                assert_eq!(reply.code, Some(1), "{words}: {reply:?}");
+                let details = reply.error()["details"].as_str().expect("details").to_owned();
+                assert!(details.contains("rootless"), "{words}: {details}");
+            }
+            scene.assert_unchanged(*before, words);
+        }
+        scene.prepare(Before::Bare);
+    });
+}

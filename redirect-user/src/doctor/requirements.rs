@@ -44,7 +44,10 @@ fn privileges() -> Says {
     }
     match sys::may_use_bpf() {
         true => Says::Found("a program can be loaded".into()),
-        false => Says::Missing("the kernel refuses to load the smallest program".into()),
+        false if sys::in_first_user_namespace() => {
+            Says::Missing("the kernel refuses to load the smallest program".into())
+        }
+        false => Says::Missing(sys::why_forbidden().into()),
     }
 }
 

@@ -12,6 +12,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_type};
@@ -248,14 +249,33 @@ pub fn effective_on(target: impl AsFd, hook: Hook) -> Result<Vec<u32>> {
 
 /// Why bpf(2) is refused to a process that may not load programs. The kernel's answer does not tell which: it
 /// is EPERM without the capabilities, and EPERM or EACCES from others.
-pub const FORBIDDEN: &str = "this process may not use bpf(2): CAP_BPF and CAP_NET_ADMIN are needed (CAP_SYS_ADMIN \
+const FORBIDDEN: &str = "this process may not use bpf(2): CAP_BPF and CAP_NET_ADMIN are needed (CAP_SYS_ADMIN \
                              stands for the first), or a seccomp profile or a security module (SELinux, AppArmor) \
                              forbids it";
 
-/// [`FORBIDDEN`], where it is so.
+/// The same, where root is root of a user namespace only.
+const ROOTLESS: &str = "this process is in a user namespace, as those of a rootless container runtime are: bpf(2) \
+                        wants CAP_BPF and CAP_NET_ADMIN of the first one, which no process in another has; run the \
+                        runtime as the machine's root";
+
+/// What is said where bpf(2) is refused.
+#[must_use]
+pub fn why_forbidden() -> &'static str {
+    if in_first_user_namespace() { FORBIDDEN } else { ROOTLESS }
+}
+
+/// As [`why_forbidden`], if bpf(2) is refused.
 #[must_use]
 pub fn forbidden() -> Option<&'static str> {
-    (!may_use_bpf()).then_some(FORBIDDEN)
+    (!may_use_bpf()).then(why_forbidden)
+}
+
+/// Whether this process is in the machine's own user namespace, which has a fixed number:
+/// `PROC_USER_INIT_INO` of linux/proc_ns.h. Yes, where that cannot be seen.
+#[must_use]
+pub fn in_first_user_namespace() -> bool {
+    const FIRST: u64 = 0xeffffffd;
+    std::fs::metadata("/proc/self/ns/user").map_or(true, |metadata| metadata.ino() == FIRST)
 }
 
 /// Whether this process may load programs: the smallest one there is (`r0 = 1; exit`) is tried.
