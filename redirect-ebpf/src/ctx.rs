@@ -72,8 +72,7 @@ mod sockopt;
 
 pub(crate) use choice::Choice;
 pub(crate) use lookup::Lookup;
-pub(crate) use packet::{Kind, Opening, Packet, inside_only};
-pub(crate) use reset::Way;
+pub(crate) use packet::{Kind, Opening, Packet, Way, inside_only};
 pub(crate) use sock_addr::SockAddr;
 pub(crate) use sock_ops::SockOps;
 pub(crate) use sockopt::Sockopt;

@@ -32,7 +32,7 @@ const UNKNOWN: u32 = u32::MAX;
 #[classifier]
 pub(crate) fn guard_egress(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
-    let Some(opening) = packet.opening() else { return GO_ON };
+    let Some(opening) = packet.opening(Way::Out) else { return GO_ON };
     let Some(guarded) = maps::guarded(packet.index()) else { return GO_ON };
     match maps::pod(guarded.cookie) {
         Some(pod) if !stopped(&packet, &opening, &guarded, pod) => GO_ON,
@@ -48,9 +48,27 @@ fn stopped(packet: &Packet, opening: &Opening, guarded: &GuardedPod, pod: &'stat
     if left_to_another_interface(packet, pod) {
         return false;
     }
+    if opening.kind == Kind::ForwardedAnswer {
+        return answered_behind(packet, opening, guarded, pod);
+    }
     let Some((event, rule, uid)) = leak(packet, opening, guarded, pod) else { return false };
     count(guarded.cookie, event);
     trace::leaving(guarded, opening, rule, uid);
+    guarded.audit == 0
+}
+
+/// Whether a SYN that the policy gives to the sidecar was forwarded to something behind the pod, whose answer
+/// this is. `guard_ingress` binds such a SYN, so that it is not forwarded. Before Linux 6.6 it cannot where
+/// the sidecar's socket has SO_REUSEPORT, and elsewhere it may have been taken off.
+#[inline(always)]
+fn answered_behind(packet: &Packet, answer: &Opening, guarded: &GuardedPod, pod: &'static PodConfig) -> bool {
+    let facts = PacketFacts { cookie: guarded.cookie, pod, interface: packet.interface() };
+    let verdict = decide_inbound(answer.src.port, &facts);
+    if matches!(verdict, Inbound::Direct(_)) {
+        return false;
+    }
+    count(guarded.cookie, Event::GuardForwarded);
+    trace::arriving(guarded, &answer.turned(), verdict, false);
     guarded.audit == 0
 }
 
@@ -99,7 +117,7 @@ fn leak(
 #[classifier]
 pub(crate) fn guard_ingress(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
-    let Some(opening) = packet.opening() else { return GO_ON };
+    let Some(opening) = packet.opening(Way::In) else { return GO_ON };
     if opening.kind == Kind::Question {
         return GO_ON;
     }

@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::Path;
 
-use harness::{Node, kernel_test};
+use harness::{Node, kernel_test, kernel_version};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use redirect_user::kernel::sys;
@@ -110,13 +110,6 @@ fn exchanges(node: &Node) -> bool {
     exchanged
 }
 
-/// The version of the running kernel.
-fn running() -> (u32, u32) {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("a kernel tells its release");
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok());
-    (numbers.next().expect("a major version"), numbers.next().expect("a minor version"))
-}
-
 #[test]
 fn each_feature_is_there_since_its_version() {
     kernel_test(|node| {
@@ -124,7 +117,7 @@ fn each_feature_is_there_since_its_version() {
         for kind in [SK_LOOKUP, CONNECT4, SOCK_OPS, GETSOCKOPT, CLSACT] {
             sys::load(kind, &end(), "probe").unwrap_or_else(|error| panic!("{kind:?}: {error}"));
         }
-        let running = running();
+        let running = kernel_version();
         let wrong = FEATURES.iter().filter_map(|feature| feature.wrong(running, (feature.probe)(node)));
         let wrong: Vec<_> = wrong.collect();
         assert!(

@@ -7,7 +7,7 @@ use std::process::Command;
 use harness::cli::Outcome;
 use harness::{Event, Family, Node, Process, User, await_no_links, kernel_test};
 
-use crate::{PORT, Scene, any, dial};
+use crate::{PORT, Scene, any, bound_by_the_guard, dial};
 
 #[test]
 fn without_the_guard_the_same_faults_are_open() {
@@ -68,7 +68,7 @@ fn a_sidecar_that_starts_when_nothing_registers_listeners() {
             scene.sidecar = Some(if localhost { builder.localhost().start() } else { builder.start() });
             for family in Family::ALL {
                 let seen = dial(&scene.server, scene.pod.at(family, PORT));
-                assert_eq!(seen.map(|seen| seen.listener), Ok(15006), "localhost {localhost}");
+                assert_eq!(seen.map(|seen| seen.listener), bound_by_the_guard(), "localhost {localhost}");
             }
             scene.assert_closed(&scene.app);
         }

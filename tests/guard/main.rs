@@ -26,7 +26,9 @@ mod ways_out;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use harness::{Captured, Errno, Event, Family, Node, Pod, Process, Seen, Service, Sidecar, Tap, any};
+use harness::{
+    Captured, Errno, Event, Family, Node, Pod, Process, Seen, Service, Sidecar, Tap, any, kernel_version,
+};
 
 /// The port of the application's server and of the peer's.
 const PORT: u16 = 8080;
@@ -65,11 +67,16 @@ fn guarded(node: &Node, pod: &Pod) -> u64 {
 /// a busy machine for its turn. Fails when that takes more than ten seconds, or when it was counted more
 /// often.
 fn await_count(node: &Node, pod: &Pod, event: Event, times: u64) {
+    assert_eq!(counted(node, pod, event, times), times, "{event:?}");
+}
+
+/// Waits until an event was counted so often, ten seconds at most; how often it was.
+fn counted(node: &Node, pod: &Pod, event: Event, times: u64) -> u64 {
     let deadline = Instant::now() + Duration::from_secs(10);
     while node.count(pod, event) < times && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(5));
     }
-    assert_eq!(node.count(pod, event), times, "{event:?}");
+    node.count(pod, event)
 }
 
 /// An enrolled pod with a sidecar and an application that serves, and a peer that serves, all on port 8080.
@@ -81,6 +88,12 @@ struct Scene<'a> {
     app: Process,
     server: Process,
     tap: Tap,
+}
+
+/// What a peer finds where `inbound` is gone: the guard binds its SYN to a socket of the sidecar. These have
+/// SO_REUSEPORT, as Envoy's have; before Linux 6.6 they can be given nothing, and the SYN is refused.
+fn bound_by_the_guard() -> Result<u16, Errno> {
+    if kernel_version() >= (6, 6) { Ok(15006) } else { Err(Errno::ECONNREFUSED) }
 }
 
 impl<'a> Scene<'a> {

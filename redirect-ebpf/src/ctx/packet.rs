@@ -104,11 +104,23 @@ struct UdpHeader {
     checksum: u16,
 }
 
+/// Which way a packet goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Out of the pod.
+    Out,
+    /// Into the pod.
+    In,
+}
+
 /// What the guard has to judge about a packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// A SYN without ACK.
     Syn,
+    /// A SYN with ACK that is forwarded out of the pod: something behind the pod, and no socket of it,
+    /// answers a SYN that came in by this interface.
+    ForwardedAnswer,
     /// A DNS question, or a datagram for an address that does not exist outside the pod.
     Question,
     /// A fragment, or a chain of headers, that keeps the header of TCP out of sight.
@@ -124,6 +136,14 @@ pub(crate) struct Opening {
     /// Where the TCP header begins, from the network header; 0 where a reset cannot simply be made of the
     /// packet.
     pub(super) tcp: u32,
+}
+
+impl Opening {
+    /// Its ends the other way round.
+    #[inline(always)]
+    pub(crate) fn turned(&self) -> Opening {
+        Opening { src: self.dst, dst: self.src, ..*self }
+    }
 }
 
 /// What is known of a packet's sender.
@@ -225,17 +245,29 @@ impl Packet {
 
     /// What the packet opens; `None` for all that the guard does not look at.
     #[inline(always)]
-    pub(crate) fn opening(&self) -> Option<Opening> {
-        if self.goes_on_with_a_connection() {
+    pub(crate) fn opening(&self, way: Way) -> Option<Opening> {
+        if self.goes_on_with_a_connection(way) {
             return None;
         }
         let start = self.start()?;
         if start.protocol == IPV4 {
-            self.opening4(start)
+            self.opening4(start, way)
         } else if start.protocol == IPV6 {
-            self.opening6(start)
+            self.opening6(start, way)
         } else {
             None
+        }
+    }
+
+    /// Whether these flags of a TCP header are those of a segment that the guard does not look at. A packet
+    /// that leaves has an interface by which it came if it was forwarded (`skb_iif`), and none if a socket of
+    /// the pod sent it: a SYN cookie, too, which carries no socket.
+    #[inline(always)]
+    fn goes_on(&self, flags: u8, way: Way) -> bool {
+        match flags & (SYN | ACK) {
+            SYN => false,
+            0 | ACK => true,
+            _ => way == Way::In || field!(self.ctx, ingress_ifindex) == 0,
         }
     }
 
@@ -245,7 +277,7 @@ impl Packet {
     /// Where the interface has no link layer the frame begins with the IP header, whose first four bits are
     /// the version. So a frame that begins with these is looked at in the other way.
     #[inline(always)]
-    fn goes_on_with_a_connection(&self) -> bool {
+    fn goes_on_with_a_connection(&self, way: Way) -> bool {
         const ETHERNET: usize = 14;
         let (protocol, start, end) = (
             field!(self.ctx, protocol),
@@ -276,7 +308,7 @@ impl Packet {
         plain
             && byte(0) >> 4 != version
             && u32::from(half(ETHERNET - 2)) == protocol
-            && byte(tcp + 13) & (SYN | ACK) != SYN
+            && self.goes_on(byte(tcp + 13), way)
     }
 
     /// A tag that the interface does not carry beside the packet is in front of its network header.
@@ -298,7 +330,7 @@ impl Packet {
     }
 
     #[inline(always)]
-    fn opening4(&self, start: Start) -> Option<Opening> {
+    fn opening4(&self, start: Start, way: Way) -> Option<Opening> {
         const MORE: u16 = 0x2000;
         const OFFSET: u16 = 0x1fff;
         let header: Ipv4Header = self.load(start.anchor, start.offset)?;
@@ -313,11 +345,11 @@ impl Packet {
         }
         let length = u32::from(header.version_and_length & 0x0f) << 2;
         let plain = length == 20 && fragment & MORE == 0 && start.anchor == BPF_HDR_START_NET;
-        self.transport(start, length, protocol, ends, plain)
+        self.transport(start, length, protocol, ends, plain, way)
     }
 
     #[inline(always)]
-    fn opening6(&self, start: Start) -> Option<Opening> {
+    fn opening6(&self, start: Start, way: Way) -> Option<Opening> {
         let header: Ipv6Header = self.load(start.anchor, start.offset)?;
         let ends = [Ip { words: header.source }, Ip { words: header.destination }];
         let (mut next, mut at) = (header.next, 40_u32);
@@ -348,7 +380,7 @@ impl Packet {
         match u32::from(next) {
             protocol @ (TCP | UDP) => {
                 let plain = at == 40 && start.anchor == BPF_HDR_START_NET;
-                self.transport(start, at, protocol, ends, plain)
+                self.transport(start, at, protocol, ends, plain, way)
             }
             _ if matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS | AUTHENTICATION) => {
                 hidden(ends)
@@ -365,20 +397,22 @@ impl Packet {
         protocol: u32,
         [src, dst]: [Ip; 2],
         plain: bool,
+        way: Way,
     ) -> Option<Opening> {
         let endpoint = |ip, port: u16| Endpoint { ip, port: u32::from(u16::from_be(port)) };
         if protocol == TCP {
             let Some(tcp) = self.load::<TcpHeader>(start.anchor, start.offset + at) else {
                 return hidden([src, dst]);
             };
-            if tcp.flags & (SYN | ACK) != SYN {
+            if self.goes_on(tcp.flags, way) {
                 return None;
             }
+            let opens = tcp.flags & ACK == 0;
             return Some(Opening {
-                kind: Kind::Syn,
+                kind: if opens { Kind::Syn } else { Kind::ForwardedAnswer },
                 src: endpoint(src, tcp.source),
                 dst: endpoint(dst, tcp.destination),
-                tcp: if plain { at } else { 0 },
+                tcp: if plain && opens { at } else { 0 },
             });
         }
         let udp: UdpHeader = self.load(start.anchor, start.offset + at)?;

@@ -9,21 +9,12 @@ use aya_ebpf::helpers::generated::{
     bpf_l4_csum_replace, bpf_redirect, bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 
-use super::packet::{Opening, Packet, TcpHeader};
+use super::packet::{Opening, Packet, TcpHeader, Way};
 
 /// `RST | ACK`
 const RESET: u8 = 0x14;
 /// The length of an Ethernet header.
 const ETHERNET: u32 = 14;
-
-/// Which way a packet goes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Way {
-    /// Out of the pod.
-    Out,
-    /// Into the pod.
-    In,
-}
 
 impl Packet {
     /// Turns a SYN into the reset that answers it (RFC 9293, 3.10.7.1: sequence 0, the SYN acknowledged) and

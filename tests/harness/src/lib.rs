@@ -40,6 +40,7 @@ mod sockets;
 pub mod stage;
 mod tap;
 pub mod unprivileged;
+mod version;
 mod wire;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -60,6 +61,7 @@ pub use residue::Residue;
 pub use sidecar::Sidecar;
 pub use sockets::{Level, Socket};
 pub use tap::{Captured, Tap};
+pub use version::kernel_version;
 pub use wire::Wire;
 
 /// Runs a test on a node of its own and fails it if anything is left behind.
