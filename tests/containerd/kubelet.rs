@@ -21,7 +21,7 @@ pub(crate) const INJECTED: (&str, &str) =
 /// A network namespace of the node's own.
 const NAMESPACE_NODE: i32 = 2;
 /// How long Envoys may take to become ready, and to write their logs.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A quality-of-service class; it decides where the pod's cgroup is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -40,17 +40,24 @@ fn main() -> ExitCode {
 }
 
 /// Runs the tests whose name has one of the words in it, and reports as Rust's own test runner does.
+/// `--list` only names them, and with `--exact` a name is a word.
 fn run_tests(arguments: &[OsString]) -> Result<ExitCode> {
-    let words: Vec<_> =
-        arguments.iter().filter_map(|word| word.to_str()).filter(|word| !word.starts_with('-')).collect();
+    let (options, words): (Vec<_>, Vec<_>) =
+        arguments.iter().filter_map(|word| word.to_str()).partition(|word| word.starts_with('-'));
+    let exact = options.contains(&"--exact");
+    let wanted = |name: &str| words.iter().any(|word| name == *word || !exact && name.contains(word));
     let mut tests = Vec::new();
     for release in [Release::Installed, Release::Later] {
         for scenario in SCENARIOS.iter().filter(|scenario| scenario.releases.contains(&release)) {
             let name = format!("{}::{}", release.name(), scenario.name);
-            if words.is_empty() || words.iter().any(|word| name.contains(word)) {
+            if words.is_empty() || wanted(&name) {
                 tests.push((release, scenario.name, name));
             }
         }
+    }
+    if options.contains(&"--list") {
+        tests.iter().for_each(|(_, _, name)| println!("{name}: test"));
+        return Ok(ExitCode::SUCCESS);
     }
     let (mut passed, mut failed) = (0, 0);
     for (release, scenario, name) in tests {

@@ -56,7 +56,7 @@ pub(crate) fn main(
             known()
         );
     }
-    setup::ensure(workspace, &["toolchain", "mesh", "oracle", "vm"])?;
+    setup::ensure(workspace, &["toolchain", "mesh", "oracle", "containerd", "vm"])?;
     build::build_all(workspace)?;
     let wanted = |kernel: &&Kernel| names.is_empty() || names.iter().any(|name| name == kernel.name);
     let extent = if short { Extent::Few(also) } else { Extent::All };
@@ -115,7 +115,7 @@ fn by_tier(report: &Report) -> BTreeMap<&str, (usize, usize)> {
 
 /// Kernel by tier.
 fn table(reports: &[(&Kernel, Report)], extent: Extent<'_>) -> String {
-    const TIERS: [&str; 6] = ["tool", "features", "datapath", "capture", "guard", "oracle"];
+    const TIERS: [&str; 7] = ["tool", "features", "datapath", "capture", "guard", "oracle", "containerd"];
     let mut text =
         format!("| kernel | release | CPUs | run | {} | up after, s | jobs, s |\n", TIERS.join(" | "));
     text += &format!("|---|---|---:|---|{}---:|---:|\n", "---|".repeat(TIERS.len()));

@@ -178,6 +178,8 @@ fn mount_on(path: &Path, kind: &str) -> Result<()> {
 fn own_cgroups(cgroup: &Path) -> Result<()> {
     fs::write(cgroup.join("cgroup.procs"), "0")?;
     unshare(CloneFlags::CLONE_NEWCGROUP)?;
+    // Where the machine has its hierarchy in this very place the kernel mounts it no second time (EBUSY).
+    mount_on(Path::new(CGROUPS), "tmpfs")?;
     mount_on(Path::new(CGROUPS), "cgroup2")?;
     let own = Path::new(CGROUPS).join("node");
     fs::create_dir(&own)?;

@@ -20,7 +20,7 @@ const CONTAINERD: &str = "/usr/bin/containerd";
 /// The programs of a release.
 const PROGRAMS: [&str; 3] = ["containerd", "ctr", "containerd-shim-runc-v2"];
 /// How long it may take to start and to stop.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running containerd with nothing but its CRI plugin. It ends when this goes out of scope.
 #[derive(Debug)]

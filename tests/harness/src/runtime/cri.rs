@@ -19,7 +19,7 @@ use tonic_prost::ProstCodec;
 use messages::*;
 
 /// How long the runtime may take for one call.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A connection to a container runtime. Calls may be made from several threads. They fail with the words of
 /// the runtime if it refuses, and if it does not answer in time.
