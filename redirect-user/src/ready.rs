@@ -7,6 +7,7 @@ use crate::attach::full;
 use crate::attach::life;
 use crate::attach::map::{self, Full};
 use crate::attach::record::{self, Attachment};
+use crate::kernel::capabilities::{self, Capability};
 use crate::kernel::install;
 use crate::kernel::pins;
 use crate::kernel::stamp::Stamp;
@@ -21,6 +22,14 @@ pub enum NotReady {
     /// bpffs is missing, or the programs cannot be loaded.
     #[error(transparent)]
     Install(#[from] install::Error),
+    /// The process lacks what an ADD needs. bpf(2) alone would not show it: it takes CAP_SYS_ADMIN for the
+    /// others, which routes and filters do not.
+    #[error(
+        "an ADD needs {}, and this process lacks that; the runtime must start its plugins with it \
+         (CapabilityBoundingSet of its unit, or its container's capabilities)",
+        names(.0)
+    )]
+    Capabilities(Vec<Capability>),
     /// The process may not use bpf(2).
     #[error("{}", sys::why_forbidden())]
     Privileges,
@@ -79,6 +88,11 @@ pub fn ready(node: &Node, cgroup_root: Option<&Path>) -> Result<(), NotReady> {
     if !is_bpffs(&node.bpffs).unwrap_or(false) {
         return Err(install::Error::NoBpffs { path: node.bpffs.clone() }.into());
     }
+    // Where /proc does not tell, what follows has to show it.
+    let lacking = capabilities::lacking().unwrap_or_default();
+    if !lacking.is_empty() {
+        return Err(NotReady::Capabilities(lacking));
+    }
     if !sys::may_use_bpf() {
         return Err(NotReady::Privileges);
     }
@@ -97,6 +111,10 @@ pub fn ready(node: &Node, cgroup_root: Option<&Path>) -> Result<(), NotReady> {
         Some(pods) => Err(NotReady::Outside { pods }),
         None => Ok(()),
     }
+}
+
+fn names(capabilities: &[Capability]) -> String {
+    capabilities.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
 }
 
 /// Some pods by name, and how many more; none for none.

@@ -127,6 +127,11 @@ fn each_verb_works_with_the_capabilities_of_the_table_and_with_no_less() {
                 assert_eq!(reply.code, Some(1), "{what}: {reply:?}");
                 let details = reply.error()["details"].as_str().expect("details").to_owned();
                 assert!(details.contains("CAP_"), "{what}: {details}");
+                if *verb == "STATUS" {
+                    let name = format!("CAP_{}", missing.to_uppercase());
+                    assert_eq!(reply.error()["code"], 50, "{what}: {reply:?}");
+                    assert!(details.starts_with(&format!("an ADD needs {name} (")), "{what}: {details}");
+                }
                 if ["DEL", "GC"].contains(verb) && *missing == "net_admin" {
                     // The links have ended, the guard keeps the pod closed, and a call that may goes on.
                     assert_eq!(node.attached(), ["c0ffee"], "{what}");

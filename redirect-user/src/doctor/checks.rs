@@ -43,7 +43,7 @@ macro_rules! checks {
 
 checks! {
     PRIVILEGES = "RC0101", "privileges",
-        "run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN; the kernel needs CONFIG_BPF_SYSCALL";
+        "run as root, or with CAP_NET_ADMIN and CAP_SYS_ADMIN; the kernel needs CONFIG_BPF_SYSCALL";
     BPFFS = "RC0102", "bpf file system", "mount -t bpf bpf /sys/fs/bpf (systemd does it at boot)";
     CGROUP2 = "RC0103", "cgroup v2",
         "boot with systemd.unified_cgroup_hierarchy=1, or mount -t cgroup2 none /sys/fs/cgroup/unified";

@@ -8,9 +8,9 @@ use super::checks::{
 };
 use super::finding::{Finding, Says};
 use super::pods::captures_nothing;
-use super::requirements::capability_set;
 use crate::attach::record::Attachment;
 use crate::inspect;
+use crate::kernel::capabilities;
 use crate::node::Node;
 use crate::pod::cgroup;
 use crate::pod::netns::{Netns, TcpSocket};
@@ -139,7 +139,7 @@ impl Processes {
             Ok(texts) => texts,
             Err(says) => return says,
         };
-        let has = |text: &String| capability_set(text, "CapEff").is_some_and(|set| set & 1 << number != 0);
+        let has = |text: &String| capabilities::set(text, "CapEff").is_some_and(|set| set & 1 << number != 0);
         let holders = texts.iter().filter(|(_, text)| has(text));
         let holders: Vec<_> = holders
             .map(|(pid, text)| {

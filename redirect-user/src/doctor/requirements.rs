@@ -5,6 +5,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use super::checks::{BPFFS, CGROUP2, COOKIE, PRIVILEGES, PROGRAMS, ROOM, STATE, VERSION, WHOLE};
 use super::finding::{Finding, Options, Says};
 use crate::attach::full::{self, Fill};
+use crate::kernel::capabilities;
 use crate::kernel::install::{self, Installed};
 use crate::kernel::pins;
 use crate::kernel::stamp::Stamp;
@@ -28,19 +29,13 @@ pub(super) fn examine(node: &Node, options: &Options) -> Vec<Finding> {
     findings
 }
 
-/// The capabilities that are needed, with their numbers in linux/capability.h: for programs and links, for
-/// filters and routes, and to enter namespaces.
-const CAPABILITIES: [(&str, u32); 3] = [("CAP_BPF", 39), ("CAP_NET_ADMIN", 12), ("CAP_SYS_ADMIN", 21)];
-
 fn privileges() -> Says {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let Some(effective) = capability_set(&status, "CapEff") else {
+    let Some(lacking) = capabilities::lacking() else {
         return Says::Untried("/proc/self/status does not say which capabilities this process has".into());
     };
-    let lacks = CAPABILITIES.iter().filter(|(_, number)| effective & 1 << number == 0);
-    let lacks: Vec<_> = lacks.map(|(name, _)| *name).collect();
-    if !lacks.is_empty() {
-        return Says::Missing(format!("this process lacks {}", lacks.join(", ")));
+    if !lacking.is_empty() {
+        let names: Vec<_> = lacking.iter().map(|one| one.name).collect();
+        return Says::Missing(format!("this process lacks {}", names.join(", ")));
     }
     match sys::may_use_bpf() {
         true => Says::Found("a program can be loaded".into()),
@@ -49,12 +44,6 @@ fn privileges() -> Says {
         }
         false => Says::Missing(sys::why_forbidden().into()),
     }
-}
-
-/// One set of capabilities from `/proc/PID/status`.
-pub(super) fn capability_set(status: &str, name: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-    u64::from_str_radix(line.trim(), 16).ok()
 }
 
 fn bpffs(node: &Node) -> Says {
