@@ -1,6 +1,8 @@
 //! Pages for a browser: one file each, without anything from the network. [`pod`] draws the well-known
 //! picture of interception for one pod, [`mesh`] which pods talk to which addresses.
 
+#[cfg(test)]
+mod hostile;
 pub(crate) mod mesh;
 pub(crate) mod picture;
 pub(crate) mod pod;
@@ -9,12 +11,15 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
+use redirect_user::printable::printable;
 
 /// Light and dark, readable without a mouse, nothing that moves.
 const STYLE: &str = include_str!("page/style.css");
 
-/// A whole page. With `every`, the browser reads the file again after so many seconds.
+/// A whole page. With `every`, the browser reads the file again after so many seconds. maud escapes what
+/// would be markup; control characters in names are written out here, so that they turn or hide nothing.
 pub(crate) fn page(title: &str, every: Option<u64>, body: &Markup) -> Markup {
+    let (title, body) = (printable(title), PreEscaped(printable(&body.0)));
     html! {
         (DOCTYPE)
         html lang="en" {

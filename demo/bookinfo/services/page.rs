@@ -148,11 +148,24 @@ mod tests {
 
     #[test]
     fn what_other_services_say_is_text_and_not_markup() {
-        let review = json!({ "reviewer": "<script>", "text": "x", "rating": { "stars": 4, "color": "red" } });
+        let review = json!({ "reviewer": "R", "text": "x", "rating": { "stars": 4, "color": "red" } });
         let page = page(lost(), Ok(json!({ "podname": "reviews-v3", "reviews": [review] })));
-        assert!(page.contains("&lt;script&gt;") && !page.contains("<script>"), "{page}");
         assert!(page.contains("<h1>A &amp; B</h1>") && page.contains("<b>bold</b>"), "{page}");
         assert!(page.contains("★★★★☆") && page.contains("class=\"stars red\""), "{page}");
+    }
+
+    #[test]
+    fn no_word_of_another_service_is_markup() {
+        let trick = "\"'></title><script>alert(1)</script> &lt;b&gt;";
+        let review = json!({ "reviewer": trick, "text": trick, "rating": { "error": trick } });
+        let rated = json!({ "reviewer": [trick], "text": { trick: trick }, "rating": { "stars": 9, "color": trick } });
+        let details: serde_json::Map<_, _> =
+            DETAILS.iter().map(|(key, _)| ((*key).to_owned(), json!(trick))).collect();
+        let page = page(Ok(details.into()), Ok(json!({ "podname": trick, "reviews": [review, rated] })));
+        assert!(!page.contains("<script") && !page.contains("\"'>") && !page.contains(" &lt;b"), "{page}");
+        let shown =
+            page.matches("&quot;'&gt;&lt;/title&gt;&lt;script&gt;alert(1)&lt;/script&gt; &amp;lt;b&amp;gt;");
+        assert_eq!(shown.count(), DETAILS.len() + 7, "{page}");
     }
 
     #[test]

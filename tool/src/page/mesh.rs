@@ -5,10 +5,13 @@ use std::collections::BTreeMap;
 use maud::{Markup, html};
 
 use super::page;
+use super::picture::{shortened, tips};
 use crate::seen::{Flow, Seen};
 
 /// How many lines a picture can hold; the table has all.
 const MOST: usize = 30;
+/// How many letters of a name fit into a box.
+const IN_A_BOX: usize = 38;
 
 /// The page.
 pub(crate) fn draw(seen: &Seen, every: Option<u64>) -> Markup {
@@ -38,15 +41,15 @@ fn picture(seen: &Seen) -> Markup {
     let row = |index: usize| index as i32 * 44 + 40;
     html! {
         svg viewBox=(format!("0 0 1000 {height}")) role="img" aria-label="Sources on the left, destinations on the right" {
-            (super::picture::tips())
+            (tips())
             @if flows.is_empty() { text x="500" y="40" text-anchor="middle" { "No pod has dialled." } }
             @for (name, index) in &left {
                 rect.box x="10" y=(row(*index) - 16) width="300" height="32" rx="6" {}
-                text x="22" y=(row(*index) + 5) { (shortened(name)) }
+                text x="22" y=(row(*index) + 5) { (shortened(name, IN_A_BOX)) }
             }
             @for (name, index) in &right {
                 rect.box x="690" y=(row(*index) - 16) width="300" height="32" rx="6" {}
-                text x="702" y=(row(*index) + 5) { (shortened(name)) }
+                text x="702" y=(row(*index) + 5) { (shortened(name, IN_A_BOX)) }
             }
             @for (place, (flow, count)) in flows.iter().enumerate() {
                 (line(flow, *count, row(left[flow.from.as_str()]), row(right[flow.to.as_str()]), twins(&flows[..place], flow)))
@@ -83,15 +86,6 @@ fn line(flow: &Flow, count: u64, from: i32, to: i32, twin: i32) -> Markup {
             text.count x="531" y=(label - 7) text-anchor="middle" { (count) }
         }
     }
-}
-
-/// A name that fits into its box.
-fn shortened(name: &str) -> String {
-    if name.chars().count() <= 38 {
-        return name.to_owned();
-    }
-    let tail: Vec<char> = name.chars().rev().take(36).collect();
-    format!("\u{2026}{}", tail.into_iter().rev().collect::<String>())
 }
 
 fn table(seen: &Seen) -> Markup {

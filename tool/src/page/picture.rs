@@ -1,6 +1,7 @@
 //! Parts of a drawing: boxes, and arrows with what they count.
 
 use maud::{Markup, html};
+use redirect_user::printable::printable;
 
 /// The tips of arrows, one for each colour: a marker does not take over the colour of its line everywhere.
 pub(crate) fn tips() -> Markup {
@@ -56,4 +57,16 @@ impl Arrow<'_> {
             }
         }
     }
+}
+
+/// A name that fits where there is room for so many letters: the end of a long one says most.
+pub(crate) fn shortened(name: &str, most: usize) -> String {
+    // As the page writes it out: one letter may become many.
+    let name = printable(name);
+    let count = name.chars().count();
+    if count <= most {
+        return name;
+    }
+    let tail: String = name.chars().skip(count + 2 - most).collect();
+    format!("\u{2026}{tail}")
 }

@@ -11,8 +11,11 @@ use redirect_user::policy::parameters::PARAMETERS;
 use serde_json::Value;
 
 use super::page;
-use super::picture::{Arrow, boxed, tips};
+use super::picture::{Arrow, boxed, shortened, tips};
 use crate::output;
+
+/// How many letters of a name fit into the picture.
+const IN_THE_PICTURE: usize = 80;
 
 /// What a page about a pod is made of.
 pub(crate) struct About<'a> {
@@ -60,7 +63,7 @@ impl About<'_> {
             svg viewBox="-15 0 1150 420" role="img" aria-label="How this pod's connections go" {
                 (tips())
                 rect.pod x="206" y="30" width="700" height="370" rx="14" {}
-                text.soft x="222" y="52" { (output::name(self.attachment)) }
+                text.soft x="222" y="52" { (shortened(&output::name(self.attachment), IN_THE_PICTURE)) }
                 (boxed((10, 175), (110, 80), "clients", "outside"))
                 (boxed((1000, 175), (110, 80), "servers", "outside"))
                 (boxed((230, 175), (120, 80), "sidecar", &port(proxy.inbound_port)))

@@ -5,8 +5,8 @@ use std::io::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
 
-use redirect_common::trace::{RECORD_BYTES, kind};
-use redirect_common::{Endpoint, InboundRule, Ip, Rule, TraceRecord};
+use redirect_common::trace::kind;
+use redirect_common::{InboundRule, Rule, TraceRecord};
 use redirect_user::attach::record::Attachment;
 use redirect_user::printable::printable;
 use serde_json::{Map, Value, json};
@@ -107,7 +107,7 @@ impl Printer {
 
     /// Prints a record that is wanted. Records of pods that were not asked for have no names.
     pub(super) fn show(&self, hex: &str) {
-        let Some(record) = decode(hex) else { return };
+        let Some(record) = TraceRecord::from_hex(hex) else { return };
         let Some(pod) = self.pods.lock().ok().and_then(|pods| pods.get(&record.cookie).cloned()) else {
             return;
         };
@@ -238,29 +238,4 @@ fn words(fields: &[(&'static str, Value)]) -> String {
         })
         .collect();
     words.join(" ")
-}
-
-/// A record from the hexadecimal digits that aya-log makes of its bytes.
-fn decode(hex: &str) -> Option<TraceRecord> {
-    let digits = hex.as_bytes();
-    if digits.len() != 2 * RECORD_BYTES {
-        return None;
-    }
-    let mut words = digits.chunks_exact(8).map(|chunk| {
-        let word = u32::from_str_radix(std::str::from_utf8(chunk).ok()?, 16).ok()?;
-        // The digits are the bytes in memory order.
-        Some(u32::from_ne_bytes(word.to_be_bytes()))
-    });
-    let mut next = || words.next().flatten();
-    let (low, high) = (next()?, next()?);
-    let mut numbers = [0; 6];
-    for number in &mut numbers {
-        *number = next()?;
-    }
-    let mut endpoint =
-        || Some(Endpoint { ip: Ip { words: [next()?, next()?, next()?, next()?] }, port: next()? });
-    let (src, dst) = (endpoint()?, endpoint()?);
-    let [pid, uid, gid, kind, verdict, rule] = numbers;
-    let cookie = u64::from(low) | u64::from(high) << 32;
-    Some(TraceRecord { cookie, pid, uid, gid, kind, verdict, rule, src, dst })
 }
