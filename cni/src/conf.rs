@@ -222,11 +222,11 @@ impl Conf {
     pub(crate) fn log(&self) -> LogPlan {
         let mut problems = Vec::new();
         let level = self.log_level().unwrap_or_else(|error| {
-            problems.push(format!("{error}; logging at info"));
+            problems.push(format!("{}; logging at info", error.one_line()));
             LevelFilter::INFO
         });
         let file = self.keys.path("logFile").unwrap_or_else(|error| {
-            problems.push(format!("{error}; logging to stderr only"));
+            problems.push(format!("{}; logging to stderr only", error.one_line()));
             None
         });
         let agent = self.keys.path_or("agentSocket", AGENT_SOCKET).ok();

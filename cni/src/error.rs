@@ -11,6 +11,7 @@ use redirect_user::kernel::sys;
 use redirect_user::node::lock;
 use redirect_user::pod::cgroup;
 use redirect_user::policy::annotations;
+use redirect_user::printable::printable;
 use redirect_user::{attach, inspect, ready};
 use thiserror::Error as ThisError;
 
@@ -86,6 +87,13 @@ impl Error {
             Some(why) if !self.to_string().contains(why) => Error::Forbidden { source: Box::new(self), why },
             _ => self,
         }
+    }
+
+    /// The text for a line of the log and for the pod's events. What a pod's author, an agent or a
+    /// configuration wrote may be quoted in it with all its characters: none of them ends the line or moves a
+    /// cursor.
+    pub(crate) fn one_line(&self) -> String {
+        printable(&self.to_string())
     }
 
     /// The number and the few words of the reply.

@@ -43,10 +43,11 @@ struct Failure<'a> {
     details: String,
 }
 
-fn describe(error: &Error) -> String {
+/// An error as the specification has it.
+pub(crate) fn describe(error: &Error) -> String {
     let (code, msg) = error.code();
     let cni_version = VERSION.get().copied().unwrap_or(Version::NEWEST).name();
-    let failure = Failure { cni_version, code, msg, details: cut(error.to_string()) };
+    let failure = Failure { cni_version, code, msg, details: cut(error.one_line()) };
     // Strings and a number: there is nothing in it that JSON could not say.
     serde_json::to_string(&failure).unwrap_or_default()
 }
@@ -93,6 +94,14 @@ pub(crate) fn catch_panics() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_quoted_stays_in_its_line() {
+        let what = "key \u{1b}[31m".to_owned();
+        let error = Error::Decode { what, problem: "no\nvalue \u{9b}2J \u{7f}\u{202e}".to_owned() };
+        let reply: serde_json::Value = serde_json::from_str(&describe(&error)).unwrap();
+        assert_eq!(reply["details"], "key \\u{1b}[31m: no\\nvalue \\u{9b}2J \\u{7f}\\u{202e}");
+    }
 
     #[test]
     fn long_details_keep_both_ends() {

@@ -37,7 +37,7 @@ pub(crate) fn run() -> Result<String, Error> {
 
 /// The error for a line that names the pod already.
 fn in_span(call: &Call, error: &Error) -> String {
-    let text = error.to_string();
+    let text = error.one_line();
     match call {
         Call::Add(Sandbox { pod: Some(pod), .. }) | Call::Check(Sandbox { pod: Some(pod), .. }) => {
             text.replace(&format!("pod {pod}"), "the pod")

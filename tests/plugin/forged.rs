@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use crate::call::{Call, Place, STATUS};
+use crate::call::{Call, Place, STATUS, hand_over};
 
 /// A second line that looks like one of the plugin's, in red.
 const FORGED: &str = "80\n2026-01-01T00:00:00.000000Z  INFO call{verb=\"ADD\"}: enrolled \u{1b}[31m";
@@ -37,6 +37,7 @@ fn annotations_cannot_write_lines_of_the_log() {
         "istio.io/reroute-virtual-interfaces",
         "status.sidecar.istio.io/port",
         "inject.istio.io/templates",
+        "proxy.istio.io/config",
     ];
     for name in names {
         let mut annotations = json!({ STATUS.0: STATUS.1 });
@@ -70,5 +71,26 @@ fn keys_of_the_configuration_cannot_write_lines_of_the_log() {
         conf[key] = json!(FORGED);
         let reply = Call::new("ADD").pod("shop", "web-0", "11").stdin(conf.to_string()).run();
         assert_whole(key, &reply.stderr);
+    }
+}
+
+/// What is no text is quoted as it stands in the configuration, and a key's name is text of somebody, too.
+#[test]
+fn what_is_quoted_of_the_configuration_stays_in_its_line() {
+    let place = Place::new();
+    let mut conf = place.conf();
+    hand_over(&mut conf, &[STATUS]);
+    let conf = conf.to_string();
+    let conf = conf.strip_suffix('}').expect("an object");
+    let forged_key = json!({ FORGED: "x" });
+    for raw in [
+        "\"dnsCapture\":[\n\"2026 \u{9b}31m\u{7f}\"]".to_owned(),
+        format!("\"defaults\":{forged_key}"),
+        "\"logLevel\":[\n\"2026 \u{9b}31m\u{7f}\"],\"guard\":1".to_owned(),
+    ] {
+        let reply = Call::new("ADD").pod("shop", "web-0", "11").stdin(format!("{conf},{raw}}}")).run();
+        let details = reply.refused(7);
+        assert!(!details.contains(char::is_control), "{details:?}");
+        assert_whole(&raw, &reply.stderr);
     }
 }

@@ -18,6 +18,7 @@ mod deploy;
 mod dist;
 mod ebpf;
 mod envoy;
+mod fuzz;
 mod groups;
 mod kubectl;
 mod lint;
@@ -61,6 +62,8 @@ enum Task {
     Bench(bench::Options),
     /// Make what is shipped in target/dist: static binaries, packages, image, chart
     Dist(dist::Options),
+    /// Feed what reads other people's input with libFuzzer
+    Fuzz(fuzz::Options),
     /// Check format, clippy and warnings
     Lint,
     /// Check the house rules about files
@@ -86,6 +89,7 @@ fn run(task: &Task) -> Result<ExitCode> {
         Task::Test(options) => return test::main(&workspace, options),
         Task::Bench(options) => bench::main(&workspace, options)?,
         Task::Dist(options) => dist::main(&workspace, options)?,
+        Task::Fuzz(options) => fuzz::main(&workspace, options)?,
         Task::Lint => lint::main(&workspace)?,
         Task::Tidy => tidy::check(&workspace)?,
     }

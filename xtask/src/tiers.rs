@@ -74,6 +74,8 @@ pub(crate) const TIERS: &[Tier] = &[
                     "--test",
                     "ownership",
                     "--test",
+                    "corpus",
+                    "--test",
                     "documents",
                 ]),
                 Job::Tests(&["--doc"]),

@@ -13,7 +13,7 @@ use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 use serde::Deserialize;
 
-use super::protocol::{self, Answer, MAX_LINE, ProblemKind, Question, Response};
+use super::protocol::{self, Answer, MAX_LINE, Problem, ProblemKind, Question, Response};
 use super::source::{AgentRequest, Error, PodDetails, PodSource};
 use crate::ids::PodRef;
 use crate::policy::annotations::Annotations;
@@ -68,7 +68,7 @@ impl Exchange<'_> {
         let mut stream = self.connect().map_err(|source| self.unreachable("connect", source))?;
         self.send(&mut stream).map_err(|source| self.unreachable("send the question", source))?;
         let line = self.receive(stream).map_err(|source| self.unreachable("get an answer", source))?;
-        self.understand(&line)
+        understand(*self.asked(), &line)
     }
 
     /// Retries while there is no listener: the agent may be about to start.
@@ -109,36 +109,6 @@ impl Exchange<'_> {
         }
     }
 
-    fn understand(&self, line: &[u8]) -> Result<PodDetails, Error> {
-        if line.is_empty() {
-            return Err(self.garbage("the agent closed the connection without a word".to_owned()));
-        }
-        let unreadable = |error: serde_json::Error| {
-            self.garbage(format!("{error} in {:?}", shorten(String::from_utf8_lossy(line).trim_end())))
-        };
-        let spoken: Spoken = serde_json::from_slice(line).map_err(unreadable)?;
-        if spoken.version != protocol::VERSION {
-            let (theirs, ours) = (spoken.version, protocol::VERSION);
-            return Err(
-                self.garbage(format!("it speaks version {theirs} of the protocol, the plugin {ours}"))
-            );
-        }
-        let response: Response = serde_json::from_slice(line).map_err(unreadable)?;
-        let problem = match response.answer {
-            Answer::Pod(details) if details.containers.is_empty() => {
-                return Err(self.garbage("the pod has no containers".to_owned()));
-            }
-            Answer::Pod(details) => return Ok(details),
-            Answer::Error(problem) => problem,
-        };
-        let (asked, message) = (self.asked(), problem.message);
-        Err(match problem.kind {
-            ProblemKind::NotFound => Error::NotFound { asked, message },
-            ProblemKind::Failed => Error::Failed { asked, message },
-            ProblemKind::BadRequest => self.garbage(format!("it refused the question: {message}")),
-        })
-    }
-
     fn left(&self) -> Duration {
         self.agent.timeout.saturating_sub(self.since.elapsed())
     }
@@ -154,14 +124,49 @@ impl Exchange<'_> {
         Error::Unreachable { asked: self.asked(), step, source }
     }
 
-    fn garbage(&self, problem: String) -> Error {
-        Error::Garbage { asked: self.asked(), problem }
-    }
-
     fn asked(&self) -> Box<AgentRequest> {
         let (pod, socket) = (self.pod.clone(), self.agent.socket.clone());
         Box::new(AgentRequest { pod, socket, waited: self.since.elapsed() })
     }
+}
+
+/// What a line of the agent says.
+///
+/// # Errors
+/// It is no answer, or one that there is no pod.
+pub fn understand(asked: AgentRequest, line: &[u8]) -> Result<PodDetails, Error> {
+    let asked = Box::new(asked);
+    match answer(line) {
+        Ok(Answer::Pod(details)) if details.containers.is_empty() => {
+            Err(Error::Garbage { asked, problem: "the pod has no containers".to_owned() })
+        }
+        Ok(Answer::Pod(details)) => Ok(details),
+        Ok(Answer::Error(Problem { kind, message })) => Err(match kind {
+            ProblemKind::NotFound => Error::NotFound { asked, message },
+            ProblemKind::Failed => Error::Failed { asked, message },
+            ProblemKind::BadRequest => {
+                Error::Garbage { asked, problem: format!("it refused the question: {message}") }
+            }
+        }),
+        Err(problem) => Err(Error::Garbage { asked, problem }),
+    }
+}
+
+/// The answer in a line, or what is wrong with the line.
+fn answer(line: &[u8]) -> Result<Answer, String> {
+    if line.is_empty() {
+        return Err("the agent closed the connection without a word".to_owned());
+    }
+    let unreadable = |error: serde_json::Error| {
+        format!("{error} in {:?}", shorten(String::from_utf8_lossy(line).trim_end()))
+    };
+    let spoken: Spoken = serde_json::from_slice(line).map_err(unreadable)?;
+    if spoken.version != protocol::VERSION {
+        let (theirs, ours) = (spoken.version, protocol::VERSION);
+        return Err(format!("it speaks version {theirs} of the protocol, the plugin {ours}"));
+    }
+    let response: Response = serde_json::from_slice(line).map_err(unreadable)?;
+    Ok(response.answer)
 }
 
 /// What the agent says decides whether a pod is redirected: only root, or who runs the plugin, may say it.

@@ -27,7 +27,8 @@ pub fn decode(name: &str) -> Option<String> {
             bytes.push(byte);
         }
     }
-    String::from_utf8(bytes).ok()
+    // Each name is written in one way only: with these digits, and with no other letter replaced.
+    String::from_utf8(bytes).ok().filter(|decoded| encode(decoded) == name)
 }
 
 #[cfg(test)]
@@ -41,7 +42,9 @@ mod tests {
             assert!(!encoded.contains(['.', '/']), "{encoded}");
             assert_eq!(decode(&encoded).as_deref(), Some(name));
         }
-        assert_eq!(decode("_zz"), None);
-        assert_eq!(decode("_2"), None);
+        // A sign is no digit, and each name has one file.
+        for bad in ["_zz", "_2", "_+f", "_-1", "_2E", "_61", "a.b", "_ff"] {
+            assert_eq!(decode(bad), None, "{bad}");
+        }
     }
 }

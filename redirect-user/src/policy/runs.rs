@@ -32,7 +32,10 @@ impl Run {
             Run::One(port) => Some((*port, *port)),
             Run::FromTo(text) => {
                 let (first, last) = text.split_once('-')?;
-                Some((first.parse().ok()?, last.parse().ok()?))
+                let bounds = (first.parse().ok()?, last.parse().ok()?);
+                // A number may also begin with a sign. What is written has none, and ends behind its
+                // beginning.
+                (bounds.0 <= bounds.1 && !text.contains('+')).then_some(bounds)
             }
         }
     }
@@ -78,7 +81,16 @@ mod tests {
 
     #[test]
     fn what_is_no_run_is_an_error() {
-        for bad in [r#"["1"]"#, r#"["1-"]"#, r#"["1-70000"]"#, r#"[70000]"#, r#"["a-b"]"#] {
+        for bad in [
+            r#"["1"]"#,
+            r#"["1-"]"#,
+            r#"["1-70000"]"#,
+            r#"[70000]"#,
+            r#"["a-b"]"#,
+            r#"["+1-3"]"#,
+            r#"["1-+3"]"#,
+            r#"["3-1"]"#,
+        ] {
             assert!(serde_json::from_str::<Holder>(bad).is_err(), "{bad}");
         }
     }
