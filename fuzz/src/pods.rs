@@ -81,8 +81,9 @@ pub(crate) fn proxy_config(data: &[u8]) -> Outcome {
             assert!(config.proxy_metadata.iter().all(|(name, value)| name.len() + value.len() <= text.len()));
             let port = config.status_port.map_or_else(|| "null".to_owned(), |port| port.to_string());
             let metadata = serde_json::to_string(&config.proxy_metadata).expect("text can be written");
-            // A key with its value on one line has at most 1,024 letters in YAML (1.2.2, section 7.4).
-            if config.proxy_metadata.keys().any(|name| name.len() > 1_000) {
+            // A key with its value on one line has at most 1,024 letters in YAML (1.2.2, section 7.4). JSON
+            // may take six to write one.
+            if config.proxy_metadata.keys().any(|name| name.len() > 1_000 / 6) {
                 return Outcome::Read;
             }
             let json = format!(r#"{{"proxyMetadata":{metadata},"statusPort":{port}}}"#);
