@@ -6,18 +6,22 @@
 //!
 //! The short form tries some combinations of each situation, evenly spread; `CAMPAIGN=all` tries every one.
 //! `CAMPAIGN_PART=1/240` to `240/240` try all of them in pieces. The number of those tried is printed.
-//! `CAMPAIGN_ONLY=gc` tries one situation, by its name here. [`scene`] has the pods, [`situations`] the
-//! verbs, [`fault`] what goes wrong.
+//! `CAMPAIGN_ONLY=gc` tries one situation, by its name here. As many nodes as the machine has processors take
+//! turns, or as many as `CAMPAIGN_NODES=4` says. [`scene`] has the pods, [`situations`] the verbs, [`fault`]
+//! what goes wrong.
 
 mod fault;
 mod scene;
 mod situations;
 
-use std::time::Duration;
+use std::num::NonZero;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use harness::cgroup::Cgroup;
 use harness::cli::Outcome;
-use harness::kernel_test;
+use harness::{Node, kernel_test_on_nodes};
 
 use crate::crash::points;
 use fault::{Fault, Litter, count};
@@ -67,18 +71,22 @@ fn chosen(faults: Vec<Fault>) -> Vec<Fault> {
     (0..count).map(|index| faults[index * (faults.len() - 1) / (count - 1)].clone()).collect()
 }
 
-/// One combination; returns what is wrong afterwards, and how long the verb took.
-fn attempt(
-    scene: &mut Scene<'_>,
-    situation: &Situation,
-    fault: &Fault,
-    number: usize,
-) -> (Vec<String>, Duration) {
+/// What came of one combination.
+struct Attempt {
+    problems: Vec<String>,
+    /// How long the verb took.
+    took: Duration,
+    /// Whether the fault has come about.
+    met: bool,
+}
+
+/// One combination.
+fn attempt(scene: &mut Scene<'_>, situation: &Situation, fault: &Fault, number: usize) -> Attempt {
     if situation.running {
         scene.start();
     }
     (situation.prepare)(scene);
-    let ended = fault.run(scene.node, |words| (situation.verb)(scene, words));
+    let (ended, met) = fault.run(scene.node, |words| (situation.verb)(scene, words));
     let mut problems: Vec<_> = ended.problem().into_iter().collect();
     problems.extend(scene.in_clear());
     problems.extend((situation.settle)(scene, number));
@@ -94,20 +102,25 @@ fn attempt(
     }
     problems.truncate(3);
     let name = situation.name;
-    (problems.into_iter().map(|problem| format!("{name}, {fault}: {problem}")).collect(), ended.took)
+    let problems = problems.into_iter().map(|problem| format!("{name}, {fault}: {problem}")).collect();
+    Attempt { problems, took: ended.took, met }
 }
 
-/// Tries the faults of a situation; returns their number, and what is wrong.
-fn try_all(scene: &mut Scene<'_>, situation: &Situation, fresh: &str) -> (usize, Vec<String>) {
+/// Tries the faults of a turn; returns their number, and what is wrong.
+fn try_all(scene: &mut Scene<'_>, turn: &Turn, fresh: &str) -> (usize, Vec<String>) {
+    let situation = turn.situation;
     if situation.running {
         scene.start();
     }
     let all = faults(scene, situation);
-    let (possible, chosen) = (all.len(), chosen(all));
-    let (mut wrong, mut slowest) = (Vec::new(), (Duration::ZERO, String::new()));
+    let possible = all.len();
+    let chosen: Vec<_> = chosen(all).into_iter().skip(turn.share).step_by(turn.shares).collect();
+    let (mut wrong, mut slowest, mut missed) = (Vec::new(), (Duration::ZERO, String::new()), 0);
+    let begun = Instant::now();
     for (number, fault) in chosen.iter().enumerate() {
-        let (problems, took) = attempt(scene, situation, fault, number);
+        let Attempt { problems, took, met } = attempt(scene, situation, fault, number);
         slowest = slowest.max((took, fault.to_string()));
+        missed += usize::from(!met);
         if !problems.is_empty() {
             // The next one does not suffer from it.
             scene.stop();
@@ -122,30 +135,72 @@ fn try_all(scene: &mut Scene<'_>, situation: &Situation, fresh: &str) -> (usize,
     if now != fresh {
         wrong.push(format!("{name}: the namespace was\n{fresh}and is\n{now}"));
     }
-    let (tried, (took, fault)) = (chosen.len(), slowest);
-    println!("{name}: {tried} of {possible} combinations; the slowest, {fault}: {took:.1?}");
+    let (tried, (took, fault)) = (chosen.len() - missed, slowest);
+    println!(
+        "{name}: {tried} of {possible} combinations in {:.1?}, and {missed} calls did not come; the slowest, {fault}: \
+         {took:.1?}",
+        begun.elapsed()
+    );
     (tried, wrong)
 }
 
-#[test]
-fn nothing_that_goes_wrong_opens_a_pod_or_leaves_one_stuck() {
-    kernel_test(|node| {
+/// A share of a situation's combinations, which one node tries.
+struct Turn {
+    situation: &'static Situation,
+    share: usize,
+    shares: usize,
+}
+
+/// What several nodes try together: the one that is free takes the next.
+struct Turns {
+    all: Vec<Turn>,
+    next: AtomicUsize,
+    tried: AtomicUsize,
+    wrong: Mutex<Vec<String>>,
+}
+
+impl Turns {
+    /// All situations, or the one that `CAMPAIGN_ONLY` names; in the short form each in one share.
+    fn new(nodes: usize) -> Turns {
+        let short = ["CAMPAIGN", "CAMPAIGN_PART"].iter().all(|name| std::env::var_os(name).is_none());
+        let shares = if short { 1 } else { nodes };
+        let only = std::env::var("CAMPAIGN_ONLY").ok();
+        let wanted = |one: &&Situation| only.as_ref().is_none_or(|name| name == one.name);
+        let shares_of = |situation| (0..shares).map(move |share| Turn { situation, share, shares });
+        let all: Vec<_> = SITUATIONS.iter().filter(wanted).flat_map(shares_of).collect();
+        assert!(!all.is_empty(), "there is no situation {only:?}");
+        Turns { all, next: 0.into(), tried: 0.into(), wrong: Mutex::default() }
+    }
+
+    fn take(&self, node: &Node) {
         let mut scene = Scene::new(node);
         scene.sandbox.add();
         scene.sandbox.del();
         let fresh = scene.settled_namespace();
-        let only = std::env::var("CAMPAIGN_ONLY").ok();
-        let wanted = |one: &&Situation| only.as_ref().is_none_or(|name| name == one.name);
-        let (mut tried, mut wrong) = (0, Vec::new());
-        for situation in SITUATIONS.iter().filter(wanted) {
-            let (count, problems) = try_all(&mut scene, situation, &fresh);
-            tried += count;
-            wrong.extend(problems);
+        while let Some(turn) = self.all.get(self.next.fetch_add(1, Ordering::Relaxed)) {
+            let (count, problems) = try_all(&mut scene, turn, &fresh);
+            self.tried.fetch_add(count, Ordering::Relaxed);
+            self.wrong.lock().expect("no thread panics with it").extend(problems);
         }
-        println!("{tried} combinations tried");
         assert_eq!(Outcome::of(node.redirect().arg("uninstall")).code, Some(0));
         let left = node.bpffs().join("redirect-cni");
         assert!(!left.exists(), "uninstall leaves {}", left.display());
-        assert!(wrong.is_empty(), "{tried} combinations:\n{}", wrong.join("\n"));
-    });
+    }
+}
+
+/// How many nodes are used at once.
+fn nodes() -> usize {
+    match std::env::var("CAMPAIGN_NODES") {
+        Ok(number) => number.parse().unwrap_or_else(|_| panic!("CAMPAIGN_NODES={number} is no number")),
+        Err(_) => std::thread::available_parallelism().map_or(1, NonZero::get).min(4),
+    }
+}
+
+#[test]
+fn nothing_that_goes_wrong_opens_a_pod_or_leaves_one_stuck() {
+    let turns = Turns::new(nodes());
+    kernel_test_on_nodes(nodes().min(turns.all.len()), |node| turns.take(node));
+    let (tried, wrong) = (turns.tried.into_inner(), turns.wrong.into_inner().expect("no thread panicked"));
+    println!("{tried} combinations tried");
+    assert!(wrong.is_empty(), "{tried} combinations:\n{}", wrong.join("\n"));
 }

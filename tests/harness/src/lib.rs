@@ -68,9 +68,30 @@ pub use wire::Wire;
 ///
 /// With `KEEP=1` in the environment a failed test's node and pods stay, and the way into each is printed.
 pub fn kernel_test(body: impl FnOnce(&Node)) {
+    leaving_nothing(|lock| on_a_node(lock, body));
+}
+
+/// The same on several nodes at once, each with a thread of its own. What the bodies return is returned.
+pub fn kernel_test_on_nodes<T: Send>(number: usize, body: impl Fn(&Node) -> T + Sync) -> Vec<T> {
+    leaving_nothing(|lock| {
+        std::thread::scope(|scope| {
+            let nodes: Vec<_> = (0..number).map(|_| scope.spawn(|| on_a_node(lock, &body))).collect();
+            nodes.into_iter().map(|node| node.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+        })
+    })
+}
+
+fn leaving_nothing<T>(body: impl FnOnce(&MachineLock) -> T) -> T {
     let lock = MachineLock::take();
     let before = Residue::now();
-    let node = Node::new(&lock);
+    let answer = body(&lock);
+    let left = before.left_over();
+    assert!(left.is_empty(), "the test left behind:\n  {}", left.join("\n  "));
+    answer
+}
+
+fn on_a_node<T>(lock: &MachineLock, body: impl FnOnce(&Node) -> T) -> T {
+    let node = Node::new(lock);
     let outcome = catch_unwind(AssertUnwindSafe(|| body(&node)));
     if outcome.is_err() && keep::keep() {
         eprintln!("kept: {}", node.how_to_look());
@@ -78,11 +99,7 @@ pub fn kernel_test(body: impl FnOnce(&Node)) {
     } else {
         drop(node);
     }
-    if let Err(panic) = outcome {
-        resume_unwind(panic);
-    }
-    let left = before.left_over();
-    assert!(left.is_empty(), "the test left behind:\n  {}", left.join("\n  "));
+    outcome.unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 /// Waits until the kernel has ended every link of ours: it does so a little after the last pin is gone.
