@@ -14,6 +14,10 @@ use crate::{arm64, build, cmd, setup};
 /// starts.
 const BINARIES: &[(&str, Option<u64>)] = &[("redirect", None), ("redirect-cni", Some(4 << 20))];
 
+/// By these a test kills or stops a program at a step, and makes it one of another version. A program that is
+/// shipped must not look at them.
+const TEST_VARIABLES: [&str; 3] = ["REDIRECT_FAULT", "REDIRECT_PAUSE", "REDIRECT_ABI"];
+
 /// What can be asked for.
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -112,6 +116,12 @@ fn check(binary: &Path, limit: Option<u64>) -> Result<()> {
     if wants_interpreter(&image).with_context(|| format!("{} is no 64-bit ELF file", binary.display()))? {
         bail!("{} asks for a dynamic loader, so it would not start in an empty container", binary.display());
     }
+    if let Some(variable) = test_variable(&image) {
+        bail!(
+            "{} knows {variable}, which is for tests: is it built with debug assertions?",
+            binary.display()
+        );
+    }
     let size = image.len() as u64;
     match limit {
         Some(limit) if size > limit => {
@@ -122,6 +132,12 @@ fn check(binary: &Path, limit: Option<u64>) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// The first of [`TEST_VARIABLES`] that is in the image.
+fn test_variable(image: &[u8]) -> Option<&'static str> {
+    let is_in = |word: &[u8]| image.windows(word.len()).any(|window| window == word);
+    TEST_VARIABLES.into_iter().find(|variable| is_in(variable.as_bytes()))
 }
 
 /// Whether an ELF image has a PT_INTERP header, which names the dynamic loader; a static one,
@@ -155,5 +171,12 @@ mod tests {
     fn a_dynamic_or_too_large_binary_is_refused_by_name() {
         let error = check(Path::new("/proc/self/exe"), None).unwrap_err().to_string();
         assert!(error.starts_with("/proc/self/exe asks for a dynamic loader"), "{error}");
+    }
+
+    #[test]
+    fn a_binary_that_looks_at_a_variable_for_tests_is_found() {
+        assert_eq!(test_variable(&fs::read("/proc/self/exe").unwrap()), Some("REDIRECT_FAULT"));
+        assert_eq!(test_variable(b"..REDIRECT_ABI_VERSION.."), Some("REDIRECT_ABI"));
+        assert_eq!(test_variable(b"REDIRECT_ENTRY REDIRECT"), None);
     }
 }
