@@ -17,6 +17,7 @@ use crate::kernel::install;
 use crate::kernel::pins::{self, AttachmentFolder, Generation};
 use crate::kernel::sys;
 use crate::node::Node;
+use crate::pod::cgroup::Life;
 use crate::pod::netns::Netns;
 
 /// The state of one link.
@@ -47,6 +48,8 @@ pub enum Drift {
         /// Which.
         abi: u32,
     },
+    /// The pod is gone, and the runtime has not called DEL.
+    PodGone,
     /// The link's pin is gone.
     LinkGone {
         /// The hook's name.
@@ -116,6 +119,9 @@ impl std::fmt::Display for Drift {
                 "the pod is attached by ABI version {abi}, this is {}; `redirect upgrade` brings it over",
                 pins::abi()
             ),
+            Drift::PodGone => {
+                write!(f, "the pod is gone, and no DEL has come: `redirect gc` removes what is left")
+            }
             Drift::LinkGone { hook } => write!(f, "the link of {hook} is gone"),
             Drift::LinkDefunct { hook } => write!(f, "the link of {hook} is defunct: what it was on is gone"),
             Drift::WrongTarget { hook } => write!(f, "the link of {hook} is not on this pod"),
@@ -283,6 +289,9 @@ pub fn check(node: &Node, id: &AttachmentId) -> Result<Vec<Drift>, Error> {
 pub fn compare(node: &Node, attachment: &Attachment) -> Result<Vec<Drift>, Error> {
     if !attachment.of_this_boot() {
         return Ok(vec![Drift::EarlierBoot]);
+    }
+    if life::of(node, attachment) == Life::Gone {
+        return Ok(vec![Drift::PodGone]);
     }
     if let Some(abi) = other_version(node, attachment)? {
         return Ok(vec![Drift::OtherVersion { abi }]);

@@ -66,6 +66,21 @@ fn del_after_the_pod_is_gone() {
     });
 }
 
+/// The namespace is about to vanish, and with it what ADD added to it: that nothing can be changed there any
+/// more keeps no pod.
+#[test]
+fn del_gets_by_where_the_namespace_takes_no_changes() {
+    kernel_test(|node| {
+        let pod = node.pod("web");
+        let sandbox = Sandbox::new(node, &pod, "c0ffee");
+        sandbox.add();
+        let refused = "inject=sendto,sendmsg:error=ENODEV";
+        let words = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", refused].map(std::ffi::OsString::from);
+        assert_eq!(sandbox.call("DEL").wrapped(&words).run().success(), "");
+        assert_nothing_attached(node);
+    });
+}
+
 #[test]
 fn a_new_sandbox_takes_over_and_the_late_del_of_the_old_one_harms_nobody() {
     kernel_test(|node| {

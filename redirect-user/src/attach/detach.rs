@@ -173,7 +173,7 @@ fn forget_pod(
     // The filters go before the configuration: without one they let nothing pass. A pod that cannot be seen
     // from here may be alive, and its filters with it: they stay closed.
     match &mut netns {
-        Some(netns) => guard::withdraw(node, attachment, netns)?,
+        Some(netns) => withdraw(node, attachment, netns)?,
         None if namespace_gone => guard::free(node, attachment)?,
         None => {}
     }
@@ -189,6 +189,23 @@ fn forget_pod(
         take_back(&mut netns, attachment);
     }
     Ok(())
+}
+
+/// Takes the filters away. The namespace is about to vanish: where that fails twice, it is logged, and they stay
+/// closed until then. Only who may not do it is told, as somebody else may.
+fn withdraw(node: &Node, attachment: &Attachment, netns: &mut Netns) -> Result<(), Error> {
+    let withdrawn =
+        guard::withdraw(node, attachment, netns).or_else(|error| match same_namespace(attachment)? {
+            Some(mut netns) => guard::withdraw(node, attachment, &mut netns),
+            None => Err(error),
+        });
+    match withdrawn {
+        Err(Error::Netns(error)) if !error.is_denied() => {
+            tracing::warn!(%error, "the guard's filters stay until the namespace is gone");
+            Ok(())
+        }
+        other => other,
+    }
 }
 
 /// The attachment's namespace, if its path still leads to it. A call that fails once is made again: for what

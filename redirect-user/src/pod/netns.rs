@@ -59,9 +59,10 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the namespace is there, and the kernel does not let us in.
+    /// Whether the namespace is there, and the kernel does not let us in, or change anything.
     pub(crate) fn is_denied(&self) -> bool {
-        matches!(self, Error::Enter { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+        matches!(self, Error::Enter { source, .. } | Error::Netlink { source, .. }
+            if source.kind() == io::ErrorKind::PermissionDenied)
     }
 }
 
