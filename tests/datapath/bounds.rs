@@ -1,8 +1,10 @@
 //! What one pod does takes no room from the others: each pod has a share of every table that programs fill.
 
+use std::net::SocketAddr;
+
 use harness::cli::Outcome;
 use harness::{Errno, Event, Family, kernel_test};
-use redirect_common::{Claims, HANDSHAKES_PER_POD, LISTENING_PER_POD};
+use redirect_common::{Claims, HANDSHAKES_PER_POD, LISTENING_PER_POD, SLOTS_PER_POD};
 
 use crate::{any, crowded, enrolled};
 
@@ -29,6 +31,31 @@ fn a_pod_with_its_share_of_handshakes_starts_no_more_and_another_pod_does() {
         assert_eq!(app.connect(detour).unwrap().seen().original_dst, Ok(detour));
         assert_eq!(node.claims(&greedy).handshakes, HANDSHAKES_PER_POD - 1);
         assert_eq!(node.claims(&other).handshakes, 0);
+    });
+}
+
+#[test]
+fn a_pod_with_its_share_of_destinations_has_no_more_noted_and_another_pod_has() {
+    kernel_test(|node| {
+        let (greedy, other) = (enrolled(node, "greedy"), enrolled(node, "other"));
+        let (_first, _second) = (greedy.sidecar(), other.sidecar());
+        let (app, neighbour) = (greedy.app(), other.app());
+        let noted = || node.entries_of("DESTINATIONS");
+        let to = |number: u8| SocketAddr::from(([192, 0, 2, number], 80));
+        let has = |destinations| Claims { destinations, ..node.claims(&greedy) };
+        node.set_claims(&greedy, has(SLOTS_PER_POD.into()));
+        // Its connection takes the detour, and gets there all the same.
+        assert_eq!(app.connect(to(1)).unwrap().seen().original_dst, Ok(to(1)));
+        assert_eq!((noted(), node.count(&greedy, Event::HandoffTaken)), (0, 1));
+        assert_eq!(neighbour.connect(to(1)).unwrap().seen().original_dst, Ok(to(1)));
+        assert_eq!((noted(), node.count(&other, Event::HandoffTaken)), (1, 0));
+        // One less, and there is room for one.
+        node.set_claims(&greedy, has(u64::from(SLOTS_PER_POD) - 1));
+        for number in [2, 3] {
+            assert_eq!(app.connect(to(number)).unwrap().seen().original_dst, Ok(to(number)));
+        }
+        assert_eq!((noted(), node.claims(&greedy).destinations), (2, SLOTS_PER_POD.into()));
+        assert_eq!(node.count(&greedy, Event::HandoffTaken), 2);
     });
 }
 

@@ -7,7 +7,7 @@ use crate::table::{rows, text_of};
 /// The sources that may have a module of tests: `agent: kernel::name` is in the tests of the agent.
 fn sources(module: &str) -> Vec<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let folders = ["plugin", "datapath", "agent/tests"];
+    let folders = ["plugin", "datapath", "tool", "agent/tests"];
     folders
         .iter()
         .map(|folder| format!("tests/{folder}/{}.rs", module.replace("::", "/")))

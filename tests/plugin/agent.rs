@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -314,6 +314,45 @@ fn an_answer_that_is_none_is_an_error_that_shows_it() {
     }
 }
 
+/// What the agent says decides whether a pod is redirected. Somebody who is not root may say nothing, and the
+/// kernel knows who listens.
+#[test]
+fn an_answer_of_somebody_who_is_not_root_is_not_believed() {
+    let place = Place::new();
+    let socket = place.dir.join("agent.sock");
+    let says_no = |mut stream: UnixStream| {
+        let web = json!({ "name": "web", "kind": "regular", "args": [], "env": {} });
+        let answer = json!({ "version": 1, "pod": { "annotations": {}, "containers": [web] } });
+        let _ = writeln!(stream, "{answer}");
+        await_hangup(&stream);
+    };
+    // By root the same answer is believed.
+    let root = impostor(&socket, says_no);
+    add(&patient(&place)).success();
+    root.join().unwrap();
+    std::fs::remove_file(&socket).unwrap();
+    std::fs::set_permissions(&place.dir, std::fs::Permissions::from_mode(0o777)).unwrap();
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let (listens, listening) = std::sync::mpsc::channel();
+    let stranger = std::thread::spawn(move || {
+        // The call itself, not the library's, which would change the ids of all threads.
+        // SAFETY: setresuid(2) takes three numbers, and this thread does nothing else but what follows.
+        let changed = unsafe { libc::syscall(libc::SYS_setresuid, 1000, 1000, 1000) };
+        assert_eq!(changed, 0, "setresuid: {}", std::io::Error::last_os_error());
+        let listener = UnixListener::bind(socket).expect("listen");
+        listens.send(()).expect("somebody waits");
+        says_no(listener.accept().expect("a client").0);
+    });
+    listening.recv().expect("it listens");
+    let mut conf = conf(&place);
+    conf["agentTimeoutSeconds"] = json!(2);
+    let details = add(&conf).refused(11);
+    assert!(details.contains("uid 1000 answers there, and only root may"), "{details}");
+    stranger.join().unwrap();
+}
+
 #[test]
 fn an_endless_answer_is_cut_off() {
     let place = Place::new();
@@ -361,6 +400,60 @@ fn the_folder_of_the_socket_is_writable_for_root_alone_with_any_umask() {
         let mode = std::fs::metadata(place.dir.join(folder)).unwrap().permissions().mode();
         assert_eq!(mode & 0o022, 0, "{folder} can be changed by others: {mode:o}");
     }
+}
+
+/// Sockets in a folder and in its folders.
+fn sockets_below(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => found.extend(sockets_below(&entry.path())),
+            Ok(kind) if kind.is_socket() => found.push(entry.path()),
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Whether others may connect: the modes of the socket, and of each folder down to it, say so.
+fn is_open_to_others(root: &Path, socket: &Path) -> bool {
+    let mode = |path: &Path| std::fs::metadata(path).map_or(0, |file| file.permissions().mode());
+    let mut folders = socket.ancestors().skip(1).take_while(|folder| folder.starts_with(root));
+    mode(socket) & 0o022 != 0 && folders.all(|folder| mode(folder) & 0o011 != 0)
+}
+
+#[test]
+fn others_cannot_connect_to_a_socket_that_was_just_made() {
+    let place = Place::new();
+    std::fs::set_permissions(&place.dir, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let socket = place.dir.join("agent.sock");
+    // What makes it private takes its time.
+    let slowly = "inject=chmod,fchmod,fchmodat:delay_enter=300000";
+    let mut command = Command::new("strace");
+    command.args([
+        "-D",
+        "-f",
+        "-qq",
+        "-o",
+        "/dev/null",
+        "-e",
+        slowly,
+        "sh",
+        "-c",
+        "umask 0; exec \"$0\" \"$@\"",
+    ]);
+    command.arg(binary("redirect")).args(["agent", "--pods", "/nonexistent", "--socket"]).arg(&socket);
+    let mut child = command.stderr(Stdio::null()).spawn().expect("start strace");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut open = Vec::new();
+    while !socket.exists() {
+        assert!(Instant::now() < deadline, "the agent makes no socket");
+        open.extend(sockets_below(&place.dir).into_iter().filter(|path| is_open_to_others(&place.dir, path)));
+    }
+    open.extend(Some(socket.clone()).filter(|path| is_open_to_others(&place.dir, path)));
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();
+    child.wait().unwrap();
+    assert!(open.is_empty(), "open to everybody: {}", open[0].display());
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use harness::cgroup::Cgroup;
+use harness::cli::Outcome;
 use harness::kernel_test;
 use serde_json::{Value, json};
 
@@ -86,7 +86,7 @@ fn the_cgroup_is_found_by_the_pods_uid_alone() {
 }
 
 #[test]
-fn a_cgroup_that_the_runtime_names_and_nobody_made_is_made() {
+fn a_cgroup_that_the_runtime_names_and_that_is_not_there_is_made() {
     kernel_test(|node| {
         let pod = node.pod("web");
         let named = node.cgroup().join("kubepods/besteffort/pod5a1f3c2e-0000-4000-8000-00000000abcd");
@@ -98,9 +98,13 @@ fn a_cgroup_that_the_runtime_names_and_nobody_made_is_made() {
         assert!(!node.cgroup().join("kubepods/besteffort").exists());
         sandbox.add();
         assert!(named.is_dir());
+        // What ends the attachment takes it away.
         sandbox.del();
+        assert!(!node.cgroup().join("kubepods/besteffort").exists(), "DEL leaves what ADD made");
+        sandbox.add();
+        assert_eq!(Outcome::of(node.redirect().args(["detach", "--id", "c0ffee"])).code, Some(0));
+        assert!(!node.cgroup().join("kubepods/besteffort").exists(), "detach leaves what ADD made");
         assert_nothing_attached(node);
-        Cgroup::remove(&named).unwrap();
     });
 }
 

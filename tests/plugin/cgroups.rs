@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd as _};
 use std::path::Path;
 
 use harness::cli::Outcome;
-use harness::kernel_test;
+use harness::{kernel_test, neighbour};
 use redirect_user::kernel::hook::Hook;
 use redirect_user::kernel::{pins, sys};
 use redirect_user::node;
@@ -83,6 +83,54 @@ fn an_ancestor_that_is_attached_exclusively_is_named() {
             sandbox.del();
         }
         assert_nothing_attached(node);
+    });
+}
+
+#[test]
+fn an_exclusive_program_stops_only_pods_that_need_its_hook() {
+    kernel_test(|node| {
+        let pod = node.pod("web");
+        let sandbox = Sandbox::new(node, &pod, "c0ffee");
+        let asking = sandbox.clone().with("dnsCapture", json!(true));
+        let above = node.cgroup().join("kubepods");
+        let theirs = neighbour::Attached::new(
+            &above,
+            neighbour::SENDMSG4,
+            "jealous",
+            &neighbour::answer(1),
+            neighbour::EXCLUSIVE,
+        );
+        // Without DNS capture nothing is attached at sendmsg4.
+        sandbox.add();
+        let sidecar = pod.sidecar();
+        assert_redirected(&pod.app());
+        drop(sidecar);
+        sandbox.del();
+        let details = asking.call("ADD").run().refused(104);
+        assert!(details.contains("sendmsg4") && details.contains("exclusively"), "{details}");
+        drop(theirs);
+        asking.add();
+        asking.del();
+        assert_nothing_attached(node);
+    });
+}
+
+/// The kubelet's cgroup driver is one, the runtime's is the other: no process would be in what is made.
+#[test]
+fn a_path_of_the_other_drivers_shape_is_refused_and_not_made() {
+    kernel_test(|node| {
+        let pod = node.pod("web");
+        let mut sandbox = Sandbox::new(node, &pod, "c0ffee");
+        // The harness has a tree of cgroupfs's shape.
+        let slice = "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice";
+        let named = node.cgroup().join(slice);
+        sandbox.conf["runtimeConfig"]["cgroupPath"] = json!(runtime_path(&named));
+        let details = sandbox.call("ADD").run().refused(104);
+        for part in [slice, "kubepods", "cgroupDriver"] {
+            assert!(details.contains(part), "{part}: {details}");
+        }
+        assert!(!node.cgroup().join("kubepods.slice").exists(), "it was made");
+        assert_eq!(node.attached(), Vec::<String>::new());
     });
 }
 

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use harness::kernel_test;
+use harness::cli::Outcome;
+use harness::{Family, any, crowded, kernel_test};
 use serde_json::{Value, json};
 
 use crate::call::{Call, PREV_RESULT};
@@ -121,6 +122,62 @@ fn gc_spares_a_living_pod_whose_record_is_lost() {
             assert!(Instant::now() < deadline, "left: {:?}", node.map_entries());
             gc(&sandbox, &[]).run().success();
         }
+        assert_nothing_attached(node);
+    });
+}
+
+/// What programs have written for a pod goes with the pod, also where nothing is left that names it: no
+/// record, no pins.
+#[test]
+fn gc_finds_what_a_pod_without_record_and_pins_has_in_every_table() {
+    kernel_test(|node| {
+        let pod = node.pod("web");
+        let sandbox = Sandbox::new(node, &pod, "c0ffee").with("dnsCapture", json!(true));
+        sandbox.add();
+        let (app, proxy) = (pod.app(), pod.proxy());
+        let listener = proxy.tcp(Family::V4);
+        // It waits for data before it makes a socket: the handshakes stay under way.
+        listener.set_option(libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 30).expect("wait for data");
+        listener.bind(any(Family::V4, 15001)).expect("bind");
+        listener.listen().expect("listen");
+        let ephemeral = app.listen(any(Family::V4, 40_001)).expect("listen");
+        assert_eq!(app.open_many(&crowded(Family::V4), 20).error, None);
+        for map in ["PODS", "STATS", "DESTINATIONS", "HANDOFF", "LISTENING", "CLAIMS", "OWN"] {
+            assert!(node.entries_of(map) > 0, "nothing is in {map}");
+        }
+        let pins = redirect_user::kernel::pins::current(&redirect_user::node::Node::new(
+            node.bpffs(),
+            node.state_dir(),
+        ));
+        std::fs::remove_dir_all(pins.pods().join("c0ffee")).expect("remove the pins");
+        std::fs::remove_dir_all(node.state_dir().join("attachments")).expect("remove the record");
+        drop((listener, ephemeral, app, proxy));
+        drop(pod);
+        let collected = Outcome::of(node.redirect().arg("gc"));
+        assert!(collected.stdout.contains("removed entries of network namespace"), "{collected:?}");
+        let left: Vec<_> = node.map_entries().into_iter().filter(|(_, entries)| *entries > 0).collect();
+        assert_eq!(left, []);
+    });
+}
+
+/// The entry was taken out of the node's configuration first, so that no DEL comes when the pods go.
+#[test]
+fn list_says_what_pods_are_that_went_without_a_del_and_gc_collects_them() {
+    kernel_test(|node| {
+        let pod = node.pod("web");
+        let sandbox = Sandbox::new(node, &pod, "c0ffee");
+        sandbox.add();
+        drop(pod);
+        let listed = Outcome::of(node.redirect().arg("list"));
+        assert_eq!(listed.code, Some(1), "{listed:?}");
+        for part in ["c0ffee", "shop/web-0", "the pod is gone", "redirect gc"] {
+            assert!(listed.stdout.contains(part), "{part}: {listed:?}");
+        }
+        let collected = Outcome::of(node.redirect().arg("gc"));
+        for part in ["removed c0ffee, pod shop/web-0", "its cgroup is gone"] {
+            assert!(collected.stdout.contains(part), "{part}: {collected:?}");
+        }
+        assert_eq!(Outcome::of(node.redirect().arg("list")).stdout, "nothing is attached\n");
         assert_nothing_attached(node);
     });
 }

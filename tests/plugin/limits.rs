@@ -113,5 +113,16 @@ fn a_record_is_as_small_as_what_it_says() {
         let policy = node.list()[0]["policy"].clone();
         assert_eq!(policy["excludeOutboundPorts"], json!(["1-49000"]));
         sandbox.del();
+        // Ranges that are not neighbours: what the pod says, two quotation marks for each, and little else.
+        let all: Vec<_> = (0..20_000).map(|n| format!("10.{}.{}.{}/32", n >> 8, n & 255, n % 253)).collect();
+        let said = all.join(",");
+        let sandbox = Sandbox::new(node, &pod, "c0ffee")
+            .annotated(&[("traffic.sidecar.istio.io/excludeOutboundIPRanges", &said)]);
+        sandbox.add();
+        let record = node.state_dir().join("attachments/c0ffee.eth0.json");
+        let size = std::fs::metadata(record).expect("the record").len();
+        let allowed = said.len() + 2 * all.len() + 4096;
+        assert!(usize::try_from(size).is_ok_and(|size| size < allowed), "{size} bytes, {} said", said.len());
+        sandbox.del();
     });
 }

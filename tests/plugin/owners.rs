@@ -7,10 +7,13 @@ use std::process::Command;
 use harness::cgroup::Cgroup;
 use harness::cli::Outcome;
 use harness::{Errno, Family, Node, Pod, Service, binary, kernel_test};
+use serde_json::json;
 
 use crate::collect::gc;
 use crate::crash::{add_steps, kill_at, sandbox};
-use crate::sandbox::{Sandbox, Trap, any, assert_nothing_attached, assert_redirected, processes_in};
+use crate::sandbox::{
+    Sandbox, Trap, any, assert_nothing_attached, assert_redirected, processes_in, runtime_path,
+};
 
 /// `redirect gc` in a mount namespace in which neither cgroup v2 nor the pods' namespaces can be seen.
 fn gc_blindfolded(node: &Node) -> Outcome {
@@ -97,6 +100,60 @@ fn of_two_attachments_to_one_cgroup_the_last_one_ends_its_links() {
     });
 }
 
+/// A `cgroupPath` that names a cgroup above other pods' by mistake.
+#[test]
+fn an_attachment_above_a_pod_does_not_open_the_pod_when_it_ends() {
+    kernel_test(|node| {
+        let (pod, other) = (node.pod("web"), node.pod("other"));
+        let web = Sandbox::new(node, &pod, "web");
+        web.add();
+        let mut above = web.again("above", other.netns().path());
+        let ancestor = pod.cgroup().parent().expect("a pod's cgroup is below others");
+        above.conf["runtimeConfig"]["cgroupPath"] = json!(runtime_path(ancestor));
+        above.add();
+        let (_sidecar, app) = (pod.sidecar(), pod.app());
+        assert_redirected(&app);
+        let listed = Outcome::of(node.redirect().arg("list"));
+        assert!(listed.code == Some(0) && listed.stdout.matches(" ok").count() == 2, "{listed:?}");
+        assert_eq!(web.check().success(), "");
+        above.del();
+        assert_redirected(&app);
+        assert_eq!(web.check().success(), "");
+        web.del();
+        assert_nothing_attached(node);
+    });
+}
+
+/// The lock is on what is protected, bpffs, and a folder of pins claims a pod's map entries before they are
+/// made. Each bpf(2) of the ADD takes its time, so that the collections come in between.
+#[test]
+fn an_add_beside_collections_for_another_state_directory_redirects_the_pod() {
+    kernel_test(|node| {
+        let pod = node.pod("web");
+        let sandbox = Sandbox::new(node, &pod, "c0ffee");
+        sandbox.add();
+        sandbox.del();
+        let slowly = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "inject=bpf:delay_exit=4000"];
+        let call = sandbox.call("ADD").wrapped(&slowly.map(std::ffi::OsString::from));
+        let adding = std::thread::spawn(move || call.run());
+        let mut collections = 0;
+        while !adding.is_finished() {
+            let mut gc = Command::new(binary("redirect"));
+            gc.arg("--bpffs").arg(node.bpffs()).arg("--state-dir").arg(node.dir().join("other")).arg("gc");
+            let outcome = Outcome::of(&mut gc);
+            assert_eq!(outcome.code, Some(0), "{outcome:?}");
+            collections += 1;
+        }
+        adding.join().expect("ADD is a process").success();
+        assert!(collections > 1, "nothing came in between");
+        let (_sidecar, app) = (pod.sidecar(), pod.app());
+        assert_redirected(&app);
+        assert_eq!(sandbox.check().success(), "");
+        sandbox.del();
+        assert_nothing_attached(node);
+    });
+}
+
 #[test]
 fn two_containers_in_one_namespace_do_not_open_each_other() {
     kernel_test(|node| {
@@ -151,6 +208,12 @@ fn an_operator_opens_no_running_pod_by_mistake() {
             assert_eq!(outcome.code, Some(1), "{outcome:?}");
             for part in ["shop/web-0", "in clear", "--force"] {
                 assert!(outcome.stderr.contains(part), "{part}: {outcome:?}");
+            }
+            // How many there are, and the order for a node: its configuration, its pods, its programs.
+            if command == ["uninstall"] {
+                let order = ["1 running pods", "CNI configuration", "drain the node", "then uninstall"];
+                let places = order.map(|part| outcome.stderr.find(part).unwrap_or_else(|| panic!("{part}")));
+                assert!(places.is_sorted(), "{outcome:?}");
             }
             assert_redirected(&app);
         }

@@ -1,12 +1,14 @@
 //! STATUS tries what an ADD needs, and tells what an operator should know: room in the maps, processes
 //! outside of the cgroup that was attached, an agent that is away, programs of another build.
 
+use std::process::Command;
+
 use harness::cli::Outcome;
 use harness::kernel_test;
 use serde_json::json;
 
 use crate::collect::status;
-use crate::sandbox::{Sandbox, assert_nothing_attached};
+use crate::sandbox::{Sandbox, assert_nothing_attached, assert_redirected};
 
 #[test]
 fn a_full_map_makes_a_node_unready_and_doctor_says_which() {
@@ -66,6 +68,64 @@ fn processes_outside_of_the_cgroup_make_a_node_unready() {
         assert!(!details.contains("redirect repair"), "a repair does not help: {details}");
         drop(stray);
         assert_eq!(status(&sandbox).run().success(), "");
+        sandbox.del();
+        assert_nothing_attached(node);
+    });
+}
+
+#[test]
+fn what_an_add_would_lack_makes_a_node_unready() {
+    kernel_test(|node| {
+        let pod = node.pod("web");
+        let sandbox = Sandbox::new(node, &pod, "c0ffee");
+        assert_eq!(status(&sandbox).run().success(), "");
+        for (key, value, part) in [
+            ("cgroupRoot", "/proc", "is not a cgroup v2 file system"),
+            ("stateDir", "/proc/nowhere", "records of attachments are kept there"),
+        ] {
+            let lacking = sandbox.clone().with(key, json!(value));
+            let details = status(&lacking).run().refused(50);
+            assert!(details.contains(value) && details.contains(part), "{key}: {details}");
+        }
+        assert_eq!(status(&sandbox).run().success(), "");
+    });
+}
+
+/// bpffs is unmounted, as by a clean-up job, and mounted again, as STATUS advises: the pods that run have no
+/// links until a repair, and every command says so until then.
+#[test]
+fn a_bpffs_that_was_mounted_again_is_ready_only_when_running_pods_are_attached_again() {
+    kernel_test(|node| {
+        let pod = node.pod("web");
+        let sandbox = Sandbox::new(node, &pod, "c0ffee");
+        sandbox.add();
+        let (_sidecar, app) = (pod.sidecar(), pod.app());
+        node.unmount_bpffs();
+        let details = status(&sandbox).run().refused(51);
+        for part in ["is not a bpf file system", "1 pods are attached", "send in clear", "redirect repair"] {
+            assert!(details.contains(part), "{part}: {details}");
+        }
+        let mounted = Command::new("mount").args(["-t", "bpf", "bpf"]).arg(node.bpffs()).status().unwrap();
+        assert!(mounted.success());
+        let details = status(&sandbox).run().refused(51);
+        assert!(details.contains("send in clear") && details.contains("redirect repair"), "{details}");
+        let tool = |verb: &str| Outcome::of(node.redirect().arg(verb));
+        for verb in ["list", "doctor"] {
+            let outcome = tool(verb);
+            assert!(outcome.code == Some(1) && outcome.stdout.contains("gone"), "{verb}: {outcome:?}");
+        }
+        // A collection is not for this, and does not say that all is well.
+        assert_eq!(tool("gc").stdout, "nothing to collect\n");
+        assert_eq!(status(&sandbox).run().error()["code"], 51);
+        // An upgrade has nothing to replace, and names the command that helps.
+        let upgraded = tool("upgrade");
+        assert!(upgraded.code == Some(1) && upgraded.stderr.contains("`redirect install`"), "{upgraded:?}");
+        let installed = tool("install");
+        assert!(installed.code == Some(0) && installed.stdout.contains("shop/web-0"), "{installed:?}");
+        assert_redirected(&app);
+        assert_eq!(status(&sandbox).run().success(), "");
+        assert_eq!(sandbox.check().success(), "");
+        assert_eq!(tool("list").code, Some(0));
         sandbox.del();
         assert_nothing_attached(node);
     });

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use harness::cli::Outcome;
@@ -135,6 +136,33 @@ fn what_is_kept_is_for_root_only() {
     });
 }
 
+/// Power may fail at every moment: the new text is on the disk before it has the record's name, and the name
+/// is on the disk before the call goes on.
+#[test]
+fn a_record_is_written_so_that_the_old_one_or_the_new_one_survives() {
+    kernel_test(|node| {
+        let pod = node.pod("web");
+        let sandbox = Sandbox::new(node, &pod, "c0ffee");
+        let table = node.dir().join("trace");
+        let words = ["strace", "-f", "-y", "-qq", "-e", "trace=fsync,fdatasync,/^rename", "-o"];
+        let words: Vec<_> =
+            words.map(std::ffi::OsString::from).into_iter().chain([table.clone().into()]).collect();
+        sandbox.call("ADD").wrapped(&words).run().success();
+        let text = fs::read_to_string(&table).expect("strace has written");
+        let lines: Vec<_> = text.lines().collect();
+        let record = format!("{}\"", record_of(node, "c0ffee").display());
+        let renamed = lines.iter().position(|line| line.contains("rename") && line.contains(&record));
+        let renamed = renamed.unwrap_or_else(|| panic!("the record is not renamed into its place:\n{text}"));
+        let synced = |lines: &[&str], what: &str| {
+            lines.iter().any(|line| line.contains("sync(") && line.contains(what) && line.ends_with("= 0"))
+        };
+        assert!(synced(&lines[..renamed], "/attachments/c0ffee.eth0."), "the text is not synced:\n{text}");
+        assert!(synced(&lines[renamed..], "/attachments>"), "the name is not synced:\n{text}");
+        sandbox.del();
+        assert_nothing_attached(node);
+    });
+}
+
 #[test]
 fn a_pod_is_found_by_its_name_and_an_error_tells_its_cause_once() {
     kernel_test(|node| {
@@ -150,6 +178,13 @@ fn a_pod_is_found_by_its_name_and_an_error_tells_its_cause_once() {
             let outcome = Outcome::of(node.redirect().args(command));
             assert_eq!(outcome.code, Some(0), "{command:?}: {outcome:?}");
         }
+        // It runs until it is told to end.
+        let mut trace = node.redirect();
+        trace.args(["trace", "shop/web-0"]).stderr(Stdio::null()).stdout(Stdio::null());
+        let mut trace = trace.spawn().expect("start redirect");
+        std::thread::sleep(Duration::from_millis(500));
+        assert_eq!(trace.try_wait().expect("look at redirect"), None, "trace does not know the pod");
+        trace.kill().and_then(|()| trace.wait()).expect("end redirect");
         let wrong = Outcome::of(node.redirect().args(["show", "shop/web-1"]));
         assert!(wrong.stderr.contains("shop/web-1"), "{wrong:?}");
         sandbox.del();

@@ -7,6 +7,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use harness::cli::Outcome;
 use harness::{Family, Node, Pod, kernel_test};
@@ -118,6 +119,31 @@ fn an_upgrade_brings_running_pods_over_and_another_one_back() {
         sandbox.del();
         assert_eq!(fs::read_dir(folder(node, NEXT).join("pods")).unwrap().count(), 0);
         assert_eq!(own_tool(node, "uninstall").code, Some(0));
+    });
+}
+
+/// A pod of a version that had not all of this one's hooks.
+#[test]
+fn an_upgrade_gives_running_pods_the_hooks_that_they_lack() {
+    kernel_test(|node| {
+        let pod = node.pod("web");
+        let sandbox = Sandbox::new(node, &pod, "c0ffee");
+        sandbox.add();
+        let (_sidecar, app) = (pod.sidecar(), pod.app());
+        let versions = fs::read_dir(node.bpffs().join("redirect-cni")).unwrap();
+        let links = versions.map(|version| version.unwrap().path().join("pods/c0ffee/eth0/connect6"));
+        let link = links.into_iter().find(|link| link.exists()).expect("a link");
+        fs::remove_file(&link).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while programs_on(&pod, Hook::Connect6) > 0 {
+            assert!(Instant::now() < deadline, "the link does not end");
+        }
+        let upgraded = own_tool(node, "upgrade");
+        assert!(upgraded.code == Some(0) && upgraded.stdout.contains("connect6"), "{upgraded:?}");
+        assert!(link.exists(), "the pod has no connect6");
+        assert_captured(node, &pod, &app, "client");
+        sandbox.del();
+        assert_nothing_attached(node);
     });
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
+use harness::cgroup::Cgroup;
 use harness::cli::Outcome;
 use harness::neighbour::{Attached, CONNECT4, EXCLUSIVE, MULTI, PREORDER, answer};
 use harness::{Node, User, binary, kernel_test};
@@ -94,6 +95,33 @@ fn what_an_add_needs() {
         let mut state = Command::new(binary("redirect"));
         state.arg("--bpffs").arg(node.bpffs()).args(["--state-dir", "/proc/nowhere", "doctor"]);
         assert_says(&mut state, "RC0106", "missing", "/proc/nowhere");
+    });
+}
+
+/// A mount that another one covers is in the list of mounts, too.
+#[test]
+fn the_cgroup_root_is_the_one_that_the_plugin_finds() {
+    kernel_test(|node| {
+        let seen = node.dir().join("cgroup");
+        fs::create_dir(&seen).expect("make a folder");
+        let script = r#"mount -t tmpfs none "$0" && mount -t cgroup2 none "$1" && shift && exec "$@""#;
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", script]);
+        command.arg(Cgroup::mount_point()).arg(&seen).arg(binary("redirect"));
+        command.arg("--bpffs").arg(node.bpffs()).arg("--state-dir").arg(node.state_dir()).arg("doctor");
+        assert_says(&mut command, "RC0103", "found", &seen.display().to_string());
+    });
+}
+
+#[test]
+fn a_state_directory_that_cannot_be_written_is_missing() {
+    kernel_test(|node| {
+        let mut command = Command::new("unshare");
+        let script = r#"mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@""#;
+        command.args(["--mount", "--propagation", "private", "sh", "-c", script]).arg(node.state_dir());
+        command.arg(binary("redirect")).arg("--bpffs").arg(node.bpffs());
+        command.arg("--state-dir").arg(node.state_dir()).arg("doctor");
+        assert_says(&mut command, "RC0106", "missing", "Read-only file system");
     });
 }
 

@@ -191,8 +191,8 @@ fn forget_pod(
     Ok(())
 }
 
-/// Takes the filters away. The namespace is about to vanish: where that fails twice, it is logged, and they stay
-/// closed until then. Only who may not do it is told, as somebody else may.
+/// Takes the filters away. The namespace is about to vanish: where that fails twice, it is logged, and they
+/// stay closed until then. Only who may not do it is told, as somebody else may.
 fn withdraw(node: &Node, attachment: &Attachment, netns: &mut Netns) -> Result<(), Error> {
     let withdrawn =
         guard::withdraw(node, attachment, netns).or_else(|error| match same_namespace(attachment)? {

@@ -34,6 +34,9 @@ const fn address(attach: u32) -> Hook {
 /// `connect()` on an IPv4 socket.
 pub const CONNECT4: Hook = address(10);
 
+/// A datagram that is sent to an address, on an IPv4 socket.
+pub const SENDMSG4: Hook = address(14);
+
 /// What happens to a TCP socket.
 pub const SOCK_OPS: Hook = Hook { program: 13, attach: 3 };
 

@@ -163,8 +163,8 @@ fn remove(path: &Path) {
     let _ = fs::remove_file(path);
 }
 
-/// A filter in the kernel lets all calls pass but the one that is meant, which takes much less time. Not where
-/// a signal is injected: strace 6.1 forgets it then.
+/// A filter in the kernel lets all calls pass but the one that is meant, which takes much less time. Not
+/// where a signal is injected: strace 6.1 forgets it then.
 fn inject(words: &mut Vec<OsString>, call: &str, nth: usize, what: &str, log: &Path) {
     words.extend(["strace", "-f", "-qq", "-o"].map(OsString::from));
     words.push(log.into());
