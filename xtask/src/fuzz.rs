@@ -123,11 +123,14 @@ impl Feed<'_> {
     fn keep(&self, name: &str) -> Result<()> {
         let (kept, found) = self.inputs(name)?;
         let control = self.place.join(format!("{name}.merge"));
+        // libFuzzer goes on with what a merge that was cut short has left.
+        let _ = fs::remove_file(&control);
         let mut merge = self.of(name);
         // How often a place is reached does not count here.
         merge.args(["-set_cover_merge=1", "-use_counters=0"]);
         merge.arg(format!("-merge_control_file={}", control.display()));
         let empty = self.place.join("empty");
+        let _ = fs::remove_dir_all(&empty);
         fs::create_dir_all(&empty)?;
         self.said(merge.arg(&empty).arg(&kept).arg(&found), name)?;
         fs::remove_dir_all(&empty)?;
