@@ -2,9 +2,10 @@
 //! own network namespace. They hold their programs, and these their maps, so that nothing else of ours has to
 //! be there: no link, no pin, no cgroup, no process. They end with the interface.
 //!
-//! They look at SYNs, and at DNS questions where those are captured. What the policy gives to the sidecar and
-//! is on its way out of the pod all the same went around us: it is refused and counted by the reason that can
-//! be seen. What arrives and is the sidecar's is bound to the sidecar's socket.
+//! They look at SYNs, at forwarded answers to SYNs, and at DNS questions where those are captured. What the
+//! policy gives to the sidecar and is on its way out of the pod all the same went around us: it is refused
+//! and counted by the reason that can be seen. What arrives and is the sidecar's is bound to the sidecar's
+//! socket.
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;

@@ -119,7 +119,7 @@ pub(crate) enum Kind {
     /// A SYN without ACK.
     Syn,
     /// A SYN with ACK that is forwarded out of the pod: something behind the pod, and no socket of it,
-    /// answers a SYN that came in by this interface.
+    /// answers a SYN. That came in by this interface, if both ways are the same.
     ForwardedAnswer,
     /// A DNS question, or a datagram for an address that does not exist outside the pod.
     Question,
@@ -159,6 +159,8 @@ pub(crate) struct Sender {
 pub(crate) struct Packet {
     pub(super) ctx: *mut __sk_buff,
     interface: u32,
+    /// Index of the interface by which it came into the namespace (`skb_iif`); 0 if a socket has sent it.
+    came_by: u32,
 }
 
 /// Where the network header is: an anchor that the kernel knows, and an offset from it.
@@ -174,7 +176,11 @@ impl Packet {
     pub(crate) fn new(ctx: &TcContext) -> Self {
         // Read once: of a field that is read in two places LLVM keeps the address, which the verifier
         // refuses.
-        Self { ctx: ctx.skb.skb, interface: field!(ctx.skb.skb, ifindex) }
+        Self {
+            ctx: ctx.skb.skb,
+            interface: field!(ctx.skb.skb, ifindex),
+            came_by: field!(ctx.skb.skb, ingress_ifindex),
+        }
     }
 
     /// The index in GUARD: the minor number of the filter's `classid`.
@@ -260,14 +266,14 @@ impl Packet {
     }
 
     /// Whether these flags of a TCP header are those of a segment that the guard does not look at. A packet
-    /// that leaves has an interface by which it came if it was forwarded (`skb_iif`), and none if a socket of
-    /// the pod sent it: a SYN cookie, too, which carries no socket.
+    /// that leaves came by another interface if it was forwarded, and by none if a socket of the pod sent it:
+    /// a SYN cookie, too, which carries no socket.
     #[inline(always)]
     fn goes_on(&self, flags: u8, way: Way) -> bool {
         match flags & (SYN | ACK) {
             SYN => false,
             0 | ACK => true,
-            _ => way == Way::In || field!(self.ctx, ingress_ifindex) == 0,
+            _ => way == Way::In || self.came_by == 0,
         }
     }
 
