@@ -24,7 +24,11 @@ pub(crate) fn run(sandbox: &Sandbox, conf: &Conf, node: &Node) -> Result<String,
     if let Some(attachment) = attachments.iter().find(|attachment| attachment.id == *id) {
         catch_up(node, attachment)?;
         let drift = inspect::check(node, id)?;
-        return if drift.is_empty() { Ok(String::new()) } else { Err(repair(node, drift)) };
+        return match drift.as_slice() {
+            [] => Ok(String::new()),
+            [Drift::PodGone] => Err(Error::Drift { drift, outcome: "there is nothing to repair".to_owned() }),
+            _ => Err(repair(node, drift)),
+        };
     }
     match enrol(sandbox.pod.as_ref(), conf)? {
         Enrolment::NotEnrolled(reason) => {

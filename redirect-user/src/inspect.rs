@@ -290,7 +290,8 @@ pub fn compare(node: &Node, attachment: &Attachment) -> Result<Vec<Drift>, Error
     if !attachment.of_this_boot() {
         return Ok(vec![Drift::EarlierBoot]);
     }
-    if life::of(node, attachment) == Life::Gone {
+    // Where its cgroup is gone and processes are in its namespace, the rest is of interest.
+    if life::of(node, attachment) == Life::Gone && !life::is_inhabited(attachment) {
         return Ok(vec![Drift::PodGone]);
     }
     if let Some(abi) = other_version(node, attachment)? {

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::attach::error::Error;
 use crate::attach::record::{self, Attachment};
 use crate::attach::tables::{self, Tables};
-use crate::attach::{entries, guard, links, map};
+use crate::attach::{entries, guard, life, links, map};
 use crate::ids::AttachmentId;
 use crate::kernel::folders;
 use crate::kernel::hook::Hook;
@@ -191,8 +191,9 @@ fn forget_pod(
     Ok(())
 }
 
-/// Takes the filters away. The namespace is about to vanish: where that fails twice, it is logged, and they
-/// stay closed until then. Only who may not do it is told, as somebody else may.
+/// Takes the filters away. The namespace of a pod that does not run is about to vanish: where that fails
+/// twice, it is logged, and they stay closed until then. Who may not do it is told, as somebody else may; and
+/// so is who detaches a running pod, which they would cut off without a record that says why.
 fn withdraw(node: &Node, attachment: &Attachment, netns: &mut Netns) -> Result<(), Error> {
     let withdrawn =
         guard::withdraw(node, attachment, netns).or_else(|error| match same_namespace(attachment)? {
@@ -200,7 +201,7 @@ fn withdraw(node: &Node, attachment: &Attachment, netns: &mut Netns) -> Result<(
             None => Err(error),
         });
     match withdrawn {
-        Err(Error::Netns(error)) if !error.is_denied() => {
+        Err(Error::Netns(error)) if !error.is_denied() && !life::runs(node, attachment) => {
             tracing::warn!(%error, "the guard's filters stay until the namespace is gone");
             Ok(())
         }

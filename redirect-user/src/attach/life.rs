@@ -80,25 +80,37 @@ fn has_process_in_namespace(attachment: &Attachment) -> bool {
 
 /// The attachments of which no process is in the cgroup, and some are in the namespace.
 pub(crate) fn outside_cgroup(attachments: &[Attachment]) -> Vec<&Attachment> {
-    let namespace = |attachment: &&Attachment| {
-        let file = fs::metadata(&attachment.netns).ok()?;
-        Some((file.dev(), file.ino()))
-    };
     let empty = attachments
         .iter()
         .filter(|attachment| cgroup::life(&attachment.cgroup, attachment.cgroup_id) == Life::Empty);
-    let empty: Vec<_> = empty.filter_map(|attachment| Some((attachment, namespace(&attachment)?))).collect();
+    let empty: Vec<_> = empty.filter_map(|attachment| Some((attachment, namespace(attachment)?))).collect();
     if empty.is_empty() {
         return Vec::new();
     }
+    let inhabited = inhabited();
+    empty.into_iter().filter(|(_, namespace)| inhabited.contains(namespace)).map(|(pod, _)| pod).collect()
+}
+
+/// Whether a process is in the attachment's namespace, as far as its path leads there.
+pub(crate) fn is_inhabited(attachment: &Attachment) -> bool {
+    namespace(attachment).is_some_and(|namespace| inhabited().contains(&namespace))
+}
+
+/// Device and inode of the attachment's namespace.
+fn namespace(attachment: &Attachment) -> Option<(u64, u64)> {
+    let file = fs::metadata(&attachment.netns).ok()?;
+    Some((file.dev(), file.ino()))
+}
+
+/// The namespaces of all processes but this one.
+fn inhabited() -> BTreeSet<(u64, u64)> {
     let own = std::process::id().to_string();
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let others = processes.filter(|entry| entry.file_name().to_str().is_some_and(|pid| pid != own));
-    let inhabited: BTreeSet<(u64, u64)> = others
+    others
         .filter_map(|entry| fs::metadata(entry.path().join("ns/net")).ok())
         .map(|file| (file.dev(), file.ino()))
-        .collect();
-    empty.into_iter().filter(|(_, namespace)| inhabited.contains(namespace)).map(|(pod, _)| pod).collect()
+        .collect()
 }
 
 /// As [`outside_cgroup`], but for processes that are there for a moment only: a plugin of the chain that
