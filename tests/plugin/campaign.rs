@@ -106,8 +106,8 @@ fn attempt(scene: &mut Scene<'_>, situation: &Situation, fault: &Fault, number: 
     Attempt { problems, took: ended.took, met }
 }
 
-/// Tries the faults of a turn; returns their number, and what is wrong.
-fn try_all(scene: &mut Scene<'_>, turn: &Turn, fresh: &str) -> (usize, Vec<String>) {
+/// Tries the faults of a turn; returns how many came about and how many did not, and what is wrong.
+fn try_all(scene: &mut Scene<'_>, turn: &Turn, fresh: &str) -> (usize, usize, Vec<String>) {
     let situation = turn.situation;
     if situation.running {
         scene.start();
@@ -141,7 +141,7 @@ fn try_all(scene: &mut Scene<'_>, turn: &Turn, fresh: &str) -> (usize, Vec<Strin
          {took:.1?}",
         begun.elapsed()
     );
-    (tried, wrong)
+    (tried, missed, wrong)
 }
 
 /// A share of a situation's combinations, which one node tries.
@@ -156,6 +156,7 @@ struct Turns {
     all: Vec<Turn>,
     next: AtomicUsize,
     tried: AtomicUsize,
+    missed: AtomicUsize,
     wrong: Mutex<Vec<String>>,
 }
 
@@ -169,7 +170,7 @@ impl Turns {
         let shares_of = |situation| (0..shares).map(move |share| Turn { situation, share, shares });
         let all: Vec<_> = SITUATIONS.iter().filter(wanted).flat_map(shares_of).collect();
         assert!(!all.is_empty(), "there is no situation {only:?}");
-        Turns { all, next: 0.into(), tried: 0.into(), wrong: Mutex::default() }
+        Turns { all, next: 0.into(), tried: 0.into(), missed: 0.into(), wrong: Mutex::default() }
     }
 
     fn take(&self, node: &Node) {
@@ -178,8 +179,9 @@ impl Turns {
         scene.sandbox.del();
         let fresh = scene.settled_namespace();
         while let Some(turn) = self.all.get(self.next.fetch_add(1, Ordering::Relaxed)) {
-            let (count, problems) = try_all(&mut scene, turn, &fresh);
+            let (count, missed, problems) = try_all(&mut scene, turn, &fresh);
             self.tried.fetch_add(count, Ordering::Relaxed);
+            self.missed.fetch_add(missed, Ordering::Relaxed);
             self.wrong.lock().expect("no thread panics with it").extend(problems);
         }
         assert_eq!(Outcome::of(node.redirect().arg("uninstall")).code, Some(0));
@@ -202,5 +204,10 @@ fn nothing_that_goes_wrong_opens_a_pod_or_leaves_one_stuck() {
     kernel_test_on_nodes(nodes().min(turns.all.len()), |node| turns.take(node));
     let (tried, wrong) = (turns.tried.into_inner(), turns.wrong.into_inner().expect("no thread panicked"));
     println!("{tried} combinations tried");
+    let missed = turns.missed.into_inner();
+    assert!(
+        missed * 4 <= tried,
+        "the faults of {missed} combinations did not come about, of {tried} they did"
+    );
     assert!(wrong.is_empty(), "{tried} combinations:\n{}", wrong.join("\n"));
 }
