@@ -82,5 +82,5 @@ fn agent(socket: &Path) -> io::Result<UnixDatagram> {
 
 /// A named pipe without a reader is an error here; without O_NONBLOCK it would be a wait for ever.
 fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).custom_flags(libc::O_NONBLOCK).open(path)
+    OpenOptions::new().create(true).append(true).mode(0o600).custom_flags(libc::O_NONBLOCK).open(path)
 }

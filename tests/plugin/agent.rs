@@ -428,7 +428,7 @@ fn others_cannot_connect_to_a_socket_that_was_just_made() {
     std::fs::set_permissions(&place.dir, std::fs::Permissions::from_mode(0o755)).unwrap();
     let socket = place.dir.join("agent.sock");
     // What makes it private takes its time.
-    let slowly = "inject=chmod,fchmod,fchmodat:delay_enter=300000";
+    let slowly = "inject=?chmod,fchmod,fchmodat:delay_enter=300000";
     let mut command = Command::new("strace");
     command.args([
         "-D",
@@ -449,6 +449,7 @@ fn others_cannot_connect_to_a_socket_that_was_just_made() {
     while !socket.exists() {
         assert!(Instant::now() < deadline, "the agent makes no socket");
         open.extend(sockets_below(&place.dir).into_iter().filter(|path| is_open_to_others(&place.dir, path)));
+        std::thread::sleep(Duration::from_millis(1));
     }
     open.extend(Some(socket.clone()).filter(|path| is_open_to_others(&place.dir, path)));
     kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();

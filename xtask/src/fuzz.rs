@@ -55,7 +55,7 @@ pub(crate) struct Options {
 
 /// Builds, and runs one after the other; the first that finds something ends it.
 pub(crate) fn main(workspace: &Workspace, options: &Options) -> Result<()> {
-    setup::ensure(workspace, &["toolchain"])?;
+    setup::ensure(workspace, &["toolchain", "fuzz"])?;
     let feed = Feed { workspace, program: build(workspace)?, place: workspace.target.join("fuzz") };
     let wanted = |name: &&&str| options.target.is_empty() || options.target.iter().any(|one| one == **name);
     for name in TARGETS.iter().filter(wanted) {

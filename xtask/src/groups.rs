@@ -160,6 +160,7 @@ pub(crate) const GROUPS: &[Group] = &[
         packages: &[],
         steps: &[Step { name: "cargo-deny", done: deny::is_present, run: deny::fetch, otherwise: None }],
     },
+    Group { name: "fuzz", about: "compile libFuzzer", packages: &[deb("g++", "/usr/bin/g++")], steps: &[] },
     Group {
         name: "faults",
         about: "let system calls fail",

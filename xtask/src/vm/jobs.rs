@@ -145,7 +145,7 @@ fn tests(
         let label = format!("{}::{test}", selection.target);
         let command =
             format!("{variable} {} --exact --test-threads=1 --nocapture {test}", executable.display());
-        Job::new(&label, 600, command)
+        Job::new(&label, if selection.target == "containerd" { 1200 } else { 600 }, command)
     };
     Ok(chosen(&executable, selection, extent)?.iter().map(job).collect())
 }
