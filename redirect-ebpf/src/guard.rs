@@ -32,8 +32,8 @@ const UNKNOWN: u32 = u32::MAX;
 /// A packet leaves the pod.
 #[classifier]
 pub(crate) fn guard_egress(ctx: TcContext) -> i32 {
-    let packet = Packet::new(&ctx);
-    let Some(opening) = packet.opening(Way::Out) else { return GO_ON };
+    let packet = Packet::new(&ctx, Way::Out);
+    let Some(opening) = packet.opening() else { return GO_ON };
     let Some(guarded) = maps::guarded(packet.index()) else { return GO_ON };
     match maps::pod(guarded.cookie) {
         Some(pod) if !stopped(&packet, &opening, &guarded, pod) => GO_ON,
@@ -117,8 +117,8 @@ fn leak(
 /// A packet enters the pod.
 #[classifier]
 pub(crate) fn guard_ingress(ctx: TcContext) -> i32 {
-    let packet = Packet::new(&ctx);
-    let Some(opening) = packet.opening(Way::In) else { return GO_ON };
+    let packet = Packet::new(&ctx, Way::In);
+    let Some(opening) = packet.opening() else { return GO_ON };
     if opening.kind == Kind::Question {
         return GO_ON;
     }

@@ -159,8 +159,9 @@ pub(crate) struct Sender {
 pub(crate) struct Packet {
     pub(super) ctx: *mut __sk_buff,
     interface: u32,
-    /// Index of the interface by which it came into the namespace (`skb_iif`); 0 if a socket has sent it.
-    came_by: u32,
+    /// Of a packet that leaves: index of the interface by which it came into the namespace (`skb_iif`). 0 if
+    /// a socket of the pod has sent it, and for one that arrives.
+    forwarded_from: u32,
 }
 
 /// Where the network header is: an anchor that the kernel knows, and an offset from it.
@@ -173,13 +174,13 @@ struct Start {
 
 impl Packet {
     #[inline(always)]
-    pub(crate) fn new(ctx: &TcContext) -> Self {
+    pub(crate) fn new(ctx: &TcContext, way: Way) -> Self {
         // Read once: of a field that is read in two places LLVM keeps the address, which the verifier
         // refuses.
         Self {
             ctx: ctx.skb.skb,
             interface: field!(ctx.skb.skb, ifindex),
-            came_by: field!(ctx.skb.skb, ingress_ifindex),
+            forwarded_from: if way == Way::Out { field!(ctx.skb.skb, ingress_ifindex) } else { 0 },
         }
     }
 
@@ -251,29 +252,28 @@ impl Packet {
 
     /// What the packet opens; `None` for all that the guard does not look at.
     #[inline(always)]
-    pub(crate) fn opening(&self, way: Way) -> Option<Opening> {
-        if self.goes_on_with_a_connection(way) {
+    pub(crate) fn opening(&self) -> Option<Opening> {
+        if self.goes_on_with_a_connection() {
             return None;
         }
         let start = self.start()?;
         if start.protocol == IPV4 {
-            self.opening4(start, way)
+            self.opening4(start)
         } else if start.protocol == IPV6 {
-            self.opening6(start, way)
+            self.opening6(start)
         } else {
             None
         }
     }
 
-    /// Whether these flags of a TCP header are those of a segment that the guard does not look at. A packet
-    /// that leaves came by another interface if it was forwarded, and by none if a socket of the pod sent it:
-    /// a SYN cookie, too, which carries no socket.
+    /// Whether these flags of a TCP header are those of a segment that the guard does not look at. A SYN
+    /// cookie is the pod's own answer, too, and carries no socket: the interface tells.
     #[inline(always)]
-    fn goes_on(&self, flags: u8, way: Way) -> bool {
+    fn goes_on(&self, flags: u8) -> bool {
         match flags & (SYN | ACK) {
             SYN => false,
             0 | ACK => true,
-            _ => way == Way::In || self.came_by == 0,
+            _ => self.forwarded_from == 0,
         }
     }
 
@@ -283,7 +283,7 @@ impl Packet {
     /// Where the interface has no link layer the frame begins with the IP header, whose first four bits are
     /// the version. So a frame that begins with these is looked at in the other way.
     #[inline(always)]
-    fn goes_on_with_a_connection(&self, way: Way) -> bool {
+    fn goes_on_with_a_connection(&self) -> bool {
         const ETHERNET: usize = 14;
         let (protocol, start, end) = (
             field!(self.ctx, protocol),
@@ -314,7 +314,7 @@ impl Packet {
         plain
             && byte(0) >> 4 != version
             && u32::from(half(ETHERNET - 2)) == protocol
-            && self.goes_on(byte(tcp + 13), way)
+            && self.goes_on(byte(tcp + 13))
     }
 
     /// A tag that the interface does not carry beside the packet is in front of its network header.
@@ -336,7 +336,7 @@ impl Packet {
     }
 
     #[inline(always)]
-    fn opening4(&self, start: Start, way: Way) -> Option<Opening> {
+    fn opening4(&self, start: Start) -> Option<Opening> {
         const MORE: u16 = 0x2000;
         const OFFSET: u16 = 0x1fff;
         let header: Ipv4Header = self.load(start.anchor, start.offset)?;
@@ -351,11 +351,11 @@ impl Packet {
         }
         let length = u32::from(header.version_and_length & 0x0f) << 2;
         let plain = length == 20 && fragment & MORE == 0 && start.anchor == BPF_HDR_START_NET;
-        self.transport(start, length, protocol, ends, plain, way)
+        self.transport(start, length, protocol, ends, plain)
     }
 
     #[inline(always)]
-    fn opening6(&self, start: Start, way: Way) -> Option<Opening> {
+    fn opening6(&self, start: Start) -> Option<Opening> {
         let header: Ipv6Header = self.load(start.anchor, start.offset)?;
         let ends = [Ip { words: header.source }, Ip { words: header.destination }];
         let (mut next, mut at) = (header.next, 40_u32);
@@ -386,7 +386,7 @@ impl Packet {
         match u32::from(next) {
             protocol @ (TCP | UDP) => {
                 let plain = at == 40 && start.anchor == BPF_HDR_START_NET;
-                self.transport(start, at, protocol, ends, plain, way)
+                self.transport(start, at, protocol, ends, plain)
             }
             _ if matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS | AUTHENTICATION) => {
                 hidden(ends)
@@ -403,14 +403,13 @@ impl Packet {
         protocol: u32,
         [src, dst]: [Ip; 2],
         plain: bool,
-        way: Way,
     ) -> Option<Opening> {
         let endpoint = |ip, port: u16| Endpoint { ip, port: u32::from(u16::from_be(port)) };
         if protocol == TCP {
             let Some(tcp) = self.load::<TcpHeader>(start.anchor, start.offset + at) else {
                 return hidden([src, dst]);
             };
-            if self.goes_on(tcp.flags, way) {
+            if self.goes_on(tcp.flags) {
                 return None;
             }
             let opens = tcp.flags & ACK == 0;
