@@ -11,6 +11,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::Mutex;
 
+use redirect_user::node::private;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::conf::LogPlan;
@@ -82,5 +83,5 @@ fn agent(socket: &Path) -> io::Result<UnixDatagram> {
 
 /// A named pipe without a reader is an error here; without O_NONBLOCK it would be a wait for ever.
 fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).mode(0o600).custom_flags(libc::O_NONBLOCK).open(path)
+    private::open(OpenOptions::new().append(true).custom_flags(libc::O_NONBLOCK), path)
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::agent::Agent;
 use crate::call::{PREV_RESULT, STATUS, outcomes};
-use crate::sandbox::{Sandbox, assert_nothing_attached, assert_redirected, runtime_path};
+use crate::sandbox::{Sandbox, assert_nothing_attached, assert_redirected};
 
 #[test]
 fn an_enrolled_pod_is_redirected_in_every_version_of_the_specification() {
@@ -90,8 +90,7 @@ fn a_cgroup_that_the_runtime_names_and_that_is_not_there_is_made() {
     kernel_test(|node| {
         let pod = node.pod("web");
         let named = node.cgroup().join("kubepods/besteffort/pod5a1f3c2e-0000-4000-8000-00000000abcd");
-        let mut sandbox = Sandbox::new(node, &pod, "c0ffee");
-        sandbox.conf["runtimeConfig"]["cgroupPath"] = json!(runtime_path(&named));
+        let sandbox = Sandbox::new(node, &pod, "c0ffee").in_cgroup(&named);
         // An ADD that fails takes it away again.
         let failing = sandbox.clone().with("bpffsRoot", json!(node.dir()));
         assert!(failing.call("ADD").run().refused(105).contains("is not a bpf file system"));

@@ -108,6 +108,12 @@ impl Call {
         self
     }
 
+    /// Has strace tamper with system calls, as its `inject=` says.
+    pub(crate) fn injecting(self, what: &str) -> Call {
+        let inject = format!("inject={what}");
+        self.wrapped(&["strace", "-f", "-qq", "-o", "/dev/null", "-e", &inject].map(OsString::from))
+    }
+
     /// Runs the plugin to its end.
     pub(crate) fn run(&self) -> Reply {
         let plugin = binary("redirect-cni");

@@ -7,12 +7,11 @@ use std::path::Path;
 use harness::cli::Outcome;
 use harness::{kernel_test, neighbour};
 use redirect_user::kernel::hook::Hook;
-use redirect_user::kernel::{pins, sys};
-use redirect_user::node;
+use redirect_user::kernel::sys;
 use redirect_user::pod::cgroup;
 use serde_json::json;
 
-use crate::sandbox::{Sandbox, assert_nothing_attached, assert_redirected, runtime_path};
+use crate::sandbox::{Sandbox, assert_nothing_attached, assert_redirected, pins, runtime_path};
 
 /// `BPF_F_ALLOW_OVERRIDE` and `BPF_F_ALLOW_MULTI` of `linux/bpf.h`; exclusive is neither.
 const EXCLUSIVE: u32 = 0;
@@ -28,7 +27,7 @@ struct Attached {
 
 impl Attached {
     fn new(cgroup: &Path, node: &harness::Node, hook: Hook, flags: u32) -> Attached {
-        let pin = pins::current(&node::Node::new(node.bpffs(), node.state_dir())).program(hook);
+        let pin = pins(node).program(hook);
         let program = sys::obj_get(&pin).expect("the programs are installed");
         let attached = Attached { cgroup: File::open(cgroup).expect("a cgroup"), program, hook };
         attached.call(8, flags).expect("BPF_PROG_ATTACH");
@@ -120,11 +119,10 @@ fn an_exclusive_program_stops_only_pods_that_need_its_hook() {
 fn a_path_of_the_other_drivers_shape_is_refused_and_not_made() {
     kernel_test(|node| {
         let pod = node.pod("web");
-        let mut sandbox = Sandbox::new(node, &pod, "c0ffee");
         // The harness has a tree of cgroupfs's shape.
         let slice = "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice";
         let named = node.cgroup().join(slice);
-        sandbox.conf["runtimeConfig"]["cgroupPath"] = json!(runtime_path(&named));
+        let sandbox = Sandbox::new(node, &pod, "c0ffee").in_cgroup(&named);
         let details = sandbox.call("ADD").run().refused(104);
         for part in [slice, "kubepods", "cgroupDriver"] {
             assert!(details.contains(part), "{part}: {details}");

@@ -1,13 +1,14 @@
 //! CHECK, GC and STATUS of a node with pods on it.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use harness::cli::Outcome;
-use harness::{Family, any, crowded, kernel_test};
+use harness::{Family, Node, any, binary, crowded, kernel_test};
 use serde_json::{Value, json};
 
 use crate::call::{Call, PREV_RESULT};
-use crate::sandbox::{Sandbox, assert_nothing_attached, assert_redirected};
+use crate::sandbox::{Sandbox, assert_nothing_attached, assert_redirected, pins};
 
 pub(crate) fn gc(sandbox: &Sandbox, valid: &[(&str, &str)]) -> Call {
     let mut conf = sandbox.conf.clone();
@@ -25,6 +26,14 @@ pub(crate) fn status(sandbox: &Sandbox) -> Call {
     let mut conf = sandbox.conf.clone();
     conf["cniVersion"] = json!("1.1.0");
     Call::new("STATUS").stdin(conf.to_string())
+}
+
+/// `redirect gc` by somebody who has another state directory, as after a change of the configuration.
+pub(crate) fn gc_elsewhere(node: &Node) -> Command {
+    let mut command = Command::new(binary("redirect"));
+    command.arg("gc").arg("--bpffs").arg(node.bpffs());
+    command.arg("--state-dir").arg(node.dir().join("other-state"));
+    command
 }
 
 #[test]
@@ -145,11 +154,7 @@ fn gc_finds_what_a_pod_without_record_and_pins_has_in_every_table() {
         for map in ["PODS", "STATS", "DESTINATIONS", "HANDOFF", "LISTENING", "CLAIMS", "OWN"] {
             assert!(node.entries_of(map) > 0, "nothing is in {map}");
         }
-        let pins = redirect_user::kernel::pins::current(&redirect_user::node::Node::new(
-            node.bpffs(),
-            node.state_dir(),
-        ));
-        std::fs::remove_dir_all(pins.pods().join("c0ffee")).expect("remove the pins");
+        std::fs::remove_dir_all(pins(node).pods().join("c0ffee")).expect("remove the pins");
         std::fs::remove_dir_all(node.state_dir().join("attachments")).expect("remove the record");
         drop((listener, ephemeral, app, proxy));
         drop(pod);

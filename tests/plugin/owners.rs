@@ -7,13 +7,10 @@ use std::process::Command;
 use harness::cgroup::Cgroup;
 use harness::cli::Outcome;
 use harness::{Errno, Family, Node, Pod, Service, binary, kernel_test};
-use serde_json::json;
 
-use crate::collect::gc;
+use crate::collect::{gc, gc_elsewhere};
 use crate::crash::{add_steps, kill_at, sandbox};
-use crate::sandbox::{
-    Sandbox, Trap, any, assert_nothing_attached, assert_redirected, processes_in, runtime_path,
-};
+use crate::sandbox::{Sandbox, Trap, any, assert_nothing_attached, assert_redirected, processes_in};
 
 /// `redirect gc` in a mount namespace in which neither cgroup v2 nor the pods' namespaces can be seen.
 fn gc_blindfolded(node: &Node) -> Outcome {
@@ -107,9 +104,8 @@ fn an_attachment_above_a_pod_does_not_open_the_pod_when_it_ends() {
         let (pod, other) = (node.pod("web"), node.pod("other"));
         let web = Sandbox::new(node, &pod, "web");
         web.add();
-        let mut above = web.again("above", other.netns().path());
         let ancestor = pod.cgroup().parent().expect("a pod's cgroup is below others");
-        above.conf["runtimeConfig"]["cgroupPath"] = json!(runtime_path(ancestor));
+        let above = web.again("above", other.netns().path()).in_cgroup(ancestor);
         above.add();
         let (_sidecar, app) = (pod.sidecar(), pod.app());
         assert_redirected(&app);
@@ -133,14 +129,11 @@ fn an_add_beside_collections_for_another_state_directory_redirects_the_pod() {
         let sandbox = Sandbox::new(node, &pod, "c0ffee");
         sandbox.add();
         sandbox.del();
-        let slowly = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "inject=bpf:delay_exit=4000"];
-        let call = sandbox.call("ADD").wrapped(&slowly.map(std::ffi::OsString::from));
+        let call = sandbox.call("ADD").injecting("bpf:delay_exit=4000");
         let adding = std::thread::spawn(move || call.run());
         let mut collections = 0;
         while !adding.is_finished() {
-            let mut gc = Command::new(binary("redirect"));
-            gc.arg("--bpffs").arg(node.bpffs()).arg("--state-dir").arg(node.dir().join("other")).arg("gc");
-            let outcome = Outcome::of(&mut gc);
+            let outcome = Outcome::of(&mut gc_elsewhere(node));
             assert_eq!(outcome.code, Some(0), "{outcome:?}");
             collections += 1;
         }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::call::{Call, PREV_RESULT, Place, Reply, STATUS, hand_over, with_prev_result};
 use crate::collect::status;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, pins};
 
 /// A code, what names the object and the value, and the next step.
 type Case<'a> = (u64, &'a [&'a str], &'a str);
@@ -131,9 +131,7 @@ fn of_pods(node: &Node) -> Vec<u64> {
     sandbox.add();
     let unmounted = sandbox.clone().with("bpffsRoot", json!(node.dir()));
     codes.push(read(&status(&unmounted).run(), (51, &["is not a bpf file system"], "redirect repair")));
-    let pins =
-        redirect_user::kernel::pins::current(&redirect_user::node::Node::new(node.bpffs(), node.state_dir()));
-    fs::remove_file(pins.container("c0ffee").join("eth0/connect4")).expect("remove a pin");
+    fs::remove_file(pins(node).container("c0ffee").join("eth0/connect4")).expect("remove a pin");
     codes.push(read(&sandbox.check(), (106, &["the link of connect4 is gone"], "repaired now")));
     sandbox.del();
     codes

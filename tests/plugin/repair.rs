@@ -7,15 +7,11 @@ use std::path::PathBuf;
 use harness::cli::Outcome;
 use harness::{Family, Node, Pod, kernel_test};
 use redirect_user::kernel::hook::Hook;
-use redirect_user::kernel::{pins, sys};
+use redirect_user::kernel::sys;
 use serde_json::json;
 
 use crate::call::Call;
-use crate::sandbox::{Sandbox, assert_nothing_attached, assert_redirected};
-
-fn here(node: &Node) -> redirect_user::node::Node {
-    redirect_user::node::Node::new(node.bpffs(), node.state_dir())
-}
+use crate::sandbox::{Sandbox, assert_nothing_attached, assert_redirected, pins};
 
 /// A connection from outside reaches the sidecar's listener.
 fn assert_inbound(node: &Node, pod: &Pod, name: &str) {
@@ -78,7 +74,7 @@ fn add_and_check_of_any_pod_repair_the_node() {
         assert_redirected(&app);
         assert_eq!(first.check().success(), "");
         // One pod's pins only.
-        fs::remove_dir_all(pins::current(&here(node)).container("one")).unwrap();
+        fs::remove_dir_all(pins(node).container("one")).unwrap();
         let third = Sandbox { id: "three".into(), ..second.clone() };
         third.add();
         assert_redirected(&app);
@@ -100,9 +96,9 @@ fn an_installation_that_lost_a_pin_stops_nothing_and_is_made_whole() {
         let pod = node.pod("web");
         let sandbox = Sandbox::new(node, &pod, "c0ffee");
         let lost: [fn(&Node) -> PathBuf; 3] = [
-            |node| pins::current(&here(node)).map("OWN"),
-            |node| pins::current(&here(node)).program(Hook::Connect6),
-            |node| pins::current(&here(node)).stamp(),
+            |node| pins(node).map("OWN"),
+            |node| pins(node).program(Hook::Connect6),
+            |node| pins(node).stamp(),
         ];
         for pin in lost {
             sandbox.add();
@@ -171,7 +167,7 @@ fn links_whose_pins_are_lost_are_found_again_and_do_not_run_twice() {
         let sandbox = Sandbox::new(node, &pod, "c0ffee");
         sandbox.add();
         // Somebody holds the links: another mount of bpffs, or an agent.
-        let folder = pins::current(&here(node)).container("c0ffee").join("eth0");
+        let folder = pins(node).container("c0ffee").join("eth0");
         let held: Vec<_> =
             Hook::ALL.iter().flat_map(|hook| sys::obj_get(&folder.join(hook.name()))).collect();
         lose_all_pins(node);
@@ -193,7 +189,7 @@ fn programs_of_an_older_version_are_told_and_the_next_add_upgrades_them() {
         let (pod, other) = (node.pod("web"), node.pod("other"));
         let (first, second) = (Sandbox::new(node, &pod, "one"), Sandbox::new(node, &other, "two"));
         first.add();
-        let stamp = pins::current(&here(node)).stamp();
+        let stamp = pins(node).stamp();
         let now = fs::read_link(&stamp).unwrap();
         let words: Vec<_> = now.to_str().unwrap().split(' ').collect();
         fs::remove_file(&stamp).unwrap();
@@ -260,7 +256,7 @@ fn every_entry_and_route_is_compared_and_repaired() {
         type Fault = fn(&Node, &Pod);
         let faults: [(&str, Fault); 4] = [
             ("entries", |node, _| {
-                let path = pins::current(&here(node)).map("RANGES");
+                let path = pins(node).map("RANGES");
                 let map = sys::RawMap::open(&path).unwrap().unwrap();
                 map.remove(&map.keys().unwrap()[0]).unwrap();
             }),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use harness::cgroup::Cgroup;
 use harness::{Family, Node, Pod, Process, Service, User};
+use redirect_user::kernel::pins::{self, Generation};
 use serde_json::{Value, json};
 
 use crate::call::{Call, PREV_RESULT, Reply, STATUS, hand_over, with_prev_result};
@@ -48,6 +49,12 @@ impl Sandbox {
     /// With a key of the configuration set.
     pub(crate) fn with(mut self, key: &str, value: Value) -> Sandbox {
         self.conf[key] = value;
+        self
+    }
+
+    /// With this cgroup's path handed over.
+    pub(crate) fn in_cgroup(mut self, cgroup: &Path) -> Sandbox {
+        self.conf["runtimeConfig"]["cgroupPath"] = json!(runtime_path(cgroup));
         self
     }
 
@@ -122,12 +129,16 @@ pub(crate) fn assert_redirected(app: &Process) {
     }
 }
 
+/// The pins of this version on a node.
+pub(crate) fn pins(node: &Node) -> Generation {
+    pins::current(&redirect_user::node::Node::new(node.bpffs(), node.state_dir()))
+}
+
 /// Nothing of ours is attached any more: no record, no entry in a map.
 #[track_caller]
 pub(crate) fn assert_nothing_attached(node: &Node) {
     assert_eq!(node.attached(), Vec::<String>::new());
-    let pins =
-        redirect_user::kernel::pins::current(&redirect_user::node::Node::new(node.bpffs(), node.state_dir()));
+    let pins = pins(node);
     // An ADD that is refused early has installed nothing.
     let entries = if pins.maps().exists() { node.map_entries() } else { Vec::new() };
     let left: Vec<_> = entries.into_iter().filter(|(_, entries)| *entries > 0).collect();

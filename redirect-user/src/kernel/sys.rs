@@ -250,8 +250,8 @@ pub fn effective_on(target: impl AsFd, hook: Hook) -> Result<Vec<u32>> {
 /// Why bpf(2) is refused to a process that may not load programs. The kernel's answer does not tell which: it
 /// is EPERM without the capabilities, and EPERM or EACCES from others.
 const FORBIDDEN: &str = "this process may not use bpf(2): CAP_BPF and CAP_NET_ADMIN are needed (CAP_SYS_ADMIN \
-                             stands for the first), or a seccomp profile or a security module (SELinux, AppArmor) \
-                             forbids it";
+                         stands for the first), or a seccomp profile or a security module (SELinux, AppArmor) \
+                         forbids it";
 
 /// The same, where root is root of a user namespace only.
 const ROOTLESS: &str = "this process is in a user namespace, as those of a rootless container runtime are: bpf(2) \

@@ -1,13 +1,11 @@
 //! What the campaign does: a verb in a situation, and what comes next.
 
 use std::ffi::OsString;
-use std::process::Command;
 
-use harness::binary;
 use harness::cli::Outcome;
 
 use super::scene::{Ended, Scene};
-use crate::collect::{gc, status};
+use crate::collect::{gc, gc_elsewhere, status};
 use crate::sandbox::Sandbox;
 
 /// A verb in a situation.
@@ -172,7 +170,7 @@ pub(super) const SITUATIONS: &[Situation] = &[
         running: false,
         prepare: nothing,
         verb: |scene, words| {
-            let mut gc = elsewhere(scene);
+            let mut gc = gc_elsewhere(scene.node);
             let other = std::thread::spawn(move || (0..5).for_each(|_| drop(Outcome::of(&mut gc))));
             let ended = add(scene, words);
             other.join().expect("gc is a process");
@@ -182,7 +180,7 @@ pub(super) const SITUATIONS: &[Situation] = &[
             let mut problems = Vec::new();
             if number % 2 == 0 {
                 problems.extend(repeated(Ended::of_call(&scene.sandbox.call("ADD"))));
-                drop(gc_elsewhere(scene, &["env".into()]));
+                drop(Ended::of_tool(&gc_elsewhere(scene.node), &["env".into()]));
                 problems.extend(repeated(Ended::of_call(&scene.sandbox.call("CHECK"))));
             }
             problems.extend(repeat_del(scene, number));
@@ -193,24 +191,12 @@ pub(super) const SITUATIONS: &[Situation] = &[
         name: "gc of another state directory",
         running: true,
         prepare: nothing,
-        verb: gc_elsewhere,
+        verb: |scene, words| Ended::of_tool(&gc_elsewhere(scene.node), words),
         settle: nothing_more,
     },
 ];
 
 fn nothing(_: &Scene<'_>) {}
-
-/// `redirect gc` by somebody who has another state directory, as after a change of the configuration.
-fn gc_elsewhere(scene: &Scene<'_>, words: &[OsString]) -> Ended {
-    Ended::of_tool(&elsewhere(scene), words)
-}
-
-fn elsewhere(scene: &Scene<'_>) -> Command {
-    let mut command = Command::new(binary("redirect"));
-    command.arg("gc").arg("--bpffs").arg(scene.node.bpffs());
-    command.arg("--state-dir").arg(scene.node.dir().join("other-state"));
-    command
-}
 
 /// A pod that was enrolled and then went, cgroup and namespace, without DEL.
 fn vanished(scene: &Scene<'_>) {

@@ -49,10 +49,18 @@ struct Selection {
     /// What `--all` leaves out, by the beginning of the name: it counts in thousands, or compares documents,
     /// and a guest is ten times slower.
     not: &'static [&'static str],
+    /// How many seconds a test may take.
+    seconds: u64,
 }
 
 const SELECTIONS: &[Selection] = &[
-    Selection { target: "features", few: &["each_feature_is_there_since_its_version"], least: 1, not: &[] },
+    Selection {
+        target: "features",
+        few: &["each_feature_is_there_since_its_version"],
+        least: 1,
+        not: &[],
+        seconds: 600,
+    },
     Selection {
         target: "datapath",
         few: &["outbound::ipv4", "inbound::ipv4", "outbound::ipv6", "outbound::with_syn_cookies"],
@@ -65,17 +73,19 @@ const SELECTIONS: &[Selection] = &[
             "field::many_workers",
             "outbound::a_destination_without",
         ],
+        seconds: 600,
     },
     Selection {
         target: "capture",
         few: &["dns::dig_resolves_over_udp_and_tcp_in_both_families"],
         least: 0,
         not: &["large::", "shown::"],
+        seconds: 600,
     },
-    Selection { target: "guard", few: &["faults::all_pins_removed"], least: 1, not: &[] },
-    Selection { target: "oracle", few: &[], least: 0, not: &["random_", "differences::"] },
+    Selection { target: "guard", few: &["faults::all_pins_removed"], least: 1, not: &[], seconds: 600 },
+    Selection { target: "oracle", few: &[], least: 0, not: &["random_", "differences::"], seconds: 600 },
     // containerd, runc and the CNI plugins are this machine's; the later containerd asks the kernel the same.
-    Selection { target: "containerd", few: &[], least: 0, not: &["later::"] },
+    Selection { target: "containerd", few: &[], least: 0, not: &["later::"], seconds: 1200 },
 ];
 
 /// The jobs for a kernel.
@@ -145,7 +155,7 @@ fn tests(
         let label = format!("{}::{test}", selection.target);
         let command =
             format!("{variable} {} --exact --test-threads=1 --nocapture {test}", executable.display());
-        Job::new(&label, if selection.target == "containerd" { 1200 } else { 600 }, command)
+        Job::new(&label, selection.seconds, command)
     };
     Ok(chosen(&executable, selection, extent)?.iter().map(job).collect())
 }
